@@ -1,0 +1,51 @@
+# Every target sets up what it needs in $(VENV).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+EXTRAS ?= demo,dev
+TESTS ?= tests
+OUT ?= out/demo
+BIN = $(VENV)/bin
+
+help:  ## show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, found " + sys.version)'
+	@$(PYTHON) -c 'import os, sys, sysconfig; os.path.exists(sysconfig.get_paths()["include"] + "/Python.h") or sys.exit("Python.h is missing: install the python3-dev package")'
+	$(PYTHON) -m venv $(VENV) || { echo "venv is missing: install the python3-venv package"; exit 1; }
+	$(BIN)/pip install -q $(TORCH) numpy setuptools wheel ninja
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.torch setup.py pyproject.toml $(shell find csrc -type f)
+	$(BIN)/pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
+	@$(BIN)/python -c "from spade_fast._native import _C; print('built:', _C.build_info())"
+	@touch $@
+
+build: $(VENV)/.built  ## make the virtual environment and compile the extension in place
+
+demo: build  ## explain a packaged photo: dense network against SPADE and FastSPADE
+	$(BIN)/spade-fast explain demo --out $(OUT)
+
+test: build  ## run the tests
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: build  ## check format, lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/*.cpp')
+
+format: build  ## format all code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/*.cpp')
+
+bench: build  ## compare with the textbook implementation; prints a table and writes JSON
+	$(BIN)/python -m pytest benchmarks --benchmark-json=out/benchmarks.json
+
+clean:  ## remove the virtual environment and what was built
+	rm -rf $(VENV) build out *.egg-info spade_fast/*.so spade_fast/built_with.json
+
+.PHONY: help build demo test lint format bench clean
+.DEFAULT_GOAL := help

@@ -1,0 +1,32 @@
+// The module spade_fast._C: build information and settings. The ops are in torch.ops.spade_fast.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/dispatch.h"
+
+#define SPADE_STRING_(x) #x
+#define SPADE_STRING(x) SPADE_STRING_(x)
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build information and settings of spade_fast.";
+  m.def(
+      "build_info",
+      [] {
+        py::dict info;
+        info["torch"] = SPADE_STRING(SPADE_TORCH_VERSION);
+        info["compiler"] = __VERSION__;
+#ifdef SPADE_CUDA_VERSION
+        info["cuda"] = SPADE_STRING(SPADE_CUDA_VERSION);
+#else
+        info["cuda"] = py::none();
+#endif
+        return info;
+      },
+      "Versions of torch, the compiler and CUDA (None: CPU build) this extension was built with.");
+  m.def("simd_level", [] { return std::string(spade::kernels().name); }, "The instruction set in use.");
+  m.def("simd_levels", &spade::simd_levels, "The instruction sets this processor can use, narrowest first.");
+  m.def("set_simd_level", &spade::set_simd_level, py::arg("name"),
+        "Chooses an instruction set; ValueError for one that is not among simd_levels().");
+}

@@ -1,0 +1,40 @@
+// Argument checks with one message style: "op: name must be ..., got ...".
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+namespace spade {
+
+inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble, op, ": ", name,
+                   " must be float32 or float64, got ", t.scalar_type());
+}
+
+inline void check_same_dtype(const char* op, const char* name, const at::Tensor& t, const char* like_name, const at::Tensor& like) {
+  TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), op, ": ", name, " must have the dtype of ", like_name, " (",
+                   like.scalar_type(), "), got ", t.scalar_type());
+}
+
+inline void check_dims(const char* op, const char* name, const at::Tensor& t, int64_t dims, const char* shape) {
+  TORCH_CHECK_VALUE(t.dim() == dims, op, ": ", name, " must have shape ", shape, ", got ", t.sizes());
+}
+
+inline void check_shape(const char* op, const char* name, const at::Tensor& t, at::IntArrayRef sizes) {
+  TORCH_CHECK_VALUE(t.sizes() == sizes, op, ": ", name, " must have shape ", sizes, ", got ", t.sizes());
+}
+
+inline void check_integer(const char* op, const char* name, const at::Tensor& t) {
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kInt || t.scalar_type() == at::kLong, op, ": ", name,
+                   " must be int32 or int64, got ", t.scalar_type());
+}
+
+// weight [B, R, C] against a square matrix [B, C, C] per problem.
+inline void check_problem(const char* op, const at::Tensor& weight, const char* name, const at::Tensor& matrix) {
+  check_floating(op, "weight", weight);
+  check_dims(op, "weight", weight, 3, "[problems, rows, columns]");
+  check_same_dtype(op, name, matrix, "weight", weight);
+  check_shape(op, name, matrix, {weight.size(0), weight.size(2), weight.size(2)});
+}
+
+}  // namespace spade

@@ -1,0 +1,13 @@
+#ifdef __x86_64__
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#define SPADE_ISA avx2
+#define SPADE_VEC_BYTES 32
+#include "table.inc"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

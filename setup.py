@@ -1,0 +1,95 @@
+"""Build of the native extension. Settings, from the environment:
+
+SPADE_FAST_CUDA=auto|0|1   CUDA kernels: auto (default) builds them if torch has CUDA and a toolkit of the same major version is
+                           found; 0 never; 1 fails where auto would warn. Whether a GPU is present is never asked.
+CUDA_HOME                  folder of the CUDA toolkit.
+MAX_JOBS                   compiler processes at once.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    sys.exit(
+        "spade_fast: torch is needed to build the extension but is not installed here.\n"
+        "Install torch first, then: pip install --no-build-isolation ."
+    )
+
+ROOT = Path(__file__).parent
+
+
+def toolkit() -> tuple[str, str] | None:
+    """Folder and version of the CUDA toolkit, or None."""
+    home = os.environ.get("CUDA_HOME") or cpp_extension.CUDA_HOME
+    nvcc = Path(home or "", "bin", "nvcc")
+    if not home or not nvcc.exists():
+        return None
+    text = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", text)
+    return (str(home), found.group(1)) if found else None
+
+
+def decide_cuda(setting: str, torch_cuda: str | None, found: tuple[str, str] | None) -> tuple[bool, str]:
+    """Whether to build the CUDA kernels, and the sentence that says why. Raises SystemExit for what cannot be done."""
+    if setting not in ("auto", "0", "1"):
+        sys.exit(f"spade_fast: SPADE_FAST_CUDA must be auto, 0 or 1, got {setting!r}")
+    if setting == "0":
+        return False, "CPU only (SPADE_FAST_CUDA=0)"
+    if torch_cuda is None:
+        reason = "this torch is a CPU build"
+    elif found is None:
+        reason = f"torch has CUDA {torch_cuda}, but no toolkit was found (set CUDA_HOME)"
+    elif found[1].split(".")[0] != torch_cuda.split(".")[0]:
+        reason = f"torch has CUDA {torch_cuda}, but the toolkit in {found[0]} is {found[1]}"
+    else:
+        return True, f"CPU and CUDA {found[1]} (torch has CUDA {torch_cuda})"
+    if setting == "1":
+        sys.exit(f"spade_fast: SPADE_FAST_CUDA=1, but {reason}")
+    if torch_cuda is not None:
+        print(f"spade_fast: warning: {reason}", file=sys.stderr)
+    return False, f"CPU only ({reason})"
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """Also writes down the torch version, which `import spade_fast` compares before it loads the extension."""
+
+    def run(self) -> None:
+        super().run()
+        package = ROOT if self.inplace else Path(self.build_lib)
+        record = {"torch": torch.__version__}
+        (package / "spade_fast" / "built_with.json").write_text(json.dumps(record) + "\n")
+
+
+def extension():
+    use_cuda, decision = decide_cuda(os.environ.get("SPADE_FAST_CUDA", "auto"), torch.version.cuda, toolkit())
+    sources = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.cpp"))]
+    cuda_sources = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/cuda/*.cu"))]
+    if use_cuda and not cuda_sources:
+        use_cuda, decision = False, "CPU only (this version has no CUDA kernels yet)"
+    print(f"spade_fast: building for {decision}, torch {torch.__version__}")
+    macros = [("SPADE_TORCH_VERSION", torch.__version__)]
+    flags = {"cxx": ["-O3", "-g0", "-fno-math-errno", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]}
+    if use_cuda:
+        macros.append(("SPADE_CUDA_VERSION", torch.version.cuda))
+        flags["nvcc"] = ["-O3"]
+    make = cpp_extension.CUDAExtension if use_cuda else cpp_extension.CppExtension
+    return make(
+        "spade_fast._C",
+        sources + (cuda_sources if use_cuda else []),
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=macros,
+        extra_compile_args=flags,
+    )
+
+
+if __name__ == "__main__":
+    setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
