@@ -1,0 +1,173 @@
+// SparseGPT with its mask block and its update block told apart.
+//
+// The sweep goes by panels of about 128 columns. Inside a panel a mask block is brought up to date when the sweep reaches it, then
+// masked, then walked column by column; the columns behind the panel get its errors in one matrix product. Work: R·C² multiply-adds,
+// nearly all in that product. Weights are stored transposed, so that a column is a vector.
+#pragma once
+
+#include "select.h"
+#include "table.h"
+#include "tile.h"
+
+namespace spade {
+namespace SPADE_ISA {
+
+constexpr int64_t kSweepPanel = 128;
+
+template <class T>
+int64_t sparsegpt_stride(int64_t rows) {
+  return padded_stride<T>(round_up<int64_t>(rows, Tile<T>::cols));
+}
+
+inline int64_t sparsegpt_panel_end(int64_t columns, int64_t mask_block, int64_t begin) {
+  if (mask_block <= kSweepPanel) return smaller(columns, begin + kSweepPanel / mask_block * mask_block);
+  return smaller(columns, smaller(begin + kSweepPanel, (begin / mask_block + 1) * mask_block));
+}
+
+template <class T>
+struct SparseGptBuffers {
+  T* error;          // [kSweepPanel][stride] errors of the panel's columns, each divided by its factor's diagonal
+  T* scores;         // [mask_block][rows]
+  T* candidates;     // [mask_block][rows]
+  uint8_t* mask;     // [mask_block][rows] 1: removed
+  T* coefficient;    // [kSweepPanel]
+};
+
+template <class T>
+inline int64_t sparsegpt_layout(SparseGptBuffers<T>& s, int64_t rows, int64_t mask_block, T* base) {
+  int64_t used = 0;
+  auto take = [&](int64_t values) {
+    T* p = base + used;
+    used += round_up<int64_t>(values, 64 / sizeof(T));
+    return p;
+  };
+  s.error = take(kSweepPanel * sparsegpt_stride<T>(rows));
+  s.scores = take(mask_block * rows);
+  s.candidates = take(mask_block * rows);
+  s.mask = reinterpret_cast<uint8_t*>(take(mask_block * rows));
+  s.coefficient = take(kSweepPanel);
+  return used;
+}
+
+template <class T>
+int64_t sparsegpt_workspace(int64_t rows, int64_t mask_block) {
+  SparseGptBuffers<T> s;
+  return sparsegpt_layout<T>(s, rows, mask_block, nullptr);
+}
+
+// Scores of columns [begin, begin + width), into scores[width][rows].
+template <class T>
+inline void sweep_scores(const SparseGptTask<T>& task, int64_t begin, int64_t width, T* scores) {
+  for (int64_t c = 0; c < width; ++c) {
+    const T* w = task.weight + (begin + c) * task.stride;
+    const T inverse = T(1) / task.factor[(begin + c) * (task.columns + 1)];
+    T* out = scores + c * task.rows;
+    for (int64_t r = 0; r < task.rows; ++r) {
+      const T e = w[r] * inverse;
+      out[r] = e * e;
+    }
+  }
+}
+
+// The mask of a mask block: the k smallest scores, ties by column, then row.
+template <class T>
+inline void choose_block(const SparseGptTask<T>& task, const SparseGptBuffers<T>& s, int64_t begin, int64_t width) {
+  const int64_t size = width * task.rows;
+  const int64_t k = task.counts[begin / task.mask_block];
+  if (k == 0) {
+    for (int64_t i = 0; i < size; ++i) s.mask[i] = 0;
+    return;
+  }
+  sweep_scores(task, begin, width, s.scores);
+  const T threshold = kth_smallest(s.scores, size, k, s.candidates);
+  int64_t below = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    s.mask[i] = s.scores[i] <= threshold;
+    below += s.scores[i] < threshold;
+  }
+  if (task.include_ties) return;
+  int64_t ties = k - below;
+  for (int64_t i = 0; i < size; ++i) {
+    if (s.scores[i] == threshold && --ties < 0) s.mask[i] = 0;
+  }
+}
+
+// The mask of m neighbouring columns: the n smallest scores of each row, ties by column.
+template <class T>
+inline void choose_group(const SparseGptTask<T>& task, const SparseGptBuffers<T>& s, int64_t begin, uint8_t* mask) {
+  sweep_scores(task, begin, task.m, s.scores);
+  for (int64_t i = 0; i < task.m * task.rows; ++i) mask[i] = 0;
+  for (int64_t r = 0; r < task.rows; ++r) {
+    for (int64_t removed = 0; removed < task.n; ++removed) {
+      int64_t best = -1;
+      for (int64_t c = 0; c < task.m; ++c) {
+        const int64_t i = c * task.rows + r;
+        if (!mask[i] && (best < 0 || s.scores[i] < s.scores[best])) best = i;
+      }
+      mask[best] = 1;
+    }
+  }
+}
+
+// Prunes columns [begin, end) and leaves their errors for sparsegpt_trailing.
+template <class T>
+void sparsegpt_panel(const SparseGptTask<T>& task, int64_t begin, int64_t end) {
+  SparseGptBuffers<T> s;
+  sparsegpt_layout(s, task.rows, task.mask_block, task.workspace);
+  for (int64_t j = begin; j < end; ++j) {
+    const int64_t block_begin = j / task.mask_block * task.mask_block;
+    const int64_t block_end = smaller(task.columns, block_begin + task.mask_block);
+    if (j == block_begin) {
+      for (int64_t l = j; l < smaller(block_end, end); ++l) {
+        for (int64_t t = begin; t < j; ++t) s.coefficient[t - begin] = task.factor[t * task.columns + l];
+        subtract_combination(task.weight + l * task.stride, task.rows, s.coefficient, s.error, task.stride, j - begin);
+      }
+      if (task.m == 0) choose_block(task, s, block_begin, block_end - block_begin);
+    }
+    uint8_t* mask = s.mask + (j - block_begin) * task.rows;
+    if (task.m > 0 && (j - block_begin) % task.m == 0) choose_group(task, s, j, mask);
+
+    const T* factor = task.factor + j * task.columns;
+    const T inverse = T(1) / factor[j];
+    T* w = task.weight + j * task.stride;
+    T* error = s.error + (j - begin) * task.stride;
+    for (int64_t r = 0; r < task.rows; ++r) {
+      const T e = mask[r] ? w[r] * inverse : T(0);
+      error[r] = e;
+      task.losses[r] += e * e / 2;
+      w[r] = mask[r] ? T(0) : w[r];
+    }
+    for (int64_t r = task.rows; r < task.stride; ++r) error[r] = T(0);
+    for (int64_t l = j + 1; l < smaller(block_end, end); ++l) {
+      subtract_combination(task.weight + l * task.stride, task.rows, factor + l, error, task.stride, 1);
+    }
+  }
+}
+
+// Applies the errors of the panel [begin, end) to columns [first, last) behind it. `packed` has room for
+// kSweepPanel * padded_stride(last - first + Tile::rows) values.
+template <class T>
+void sparsegpt_trailing(
+    const SparseGptTask<T>& task, int64_t begin, int64_t end, int64_t first, int64_t last, T* packed) {
+  SparseGptBuffers<T> s;
+  sparsegpt_layout(s, task.rows, task.mask_block, task.workspace);
+  const int64_t width = last - first;
+  const int64_t stride = padded_stride<T>(width + Tile<T>::rows);
+  for (int64_t t = begin; t < end; ++t) {
+    const T* factor = task.factor + t * task.columns + first;
+    T* row = packed + (t - begin) * stride;
+    for (int64_t i = 0; i < width; ++i) row[i] = factor[i];
+    for (int64_t i = width; i < stride; ++i) row[i] = T(0);
+  }
+  product<-1, false>(
+      end - begin, packed, stride, s.error, task.stride, task.weight + first * task.stride, task.stride, width,
+      round_up<int64_t>(task.rows, Tile<T>::cols));
+}
+
+template <class T>
+int64_t sparsegpt_trailing_workspace(int64_t width) {
+  return kSweepPanel * padded_stride<T>(width + Tile<T>::rows);
+}
+
+}  // namespace SPADE_ISA
+}  // namespace spade

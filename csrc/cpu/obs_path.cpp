@@ -1,0 +1,76 @@
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "../checks.h"
+#include "dispatch.h"
+#include "workspace.h"
+
+namespace spade {
+namespace {
+
+// Columns from [block][component] to [component][block] order, in which the kernel wants them.
+at::Tensor component_major(const at::Tensor& t, int64_t block) {
+  const int64_t count = t.size(2) / block;
+  if (block == 1) return t.contiguous();
+  if (t.size(1) != t.size(2)) return t.unflatten(2, {count, block}).transpose(2, 3).flatten(2).contiguous();
+  return t.unflatten(2, {count, block}).unflatten(1, {count, block}).permute({0, 2, 1, 4, 3}).flatten(3).flatten(1, 2).contiguous();
+}
+
+template <class T>
+void run_paths(const at::Tensor& weight, const at::Tensor& hinv, int64_t block, int64_t n, int64_t m, at::Tensor& order,
+               at::Tensor& losses) {
+  const int64_t rows = weight.size(1);
+  const int64_t columns = weight.size(2);
+  const int64_t steps = order.size(2);
+  const T* w = weight.const_data_ptr<T>();
+  const T* h = hinv.const_data_ptr<T>();
+  int32_t* out_order = order.mutable_data_ptr<int32_t>();
+  T* out_losses = losses.mutable_data_ptr<T>();
+  const KernelTable<T>& table = kernels_for<T>();
+  at::parallel_for(0, weight.size(0) * rows, 1, [&](int64_t begin, int64_t end) {
+    Workspace<T> workspace(table.obs_path_workspace(columns / block, block));
+    for (int64_t row = begin; row < end; ++row) {
+      table.obs_path({columns / block, block, steps, n, m, h + row / rows * columns * columns, w + row * columns,
+                      out_order + row * steps, out_losses + row * steps, workspace.data()});
+    }
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor> paths(const at::Tensor& weight, const at::Tensor& hinv, int64_t block, int64_t steps,
+                                         int64_t n, int64_t m) {
+  at::Tensor order = at::empty({weight.size(0), weight.size(1), steps}, weight.options().dtype(at::kInt));
+  at::Tensor losses = at::empty(order.sizes(), weight.options());
+  if (order.numel() == 0) return {order, losses};
+  const at::Tensor w = component_major(weight, block);
+  const at::Tensor h = component_major(hinv, block);
+  if (weight.scalar_type() == at::kFloat) {
+    run_paths<float>(w, h, block, n, m, order, losses);
+  } else {
+    run_paths<double>(w, h, block, n, m, order, losses);
+  }
+  return {order, losses};
+}
+
+std::tuple<at::Tensor, at::Tensor> obs_path(const at::Tensor& weight, const at::Tensor& hinv, int64_t block) {
+  check_problem("obs_path", weight, "hinv", hinv);
+  TORCH_CHECK_VALUE(block >= 1 && weight.size(2) % block == 0, "obs_path: block must divide the ", weight.size(2),
+                    " columns, got ", block);
+  return paths(weight, hinv, block, weight.size(2) / block, 0, 0);
+}
+
+std::tuple<at::Tensor, at::Tensor> nm_path(const at::Tensor& weight, const at::Tensor& hinv, int64_t n, int64_t m) {
+  check_problem("nm_path", weight, "hinv", hinv);
+  TORCH_CHECK_VALUE(m >= 1 && weight.size(2) % m == 0, "nm_path: m must divide the ", weight.size(2), " columns, got ", m);
+  TORCH_CHECK_VALUE(n >= 0 && n <= m, "nm_path: n must lie in 0..m = ", m, ", got ", n);
+  return paths(weight, hinv, 1, weight.size(2) / m * n, n, m);
+}
+
+}  // namespace
+}  // namespace spade
+
+TORCH_LIBRARY_IMPL(spade_fast, CPU, m) {
+  m.impl("obs_path", &spade::obs_path);
+  m.impl("nm_path", &spade::nm_path);
+}
