@@ -70,7 +70,7 @@ struct KernelTable {
   void (*gram_add)(T* target, int64_t stride, const T* sums, int64_t rows, int64_t cols, bool upper);
   int64_t (*gram_lanes_groups)(int64_t channels);
   int64_t (*gram_lanes_channels)(int64_t channels);
-  int64_t (*gram_lanes_workspace)(int64_t lines, int64_t width, int64_t channels);
+  int64_t (*gram_lanes_workspace)(int64_t lines, int64_t width, int64_t channels, int64_t sums);
   void (*gram_lanes)(const GramLanesTask<T>&);
 };
 

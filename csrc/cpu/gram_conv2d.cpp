@@ -1,0 +1,94 @@
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "../checks.h"
+#include "gram.h"
+
+namespace spade {
+namespace {
+
+const char* const kOp = "gram_conv2d_";
+
+void check_pair(const char* name, at::IntArrayRef pair, int64_t least) {
+  TORCH_CHECK_VALUE(pair.size() == 2 && std::min(pair[0], pair[1]) >= least, kOp, ": ", name, " must be two integers of at least ",
+                    least, ", got ", pair);
+}
+
+void check_gram(const at::Tensor& gram, const at::Tensor& x, const Axis& rows, const Axis& columns) {
+  check_floating(kOp, "gram", gram);
+  check_same_dtype(kOp, "x", x, "gram", gram);
+  check_dims(kOp, "x", x, 4, "[images, channels, height, width]");
+  check_dims(kOp, "gram", gram, 4, "[samples, groups, columns, columns]");
+  TORCH_CHECK_VALUE(gram.is_contiguous(), kOp, ": gram must be contiguous, got strides ", gram.strides());
+  const int64_t samples = gram.size(0);
+  const int64_t groups = gram.size(1);
+  TORCH_CHECK_VALUE(samples > 0 ? x.size(0) % samples == 0 : x.size(0) == 0, kOp,
+                    ": the number of images must be a multiple of gram's samples (", samples, "), got ", x.size(0));
+  TORCH_CHECK_VALUE(groups > 0 && x.size(1) % groups == 0, kOp, ": the number of channels must be a multiple of gram's groups (",
+                    groups, "), got ", x.size(1));
+  const int64_t size = rows.kernel * columns.kernel * (x.size(1) / groups);
+  check_shape(kOp, "gram", gram, {samples, groups, size, size});
+  for (const Axis& axis : {rows, columns}) {
+    const int64_t span = axis.dilation * (axis.kernel - 1) + 1;
+    TORCH_CHECK_VALUE(axis.size + 2 * axis.padding >= span, kOp, ": the padded image must be at least as large as the dilated kernel (",
+                      span, "), got ", axis.size + 2 * axis.padding);
+  }
+}
+
+// An axis of a single tap visits every stride-th position: those alone are the axis. Returns the first of them.
+int64_t keep_visited(Axis& axis) {
+  if (axis.kernel > 1 || (axis.stride == 1 && axis.padding == 0)) return 0;
+  const int64_t before = (axis.padding + axis.stride - 1) / axis.stride;  // outputs left of the image
+  const int64_t first = before * axis.stride - axis.padding;
+  const int64_t count = first < axis.size ? std::min(axis.outputs() - before, (axis.size - first - 1) / axis.stride + 1) : 0;
+  axis = {std::max<int64_t>(count, 0), 1, 1, 0, 1};
+  return first;
+}
+
+template <class T>
+void run(at::Tensor& gram, const at::Tensor& x, Axis rows, Axis columns) {
+  const T* data = x.const_data_ptr<T>();
+  const T* end = data + 1;
+  for (int64_t i = 0; i < 4; ++i) end += (x.size(i) - 1) * x.stride(i);
+  GramSource<T> source{data, end, x.stride(0), x.stride(2), x.stride(3), x.stride(1)};
+  const int64_t line_step = rows.kernel == 1 ? rows.stride : 1;
+  const int64_t column_step = columns.kernel == 1 ? columns.stride : 1;
+  const int64_t offset = keep_visited(rows) * source.line + keep_visited(columns) * source.column;
+  if (rows.size == 0 || columns.size == 0) return;
+  source.data += offset;
+  source.line *= line_step;
+  source.column *= column_step;
+  if (rows.kernel == 1 && columns.kernel == 1 && source.line == columns.size * source.column) {
+    columns.size *= rows.size;
+    rows.size = 1;
+  }
+  const int64_t groups = gram.size(1);
+  add_gram<T>({gram.mutable_data_ptr<T>(), source, gram.size(0), x.size(0) / gram.size(0), groups, x.size(1) / groups, rows, columns});
+}
+
+void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                  at::IntArrayRef dilation) {
+  check_pair("kernel_size", kernel_size, 1);
+  check_pair("stride", stride, 1);
+  check_pair("padding", padding, 0);
+  check_pair("dilation", dilation, 1);
+  check_dims(kOp, "x", x, 4, "[images, channels, height, width]");
+  const Axis rows{x.size(2), kernel_size[0], stride[0], padding[0], dilation[0]};
+  const Axis columns{x.size(3), kernel_size[1], stride[1], padding[1], dilation[1]};
+  check_gram(gram, x, rows, columns);
+  if (x.numel() == 0) return;
+  if (gram.scalar_type() == at::kFloat) {
+    run<float>(gram, x, rows, columns);
+  } else {
+    run<double>(gram, x, rows, columns);
+  }
+}
+
+}  // namespace
+}  // namespace spade
+
+TORCH_LIBRARY_IMPL(spade_fast, CPU, m) {
+  m.impl("gram_conv2d_", &spade::gram_conv2d_);
+}

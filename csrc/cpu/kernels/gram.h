@@ -1,0 +1,150 @@
+// Sums of channel products over sets of positions, for blocks of channels, in tiles: see gram_task.h for what they mean.
+//
+// A chunk of image rows is copied into strips, channels contiguous, that fit the second-level cache together with the sums; all
+// runs then read the same strips, each at its own shift.
+#pragma once
+
+#include "gram_pack.h"
+#include "gram_task.h"
+#include "gram_walk.h"
+
+namespace spade {
+namespace SPADE_ISA {
+
+template <class T>
+SPADE_INLINE int64_t strip_stride(int64_t rows, int64_t cols) {
+  return padded_stride<T>(larger(padded_rows<T>(rows), padded_cols<T>(cols)));
+}
+
+// Values of workspace for chunks of `lines` x `width` positions whose runs reach `halo` columns further.
+template <class T>
+inline int64_t gram_product_workspace(int64_t lines, int64_t width, int64_t halo, int64_t rows, int64_t cols) {
+  return lines * (2 * width + halo) * strip_stride<T>(rows, cols) + Tile<T>::cols;
+}
+
+// Columns x0..x1 of the lines line0..line1, each moved by `shift`. Whole lines that follow each other in memory go as one.
+template <class T>
+inline void pack_lines(const GramSource<T>& s, const GramRange& lines, int64_t shift, int64_t image_width, int64_t line0, int64_t line1,
+                       int64_t x0, int64_t x1, int64_t channels, T* dst, int64_t stride) {
+  const bool dense = lines.step == 1 && x1 - x0 == image_width && s.line == image_width * s.column;
+  for (int64_t line = line0; line < line1;) {
+    const int64_t image = line / lines.count;
+    const int64_t offset = line - image * lines.count;
+    const int64_t together = dense ? smaller(lines.count - offset, line1 - line) : 1;
+    const int64_t y = lines.begin + offset * lines.step + shift;
+    pack_line(s.data + image * s.image + y * s.line + x0 * s.column, s.column, s.channel, together * (x1 - x0), channels, s.end, dst,
+              stride);
+    dst += together * (x1 - x0) * stride;
+    line += together;
+  }
+}
+
+template <class T>
+inline void gram_product(const GramProductTask<T>& t) {
+  const bool shared = t.diagonal && t.lines.shift == 0;
+  const int64_t stride = strip_stride<T>(t.rows, t.cols);
+  const int64_t sum_size = padded_rows<T>(t.rows) * padded_cols<T>(t.cols);
+  const int64_t across = t.chunks.across();
+  for (int64_t chunk = t.first_chunk; chunk < t.last_chunk; ++chunk) {
+    const int64_t x0 = t.chunks.begin + chunk % across * t.chunks.width;
+    const int64_t x1 = smaller(x0 + t.chunks.width, t.chunks.end);
+    const int64_t line0 = chunk / across * t.chunks.lines;
+    const int64_t line1 = smaller(line0 + t.chunks.lines, t.chunks.line_count);
+    int64_t b0 = larger<int64_t>(x0 + t.min_shift, 0);
+    int64_t b1 = smaller(x1 + t.max_shift, t.image_width);
+    if (shared) {
+      b0 = smaller(b0, x0);
+      b1 = larger(b1, x1);
+    }
+    const int64_t b_line = (b1 - b0) * stride;
+    const int64_t a_line = shared ? b_line : (x1 - x0) * stride;
+    T* b = t.workspace;
+    T* a = shared ? b + (x0 - b0) * stride : b + (line1 - line0) * b_line;
+    pack_lines(t.second, t.lines, t.lines.shift, t.image_width, line0, line1, b0, b1, t.cols, b, stride);
+    if (!shared) pack_lines(t.first, t.lines, 0, t.image_width, line0, line1, x0, x1, t.rows, a, stride);
+    for (int64_t r = 0; r < t.run_count; ++r) {
+      const GramRange& run = t.runs[r];
+      const int64_t skipped = x0 > run.begin ? (x0 - run.begin + run.step - 1) / run.step : 0;
+      const int64_t x = run.begin + skipped * run.step;
+      if (skipped >= run.count || x >= x1) continue;
+      const int64_t count = smaller(run.count - skipped, (x1 - x + run.step - 1) / run.step);
+      const Walk walk = {line1 - line0, count, a_line, run.step * stride, b_line, run.step * stride};
+      walk_product(walk, a + (x - x0) * stride, b + (x + run.shift - b0) * stride, t.sums + r * sum_size, t.rows, t.cols,
+                   shared && run.shift == 0);
+    }
+  }
+}
+
+// Columns first..first + count of the im2col row of each output position x0..x1 of one line of outputs.
+template <class T>
+inline void pack_im2col_line(const GramSource<T>& s, const GramIm2col& g, int64_t image, int64_t out_y, int64_t x0, int64_t x1,
+                             int64_t first, int64_t count, T* dst, int64_t stride) {
+  for (int64_t column = first; column < first + count;) {
+    const int64_t tap = column / g.channels;
+    const int64_t channel = column % g.channels;
+    const int64_t run = smaller(g.channels - channel, first + count - column);
+    const int64_t y = out_y * g.stride_h - g.padding_h + tap / g.kernel_w * g.dilation_h;
+    const int64_t offset = tap % g.kernel_w * g.dilation_w - g.padding_w;
+    T* out = dst + (column - first);
+    int64_t inside0 = x1;
+    int64_t inside1 = x1;
+    if (y >= 0 && y < g.height) {
+      const int64_t begin = offset < 0 ? (-offset + g.stride_w - 1) / g.stride_w : 0;
+      const int64_t end = g.width > offset ? (g.width - offset + g.stride_w - 1) / g.stride_w : 0;
+      inside0 = smaller(larger(x0, begin), x1);
+      inside1 = larger(smaller(x1, end), inside0);
+    }
+    for (int64_t x = x0; x < inside0; ++x) {
+      for (int64_t c = 0; c < run; ++c) out[(x - x0) * stride + c] = 0;
+    }
+    const T* src = s.data + image * s.image + y * s.line + (inside0 * g.stride_w + offset) * s.column + channel * s.channel;
+    if (inside1 > inside0) {
+      pack_line(src, g.stride_w * s.column, s.channel, inside1 - inside0, run, s.end, out + (inside0 - x0) * stride, stride);
+    }
+    for (int64_t x = inside1; x < x1; ++x) {
+      for (int64_t c = 0; c < run; ++c) out[(x - x0) * stride + c] = 0;
+    }
+    column += run;
+  }
+}
+
+template <class T>
+inline void gram_im2col(const GramIm2colTask<T>& t) {
+  const bool shared = t.first_row == t.first_col;
+  const int64_t stride = strip_stride<T>(t.rows, t.cols);
+  const int64_t across = t.chunks.across();
+  T* b = t.workspace;
+  T* a = shared ? b : b + t.chunks.lines * t.chunks.width * stride;
+  for (int64_t chunk = t.first_chunk; chunk < t.last_chunk; ++chunk) {
+    const int64_t x0 = t.chunks.begin + chunk % across * t.chunks.width;
+    const int64_t x1 = smaller(x0 + t.chunks.width, t.chunks.end);
+    const int64_t line0 = chunk / across * t.chunks.lines;
+    const int64_t line1 = smaller(line0 + t.chunks.lines, t.chunks.line_count);
+    for (int64_t line = line0; line < line1; ++line) {
+      const int64_t image = line / t.shape.out_h;
+      const int64_t y = line % t.shape.out_h;
+      const int64_t at = (line - line0) * (x1 - x0) * stride;
+      pack_im2col_line(t.source, t.shape, image, y, x0, x1, t.first_col, t.cols, b + at, stride);
+      if (!shared) pack_im2col_line(t.source, t.shape, image, y, x0, x1, t.first_row, t.rows, a + at, stride);
+    }
+    const Walk walk = {1, (line1 - line0) * (x1 - x0), 0, stride, 0, stride};
+    walk_product(walk, a, b, t.sums, t.rows, t.cols, shared);
+  }
+}
+
+// target[rows][cols] += sums, from the diagonal on where `upper`.
+template <class T>
+inline void gram_add(T* target, int64_t stride, const T* sums, int64_t rows, int64_t cols, bool upper) {
+  constexpr int64_t lanes = VectorOf<T>::lanes;
+  const int64_t ld = padded_cols<T>(cols);
+  for (int64_t i = 0; i < rows; ++i) {
+    T* row = target + i * stride;
+    const T* sum = sums + i * ld;
+    int64_t j = upper ? i / lanes * lanes : 0;
+    for (; j + lanes <= cols; j += lanes) store(row + j, load(row + j) + load(sum + j));
+    for (; j < cols; ++j) row[j] += sum[j];
+  }
+}
+
+}  // namespace SPADE_ISA
+}  // namespace spade

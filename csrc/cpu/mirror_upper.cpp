@@ -1,0 +1,55 @@
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "../checks.h"
+
+namespace spade {
+namespace {
+
+constexpr int64_t kSquare = 32;  // of a side such that source and target squares stay in the first-level cache
+
+// Rows begin..end of the lower triangle, from the columns of the upper one.
+template <class T>
+void mirror_rows(T* matrix, int64_t size, int64_t begin, int64_t end) {
+  for (int64_t j0 = 0; j0 < end; j0 += kSquare) {
+    for (int64_t i = std::max(begin, j0 + 1); i < end; ++i) {
+      for (int64_t j = j0; j < std::min(i, j0 + kSquare); ++j) matrix[i * size + j] = matrix[j * size + i];
+    }
+  }
+}
+
+template <class T>
+void mirror_matrices(T* data, int64_t matrices, int64_t size) {
+  const int64_t bands = (size + kSquare - 1) / kSquare;
+  at::parallel_for(0, matrices * bands, std::max<int64_t>(1, 65536 / (size * kSquare)), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = i % bands * kSquare;
+      mirror_rows(data + i / bands * size * size, size, begin, std::min(size, begin + kSquare));
+    }
+  });
+}
+
+void mirror_upper_(at::Tensor& gram) {
+  check_floating("mirror_upper_", "gram", gram);
+  TORCH_CHECK_VALUE(gram.dim() >= 2 && gram.size(-1) == gram.size(-2), "mirror_upper_: gram must have shape [..., columns, columns], got ",
+                    gram.sizes());
+  TORCH_CHECK_VALUE(gram.is_contiguous(), "mirror_upper_: gram must be contiguous, got strides ", gram.strides());
+  if (gram.numel() == 0) return;
+  const int64_t size = gram.size(-1);
+  const int64_t matrices = gram.numel() / (size * size);
+  if (gram.scalar_type() == at::kFloat) {
+    mirror_matrices(gram.mutable_data_ptr<float>(), matrices, size);
+  } else {
+    mirror_matrices(gram.mutable_data_ptr<double>(), matrices, size);
+  }
+}
+
+}  // namespace
+}  // namespace spade
+
+TORCH_LIBRARY_IMPL(spade_fast, CPU, m) {
+  m.impl("mirror_upper_", &spade::mirror_upper_);
+}
