@@ -1,0 +1,262 @@
+"""``SparseGPT`` and ``SparseGPTSuperFast``: SparseGPT of one layer, for one or many samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spade_fast import ops
+from spade_fast.compat.collect import LayerMatrix
+
+
+class _Solver:
+    """What both classes share: the layer, one or several running Hessians, and the solver call."""
+
+    H: Tensor | None
+    nsamples: int
+
+    def __init__(self, layer: nn.Module, *samples: int) -> None:
+        self.layer = layer
+        self._matrix = LayerMatrix(layer)
+        self.dev = self._matrix.weight.device
+        self.rows, self.columns = self._matrix.rows, self._matrix.columns
+        groups = (self._matrix.groups,) if self._matrix.groups > 1 else ()
+        self.H = torch.zeros(*samples, *groups, self.columns, self.columns, device=self.dev)
+        self.nsamples = 0
+
+    def free(self) -> None:
+        """Drop the Hessian."""
+        self.H = None
+
+    def _hessian(self) -> Tensor:
+        if self.H is None:
+            raise RuntimeError("the Hessian was dropped by free()")
+        return self.H
+
+    def _accumulate(self, hessian: Tensor, inp: Tensor) -> None:
+        images = 1 if isinstance(inp, Tensor) and inp.dim() == 2 else len(inp)
+        self._matrix.accumulate(hessian, inp, self.nsamples, images)
+        self.nsamples += images
+
+    def _stacked_hessian(self) -> Tensor:
+        """Copy of all Hessians as ``[samples * groups, columns, columns]`` in the dtype of the computation."""
+        dtype = torch.promote_types(self._matrix.weight.dtype, torch.float32)
+        hessian = self._hessian().to(dtype, copy=True).reshape(-1, self.columns, self.columns)
+        if not bool(hessian.isfinite().all()):
+            raise ValueError(f"NaN or infinite values in the Hessian of the {self._matrix}")
+        return hessian
+
+    def _solve(
+        self, weight: Tensor, factor: Tensor, sparsity: float, prunen: int, prunem: int, blocksize: int
+    ) -> Tensor:
+        """Pruned weights ``[samples, rows, columns]`` of ``weight``, ``[samples * groups, rows / groups, columns]``."""
+        if not 0 <= sparsity <= 1:
+            raise ValueError(f"sparsity must be between 0 and 1, got {sparsity}")
+        if blocksize < 1:
+            raise ValueError(f"blocksize must be at least 1, got {blocksize}")
+        if (prunen, prunem) != (0, 0) and not 1 <= prunen <= prunem:
+            raise ValueError(f"prunen must be between 1 and prunem, got prunen={prunen}, prunem={prunem}")
+        if prunen > 0 and (self.columns % prunem or (blocksize < self.columns and blocksize % prunem)):
+            raise ValueError(f"prunem must divide the {self.columns} columns and blocksize={blocksize}, got {prunem}")
+        groups = self._matrix.groups
+        if prunen == 0 and groups > 1:
+            pruned = _joint_masks(weight, factor, groups, sparsity, blocksize)
+        else:
+            starts = range(0, self.columns, blocksize)
+            sizes = [weight.shape[1] * min(blocksize, self.columns - start) for start in starts]
+            counts = torch.tensor([_removals(size, sparsity) for size in sizes], device=weight.device)
+            counts = counts.expand(weight.shape[0], -1).contiguous()
+            pruned, _ = ops.sparsegpt(weight, factor, counts, blocksize, n=prunen, m=prunem, include_ties=True)
+        return pruned.reshape(-1, self.rows, self.columns)
+
+
+class SparseGPT(_Solver):
+    """SparseGPT of one layer (Frantar, Alistarh, ICML 2023, arXiv 2301.00774).
+
+    Parameters
+    ----------
+    layer : nn.Linear, nn.Conv1d, nn.Conv2d or transformers' Conv1D
+
+    Attributes
+    ----------
+    H : Tensor, [columns, columns] float32
+        Running mean of ``2 x xᵀ``; columns ordered (in-channel, kh, kw). ``[groups, columns, columns]`` of a grouped
+        convolution. May be read and replaced; kept until :meth:`free`.
+    nsamples : int
+        Samples seen.
+    rows, columns : int
+        Shape of the weight matrix.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+
+    def add_batch(self, inp: Tensor, out: Tensor | None, blocksize: int = 1024) -> None:
+        """Add a batch of the layer's inputs to the Hessian.
+
+        The first dimension counts as the number of samples, a two-dimensional input as one sample.
+        ``out`` and ``blocksize`` are accepted and have no effect.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Inputs of the wrong dtype or shape, an empty batch, NaN or infinite values.
+        RuntimeError
+            After :meth:`free`.
+        """
+        self._accumulate(self._hessian(), inp)
+
+    def fasterprune(
+        self, sparsity: float, prunen: int = 0, prunem: int = 0, blocksize: int = 128, percdamp: float = 0.01
+    ) -> None:
+        """Prune the layer in place.
+
+        Parameters
+        ----------
+        sparsity : float
+            As published, ``int(weights * sparsity) + 1`` weights of each block of columns go, and those that tie with
+            the last of them. The groups of a grouped convolution choose together.
+        prunen, prunem : int
+            Instead: remove ``prunen`` of every ``prunem`` neighbouring columns. It divides the number of columns
+            and the ``blocksize``.
+        blocksize : int
+            Columns whose mask is chosen together.
+        percdamp : float
+            This fraction of the mean diagonal is added to the diagonal.
+
+        Raises
+        ------
+        RuntimeError
+            No batch was added, or after :meth:`free`.
+        ValueError
+            An argument out of range; NaN or infinite weights or Hessian.
+        torch.linalg.LinAlgError
+            The damped Hessian is singular. The layer is unchanged.
+        """
+        weight, hessian = self._matrix.read(), self._stacked_hessian()
+        if self.nsamples == 0 and not bool(hessian.any()):
+            raise RuntimeError(f"no inputs of the {self._matrix} were collected: call add_batch() first")
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        dead = diagonal == 0
+        diagonal.masked_fill_(dead, 1)
+        weight.masked_fill_(dead[:, None], 0)
+        factor, info = ops.inverse_cholesky(hessian, percdamp * diagonal.mean(1))
+        if bool((info != 0).any()):
+            raise torch.linalg.LinAlgError(
+                f"the Hessian of the {self._matrix} is not positive definite with percdamp={percdamp}; raise percdamp"
+            )
+        self._matrix.write(self._solve(weight, factor, sparsity, prunen, prunem, blocksize)[0])
+
+
+class SparseGPTSuperFast(_Solver):
+    """SparseGPT of one layer for several samples at once, one pruned layer each.
+
+    Parameters
+    ----------
+    layer : nn.Linear, nn.Conv1d, nn.Conv2d or transformers' Conv1D
+    model_num : int
+        Number of samples.
+
+    Attributes
+    ----------
+    H : Tensor, [model_num, columns, columns] float32
+        Running mean of ``2 x xᵀ`` of each sample; columns ordered (in-channel, kh, kw).
+        ``[model_num, groups, columns, columns]`` of a grouped convolution. May be read and replaced.
+    model_counter : int
+        The sample that :meth:`add_batch` adds to.
+    nsamples : int
+        Images seen of that sample.
+    rows, columns : int
+        Shape of the weight matrix.
+    """
+
+    def __init__(self, layer: nn.Module, model_num: int) -> None:
+        if model_num < 1:
+            raise ValueError(f"model_num must be at least 1, got {model_num}")
+        super().__init__(layer, model_num)
+        self.model_counter = 0
+
+    def inc_model_counter(self) -> None:
+        """Go on to the next sample."""
+        self.model_counter += 1
+        self.nsamples = 0
+
+    def add_batch(self, inp: Tensor, out: Tensor | None, blocksize: int = 1024) -> None:
+        """Add a batch of the layer's inputs to the Hessian of the current sample; see :meth:`SparseGPT.add_batch`.
+
+        Raises
+        ------
+        IndexError
+            :meth:`inc_model_counter` went past the last sample.
+        TypeError, ValueError, RuntimeError
+            As in :meth:`SparseGPT.add_batch`.
+        """
+        hessian = self._hessian()
+        if self.model_counter >= len(hessian):
+            raise IndexError(f"sample {self.model_counter} of {len(hessian)}: inc_model_counter() was called too often")
+        self._accumulate(hessian[self.model_counter], inp)
+
+    def fasterprune(
+        self,
+        sparsity: float,
+        layers: Sequence[nn.Module],
+        prunen: int = 0,
+        prunem: int = 0,
+        blocksize: int = 128,
+        percdamp: float = 0.01,
+    ) -> None:
+        """Prune a copy of the layer for each sample and write it into ``layers``, one layer of the same shape each.
+
+        As published, dead columns are not treated, the damping is at least 1e-6, and a sample whose damped Hessian
+        is singular is pruned by magnitude (an identity takes its place). The other arguments are those of
+        :meth:`SparseGPT.fasterprune`; ``prunen`` and ``prunem`` work, which the published class ignores.
+
+        Raises
+        ------
+        RuntimeError
+            After :meth:`free`.
+        ValueError
+            Not one layer a sample, layers of another shape, an argument out of range; NaN or infinite weights
+            or Hessian.
+        """
+        hessian = self._stacked_hessian()
+        groups = self._matrix.groups
+        if len(layers) * groups != len(hessian):
+            raise ValueError(f"layers must be one for each of {len(hessian) // groups} samples, got {len(layers)}")
+        for target in layers:
+            if getattr(target.weight, "shape", None) != self._matrix.weight.shape:
+                raise ValueError(f"every one of layers must have the weight shape of the {self._matrix}, got {target}")
+        damp = (percdamp * hessian.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-6)
+        factor, info = ops.inverse_cholesky(hessian, damp)
+        factor[info != 0] = torch.eye(self.columns, dtype=factor.dtype, device=factor.device)
+        weight = self._matrix.read().repeat(len(layers), 1, 1)
+        pruned = self._solve(weight, factor, sparsity, prunen, prunem, blocksize)
+        for target, matrix in zip(layers, pruned, strict=True):
+            self._matrix.write(matrix, target)
+
+
+def _removals(weights: int, sparsity: float) -> int:
+    return min(int(weights * sparsity) + 1, weights)
+
+
+def _joint_masks(weight: Tensor, factor: Tensor, groups: int, sparsity: float, blocksize: int) -> Tensor:
+    """SparseGPT of a grouped layer whose groups share the threshold of each block of columns.
+
+    With a threshold of its own, a depthwise filter (one row) would lose all its weights to blocks of one column.
+    Groups have few columns, so columns are taken one by one.
+    """
+    weight = weight.clone()
+    scale = factor.diagonal(dim1=1, dim2=2)[:, None]
+    for start in range(0, weight.shape[2], blocksize):
+        columns = slice(start, start + blocksize)
+        scores = (weight[..., columns] / scale[..., columns]).square().unflatten(0, (-1, groups)).flatten(1)
+        thresholds = scores.kthvalue(_removals(scores.shape[1], sparsity), dim=1).values
+        mask = (scores <= thresholds[:, None]).reshape(weight[..., columns].shape)
+        for offset in range(mask.shape[2]):
+            j = start + offset
+            error = torch.where(mask[..., offset], weight[..., j], 0.0) / scale[..., j]
+            weight[..., j + 1 :] -= error[..., None] * factor[:, None, j, j + 1 :]
+            weight[..., j].masked_fill_(mask[..., offset], 0)
+    return weight

@@ -1,0 +1,321 @@
+"""``TrueOBS``: exact greedy OBS of one layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spade_fast import ops
+from spade_fast.compat.collect import LayerMatrix
+from spade_fast.compat.problem import ObsProblem, invert
+from spade_fast.compat.structured import structured_path
+from spade_fast.compat.traces import Traces
+
+
+@dataclass(frozen=True)
+class _Path:
+    problem: ObsProblem
+    order: Tensor  # [rows, removals]
+    losses: Tensor  # [rows, removals]
+    block: int
+    natural: Callable[[Tensor], Tensor]
+
+    def weights(self, counts: Tensor) -> Tensor:
+        return self.natural(self.problem.solution(self.order, counts, self.block))
+
+
+class TrueOBS:
+    """Exact OBS solver of one layer (OBC, Frantar, Singh, Alistarh, NeurIPS 2022, arXiv 2208.11580).
+
+    Parameters
+    ----------
+    layer : nn.Linear, nn.Conv1d, nn.Conv2d or transformers' Conv1D
+    log_file : path, optional
+        Text file that gets a line at the start and one for every Hessian that had to be damped.
+    always_damp : float
+        This fraction of the Hessian's mean diagonal is added to its diagonal before solving.
+
+    Attributes
+    ----------
+    H : Tensor, [columns, columns] float64
+        Running mean of ``2 x xᵀ``; columns ordered (in-channel, kh, kw). ``[groups, columns, columns]`` of a grouped
+        convolution, whose groups are solved one by one. May be read and replaced.
+    nsamples : int
+        Images (first dimension of the inputs) seen.
+    rows, columns : int
+        Shape of the weight matrix.
+    Losses : Tensor, [rows, removals + 1]
+        Half the score of each removal, after :meth:`prepare_unstr` or :meth:`prepare_blocked`; column 0 is 0.
+    Traces : sequence of Tensor, [removals + 1, parallel, columns]
+        Weights along the path of each chunk of rows, replayed on access.
+    resolvemat : Tensor, [columns, rows] float64
+        Sum of ``x yᵀ``, from ``add_batch(…, resolve=True)``. ``[groups, columns, rows / groups]`` of a grouped layer.
+    mask : Tensor or None
+        See :meth:`set_mask`.
+
+    Notes
+    -----
+    Kept from the published class: columns whose inputs were all zero lose their weights; where the float32 Hessian
+    has no Cholesky factor, ``H + I`` takes its place, once; weights that are zero already are removed first, free.
+    ``prune_*`` methods return weight matrices and leave the layer alone; ``nmprune`` and ``resolve`` write the layer.
+    """
+
+    def __init__(self, layer: nn.Module, log_file: str | None = None, always_damp: float = 0) -> None:
+        self.layer = layer
+        self.log_file = log_file
+        self.always_damp = always_damp
+        self._matrix = LayerMatrix(layer)
+        self.dev = self._matrix.weight.device
+        self.rows, self.columns = self._matrix.rows, self._matrix.columns
+        if self._matrix.is_convolution:
+            self.kernel_size = self._matrix.taps
+        groups = (self._matrix.groups,) if self._matrix.groups > 1 else ()
+        self.H: Tensor | None = torch.zeros(*groups, self.columns, self.columns, dtype=torch.float64, device=self.dev)
+        self.nsamples = 0
+        self.mask: Tensor | None = None
+        self.resolvemat: Tensor | None = None
+        self.Losses: Tensor | None = None
+        self.Traces: Sequence[Tensor] | None = None
+        self._path: _Path | None = None
+        self._log(f"collecting the Hessian of the {self._matrix} (rows={self.rows}, columns={self.columns})")
+
+    def set_mask(self, mask: Tensor | None) -> None:
+        """Choose the input vectors that count (attention mask of a linear layer's tokens); None: all of them.
+
+        ``mask`` has as many elements as the following batches have input vectors. Convolutions ignore it.
+        """
+        self.mask = mask
+
+    def add_batch(self, inp: Tensor, out: Tensor | None, resolve: bool = False) -> None:
+        """Add a batch to the Hessian.
+
+        Parameters
+        ----------
+        inp : Tensor
+            Input of the layer; its first dimension counts as the number of samples.
+        out : Tensor or None
+            Output of the layer; used only with ``resolve``.
+        resolve : bool
+            Also sum up ``resolvemat``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Inputs (or outputs) of the wrong dtype or shape, an empty batch, NaN or infinite values.
+        RuntimeError
+            After :meth:`free`.
+        """
+        hessian = self._hessian()
+        product = None
+        if resolve:
+            if out is None:
+                raise ValueError("add_batch(resolve=True) needs the layer's output, got None")
+            product = self._matrix.outer(inp, out, self._keep()).double()
+        self._matrix.accumulate(hessian, inp, self.nsamples, inp.shape[0], self._keep())
+        self.nsamples += inp.shape[0]
+        if product is not None:
+            product = product if self._matrix.groups > 1 else product[0]
+            self.resolvemat = product if self.resolvemat is None else self.resolvemat + product
+
+    def resolve(self) -> None:
+        """Write the least-squares weights of the collected inputs and outputs into the layer.
+
+        Raises
+        ------
+        RuntimeError
+            No batch was added with ``resolve=True``.
+        torch.linalg.LinAlgError
+            The Hessian is singular, damped or not.
+        """
+        if self.resolvemat is None:
+            raise RuntimeError("resolve() needs batches added with add_batch(inp, out, resolve=True)")
+        groups = self._matrix.groups
+        half = self.nsamples / 2
+        hessian = self._stacked_hessian() * half
+        hessian.diagonal(dim1=1, dim2=2).masked_fill_(hessian.diagonal(dim1=1, dim2=2) < 1e-3, 1)
+        hinv, _ = invert(hessian, half, str(self._matrix), self._log)
+        products = self.resolvemat.to(hinv.dtype).reshape(groups, self.columns, self.rows // groups)
+        self._matrix.write((hinv @ products).mT.reshape(self.rows, self.columns))
+
+    def prepare_unstr(self, parallel: int = 32) -> None:
+        """Find each row's path of single removals: :attr:`Losses` and :attr:`Traces`, for the ``prune_*`` methods.
+
+        Parameters
+        ----------
+        parallel : int
+            Rows of one item of ``Traces``.
+
+        Raises
+        ------
+        RuntimeError
+            No batch was added, or after :meth:`free`.
+        ValueError
+            NaN or infinite weights or Hessian.
+        torch.linalg.LinAlgError
+            ``H + I`` is not positive definite.
+        """
+        self._prepare(1, parallel, self._problem(_unchanged, zeros_first=True), _unchanged)
+
+    def prepare_blocked(self, size: int = 4, parallel: int = 32) -> None:
+        """Like :meth:`prepare_unstr`, removing ``size`` neighbouring columns at a time.
+
+        Neighbours are counted in (kh, kw, in-channel) order; ``size`` must divide the number of columns.
+        """
+        self._check_divides("size", size)
+        self._prepare(size, parallel, self._problem(self._matrix.tap_major), self._matrix.natural)
+
+    def prune_unstr(self, sparsities: Sequence[float]) -> list[Tensor]:
+        """Weight matrices ``[rows, columns]``, one for each sparsity, of the path that was prepared.
+
+        All removals of the layer are ranked by loss and the first ``ceil(removals * sparsity)`` made; each row makes as
+        many of its own as it has among them.
+
+        Raises
+        ------
+        RuntimeError
+            Nothing was prepared.
+        ValueError
+            A sparsity outside 0 to 1.
+        """
+        return self.prune_blocked(sparsities)
+
+    def prune_blocked(self, sparsities: Sequence[float]) -> list[Tensor]:
+        """The same as :meth:`prune_unstr`, for either kind of path."""
+        path = self._prepared()
+        _check_sparsities(sparsities)
+        ranked = torch.argsort(path.losses.flatten(), stable=True) // path.losses.shape[1]
+        removals = [math.ceil(ranked.numel() * sparsity) for sparsity in sparsities]
+        return [path.weights(torch.bincount(ranked[:number], minlength=self.rows)) for number in removals]
+
+    def prune_unstr_balanced(self, rem: int) -> Tensor:
+        """Weight matrix ``[rows, columns]`` with ``rem`` weights left in every row.
+
+        Raises
+        ------
+        RuntimeError
+            :meth:`prepare_unstr` was not called.
+        ValueError
+            ``rem`` is negative or more than the number of columns.
+        """
+        path = self._prepared()
+        if path.block != 1:
+            raise RuntimeError(f"prune_unstr_balanced() needs prepare_unstr(), not prepare_blocked({path.block})")
+        if not 0 <= rem <= self.columns:
+            raise ValueError(f"rem must be between 0 and {self.columns}, got {rem}")
+        return path.weights(torch.full((self.rows,), self.columns - rem, device=self.dev))
+
+    def prune_struct(self, sparsities: Sequence[float], size: int = 1) -> list[Tensor]:
+        """Weight matrices with whole groups of ``size`` neighbouring columns removed, the same ones for all rows.
+
+        As published, ``ceil(groups * sparsity) + 1`` groups go, but none for a sparsity of 0 (dead columns are zero
+        there too). The groups of a grouped convolution lose that many each.
+
+        Raises
+        ------
+        RuntimeError, torch.linalg.LinAlgError
+            As for :meth:`prepare_unstr`.
+        ValueError
+            A sparsity outside 0 to 1, or a ``size`` that does not divide the number of columns.
+        """
+        self._check_divides("size", size)
+        _check_sparsities(sparsities)
+        available = self.columns // size
+        steps = [min(math.ceil(available * s) + 1, available) if s > 0 else 0 for s in sparsities]
+        problem = self._problem(_unchanged)
+        results = problem.weight[None].repeat(len(steps), 1, 1, 1)
+        for group, (weight, hinv) in enumerate(zip(problem.weight, problem.hinv, strict=True)):
+            path = structured_path(weight, hinv, size)
+            for step, pruned in zip(range(1, max(steps, default=0) + 1), path, strict=False):
+                for index in (i for i, wanted in enumerate(steps) if wanted == step):
+                    results[index, group] = pruned
+        return list(results.flatten(1, 2))
+
+    def nmprune(self, n: int = 2, m: int = 4, parallel: int = 32) -> None:
+        """Remove ``n`` of every ``m`` neighbouring columns ((kh, kw, in-channel) order) and write the layer.
+
+        ``parallel`` is accepted and has no effect.
+
+        Raises
+        ------
+        RuntimeError, torch.linalg.LinAlgError
+            As for :meth:`prepare_unstr`.
+        ValueError
+            ``m`` does not divide the number of columns, or ``n`` is not between 1 and ``m``.
+        """
+        self._check_divides("m", m)
+        if not 1 <= n <= m:
+            raise ValueError(f"n must be between 1 and m = {m}, got {n}")
+        problem = self._problem(self._matrix.tap_major)
+        order, _ = ops.nm_path(problem.weight, problem.hinv, n, m)
+        counts = torch.full((self.rows,), order.shape[2], device=self.dev)
+        self._matrix.write(self._matrix.natural(problem.solution(order.flatten(0, 1), counts, 1)))
+
+    def free(self) -> None:
+        """Drop the Hessian and all results."""
+        self.H = self.Losses = self.Traces = self.resolvemat = self._path = None
+
+    def _prepare(self, block: int, parallel: int, problem: ObsProblem, natural: Callable[[Tensor], Tensor]) -> None:
+        if parallel < 1:
+            raise ValueError(f"parallel must be at least 1, got {parallel}")
+        order, losses = problem.path(block)
+        self.Losses = torch.cat([losses.new_zeros(self.rows, 1), losses], 1)
+        self.Traces = Traces(problem, order, block, parallel, natural)
+        self._path = _Path(problem, order, self.Losses[:, 1:], block, natural)
+
+    def _problem(self, arrange: Callable[[Tensor], Tensor], *, zeros_first: bool = False) -> ObsProblem:
+        """Weights and Hessians with dead columns and damping dealt with, columns in the order ``arrange`` gives."""
+        weight, hessian = self._matrix.read(), self._stacked_hessian()
+        if self.nsamples == 0 and not bool(hessian.any()):
+            raise RuntimeError(f"no inputs of the {self._matrix} were collected: call add_batch() first")
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        dead = diagonal == 0
+        diagonal.masked_fill_(dead, 1)
+        weight.masked_fill_(dead[:, None], 0)
+        if self.always_damp != 0:
+            diagonal += self.always_damp * diagonal.mean(1, keepdim=True)
+        weight, hessian = arrange(weight), arrange(arrange(hessian).mT).mT
+        return ObsProblem(weight, hessian, str(self._matrix), self._log, zeros_first=zeros_first)
+
+    def _stacked_hessian(self) -> Tensor:
+        """Copy of the Hessian as ``[groups, columns, columns]`` in the dtype of the computation."""
+        dtype = torch.promote_types(self._matrix.weight.dtype, torch.float32)
+        hessian = self._hessian().to(dtype, copy=True).reshape(self._matrix.groups, self.columns, self.columns)
+        if not bool(hessian.isfinite().all()):
+            raise ValueError(f"NaN or infinite values in the Hessian of the {self._matrix}")
+        return hessian
+
+    def _hessian(self) -> Tensor:
+        if self.H is None:
+            raise RuntimeError("the Hessian was dropped by free()")
+        return self.H
+
+    def _keep(self) -> Tensor | None:
+        return None if self._matrix.is_convolution else self.mask
+
+    def _prepared(self) -> _Path:
+        if self._path is None:
+            raise RuntimeError("no pruning path yet: call prepare_unstr() or prepare_blocked() first")
+        return self._path
+
+    def _check_divides(self, name: str, value: int) -> None:
+        if value < 1 or self.columns % value:
+            raise ValueError(f"{name} must divide the {self.columns} columns of the {self._matrix}, got {value}")
+
+    def _log(self, line: str) -> None:
+        if self.log_file is not None:
+            with open(self.log_file, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def _check_sparsities(sparsities: Sequence[float]) -> None:
+    for sparsity in sparsities:
+        if not 0 <= sparsity <= 1:
+            raise ValueError(f"sparsities must be between 0 and 1, got {sparsity}")
+
+
+def _unchanged(matrix: Tensor) -> Tensor:
+    return matrix
