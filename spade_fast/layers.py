@@ -1,0 +1,204 @@
+"""Which weights of a model can be pruned, and how each of them is seen as a matrix."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+_ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+class UnknownLayerError(KeyError, ValueError):
+    """A layer name that the model does not have, or a pattern that matches no layer of it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable weight of a model.
+
+    The solvers see a weight as `groups` matrices of `rows` outputs and `columns` inputs. Columns of a convolution are
+    ordered (kh, kw, in-channel), so that one tap's channels are neighbours.
+
+    Attributes
+    ----------
+    name
+        Name of the module; for attention ``module.in_proj_weight`` and the like.
+    parameter
+        Name of the parameter in the model.
+    shape
+        Shape of the parameter.
+    groups, rows, columns
+        Groups of a grouped convolution (else 1), outputs of each group, inputs of each output.
+    kernel
+        ``(kh, kw)``; ``(1, 1)`` for linear layers, ``(1, k)`` for one-dimensional convolutions.
+    transposed
+        The parameter is stored ``[in, out]``, as by transformers' `Conv1D`.
+    """
+
+    name: str
+    parameter: str
+    shape: tuple[int, ...]
+    groups: int
+    rows: int
+    columns: int
+    kernel: tuple[int, int] = (1, 1)
+    transposed: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def taps(self) -> int:
+        """Number of kernel positions, ``kh * kw``."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def conv_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weight as that of a two-dimensional convolution."""
+        return (self.groups * self.rows, self.columns // self.taps, *self.kernel)
+
+    def weight(self, model: nn.Module) -> nn.Parameter:
+        """Return the layer's parameter of `model`."""
+        return model.get_parameter(self.parameter)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return a weight of the parameter's shape as ``[groups, rows, columns]`` in solver order."""
+        if self.transposed:
+            weight = weight.mT
+        weight = weight.reshape(self.groups, self.rows, self.columns // self.taps, *self.kernel)
+        return weight.permute(0, 1, 3, 4, 2).reshape(self.groups, self.rows, self.columns)
+
+    def restore(self, matrix: Tensor) -> Tensor:
+        """Return the inverse of :meth:`matrix`: a contiguous weight of the parameter's shape."""
+        weight = matrix.reshape(self.groups, self.rows, *self.kernel, self.columns // self.taps)
+        weight = weight.permute(0, 1, 4, 2, 3)
+        if self.transposed:
+            return weight.reshape(self.rows, self.columns).mT.contiguous()
+        return weight.reshape(self.shape).contiguous()
+
+    def natural_order(self, device: torch.device | None = None) -> Tensor:
+        """Return, for each column in the order (in-channel, kh, kw), its place in solver order: ``[columns]`` int64."""
+        return torch.arange(self.columns, device=device).reshape(self.taps, -1).T.flatten()
+
+
+def find_layers(model: nn.Module, patterns: str | Iterable[str] | None = None) -> tuple[list[Layer], dict[str, str]]:
+    """Find the prunable weights of a model, in the order of its modules.
+
+    Layers are `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` modules and subclasses of them, transformers' `Conv1D` (known by
+    its class name, so that transformers need not be there), and the input projections of `nn.MultiheadAttention`.
+    Modules and parameters that occur several times are one layer, under the first name.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    patterns
+        Layer names or patterns (``*``, ``?`` and ``[...]``, as in file names); None for all layers.
+
+    Returns
+    -------
+    layers : list of Layer
+        The layers that match.
+    unsupported : dict
+        Matching layers that cannot be pruned, with the reason: a weight which is computed from other
+        parameters (`torch.nn.utils.parametrizations`) or which is not of a floating-point type.
+
+    Raises
+    ------
+    UnknownLayerError
+        A name that is not there, or a pattern that matches no layer.
+    ValueError
+        The model has no prunable layer or an uninitialised (lazy) one, or `patterns` is empty.
+    """
+    layers: list[Layer] = []
+    unsupported: dict[str, str] = {}
+    seen: set[tuple[object, ...]] = set()
+    for prefix, module in model.named_modules():
+        for weight_name in _weight_names(module):
+            name = _layer_name(prefix, weight_name)
+            weight = module._parameters.get(weight_name)
+            if weight is None:
+                unsupported[name] = "its weight is computed from other parameters"
+            elif isinstance(weight, nn.parameter.UninitializedParameter):
+                raise ValueError(f"layer {name!r} is not initialised: run the model once before")
+            elif not weight.is_floating_point():
+                unsupported[name] = f"its weight is of type {weight.dtype}"
+            elif weight.numel() > 0:
+                key = (weight.device, weight.data_ptr(), weight.shape, weight.stride())
+                if weight.is_meta or key not in seen:
+                    seen.add(key)
+                    layers.append(_describe(name, f"{prefix}.{weight_name}".lstrip("."), module, weight))
+    if not layers and not unsupported:
+        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer that could be pruned")
+    if patterns is None:
+        return layers, unsupported
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise ValueError("layers is empty; give names or patterns, or None for all layers")
+    chosen = set(match_names(patterns, [layer.name for layer in layers] + list(unsupported)))
+    return (
+        [layer for layer in layers if layer.name in chosen],
+        {name: reason for name, reason in unsupported.items() if name in chosen},
+    )
+
+
+def match_names(patterns: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Return, for each of `names` that matches, the index of the first pattern which it matches.
+
+    Raises
+    ------
+    UnknownLayerError
+        A pattern that matches none of `names`.
+    """
+    first: dict[str, int] = {}
+    for index, pattern in enumerate(patterns):
+        if not isinstance(pattern, str):
+            raise TypeError(f"a layer name must be a string, got {pattern!r}")
+        matched = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+        if not matched:
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {', '.join(names[:5])}, ..."
+            what = "layer pattern" if any(c in pattern for c in "*?[") else "layer name"
+            raise UnknownLayerError(f"{what} {pattern!r} matches no layer of the model; {hint}")
+        for name in matched:
+            first.setdefault(name, index)
+    return first
+
+
+def _weight_names(module: nn.Module) -> Iterator[str]:
+    if isinstance(module, nn.MultiheadAttention):
+        yield from (name for name in _ATTENTION_PROJECTIONS if getattr(module, name, None) is not None)
+    elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or _is_transposed_linear(module):
+        yield "weight"
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """Whether this is transformers' `Conv1D`: a linear layer with weights stored ``[in, out]``."""
+    weight = module._parameters.get("weight")
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None and weight.dim() == 2
+
+
+def _layer_name(prefix: str, weight_name: str) -> str:
+    if weight_name == "weight":
+        return prefix or "weight"
+    return f"{prefix}.{weight_name}".lstrip(".")
+
+
+def _describe(name: str, parameter: str, module: nn.Module, weight: Tensor) -> Layer:
+    shape = tuple(weight.shape)
+    if _is_transposed_linear(module):
+        return Layer(name, parameter, shape, 1, shape[1], shape[0], transposed=True)
+    groups = module.groups if isinstance(module, (nn.Conv1d, nn.Conv2d)) else 1
+    kernel = (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2]) if len(shape) == 3 else (1, 1)
+    return Layer(name, parameter, shape, groups, shape[0] // groups, math.prod(shape[1:]), kernel)
