@@ -1,0 +1,135 @@
+"""The ``spade-fast`` command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+except ImportError as error:
+    raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
+
+if TYPE_CHECKING:
+    from spade_fast.explain import Explanation
+    from spade_fast.explain import Progress as ProgressCallback
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@app.callback()
+def _spade_fast() -> None:
+    """Sample-targeted pruning for explanations (SPADE, arXiv 2310.04519)."""
+
+
+@app.command()
+def explain(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")],
+    model: Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")] = "demo",
+    solver: Annotated[str, typer.Option(help="exact (SPADE), sparsegpt (FastSPADE) or both.")] = "both",
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights removed; default by solver.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated; --methods list names them.")
+    ] = "saliency,integrated-gradients,guided-gradcam,gradcam",
+    augmentations: Annotated[int, typer.Option(help="Calibration images made from the photo.")] = 256,
+    layers: Annotated[str | None, typer.Option(help="Comma-separated name patterns of layers to prune.")] = None,
+    target: Annotated[int | None, typer.Option(help="Class to explain; default: the one predicted.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the augmentations.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for pictures, traces, report.json.")] = Path(
+        "explanation"
+    ),
+) -> None:
+    """Explain one photo: dense network against SPADE, side by side."""
+    with _one_line_errors():
+        from spade_fast.explain import METHODS, Settings
+        from spade_fast.explain import explain as run
+        from spade_fast.models import demo_photo
+
+        if methods == "list":
+            _out.print("\n".join(METHODS))
+            return
+        settings = Settings(
+            image=demo_photo() if image == "demo" else Path(image),
+            model=model,
+            solvers=("exact", "sparsegpt") if solver == "both" else (solver,),
+            sparsity=sparsity,
+            methods=tuple(methods.split(",")),
+            augmentations=augmentations,
+            layers=None if layers is None else layers.split(","),
+            target=target,
+            seed=seed,
+        )
+        with _progress_bars() as report:
+            explanation = run(settings, out, report)
+    _print_result(explanation)
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions and what the machine offers, and check the native ops against plain float64."""
+    with _one_line_errors():
+        from spade_fast.doctor import check_ops, describe
+
+        facts, checks = describe(), check_ops()
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    _out.print(table)
+    results = Table("op", "checked", "largest error", "result", title="native ops against the float64 oracle")
+    for check in checks:
+        verdict = "[green]ok[/]" if check.passed else "[bold red]FAILED[/]"
+        results.add_row(check.op, check.checked, f"{check.error:.1e}", verdict)
+    _out.print(results)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; the entry point ``spade-fast``."""
+    app(prog_name="spade-fast")
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, LookupError, OSError, ValueError, TypeError) as error:
+        _err.print(f"[bold red]error:[/] {str(error).strip(chr(34))}", markup=True)
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def _progress_bars() -> Iterator[ProgressCallback]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err) as bars:
+        tasks = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def _print_result(explanation: Explanation) -> None:
+    table = Table("stage", "seconds", title="seconds by stage")
+    table.columns[1].justify = "right"
+    for stage, seconds in explanation.seconds.items():
+        table.add_row(stage, f"{seconds:.2f}")
+    table.add_section()
+    table.add_row("total", f"{sum(explanation.seconds.values()):.2f}")
+    _out.print(table)
+    for network, prediction in explanation.report["predictions"].items():
+        best, target = prediction["top"][0], prediction["target"]
+        kept = "" if best["class"] == target["class"] else f", {target['name']} {target['probability']:.1%}"
+        _out.print(f"{network:>9}: {best['name']} {best['probability']:.1%}{kept}")
+    for path in explanation.files:
+        _out.print(str(path), markup=False)

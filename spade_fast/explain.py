@@ -1,0 +1,280 @@
+"""Explains one photo: dense network against its traces, as pictures, trace files and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spade_fast.augment import ImageAugmenter
+from spade_fast.doctor import versions
+from spade_fast.methods import METHODS, Question, attribution_map, last_feature_layer
+from spade_fast.models import LoadedModel, load_model
+from spade_fast.overlay import Column, draw
+from spade_fast.pipeline import trace
+from spade_fast.prepare import prepare_for_attribution
+
+Progress = Callable[[str, int, int], None]
+
+SOLVER_TITLES = {"exact": "SPADE", "sparsegpt": "FastSPADE"}
+# Highest sparsities, in steps of 0.05, at which the traces of the demo network kept the decision on the demo photos.
+DEFAULT_SPARSITY = {"exact": 0.75, "sparsegpt": 0.65}
+DEFAULT_METHODS = ("saliency", "integrated-gradients", "guided-gradcam", "gradcam")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to explain, and how.
+
+    Attributes
+    ----------
+    image
+        Path of a photo.
+    model
+        Name for `load_model`.
+    solvers
+        Some of ``"exact"`` and ``"sparsegpt"``.
+    sparsity
+        Share of weights to remove; None for the solver's own default.
+    methods
+        Keys of `METHODS`.
+    augmentations
+        Number of calibration images.
+    layers
+        Name patterns of the layers to prune; None for all.
+    target
+        Index of the class to explain; None for the one the dense network decides on.
+    seed
+        Of the augmentations.
+    """
+
+    image: Path
+    model: str = "demo"
+    solvers: Sequence[str] = ("exact", "sparsegpt")
+    sparsity: float | None = None
+    methods: Sequence[str] = DEFAULT_METHODS
+    augmentations: int = 256
+    layers: Sequence[str] | None = None
+    target: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where the results lie, seconds by stage, and the content of the JSON report."""
+
+    files: list[Path]
+    seconds: dict[str, float]
+    report: dict[str, Any]
+
+
+def explain(settings: Settings, out: Path, progress: Progress | None = None) -> Explanation:
+    """Explain one photo and write pictures, traces and ``report.json`` into a folder.
+
+    Parameters
+    ----------
+    settings
+        What to explain.
+    out
+        Folder for the results, made if it is not there. Nothing appears in it before all results are complete.
+    progress
+        Called as ``progress(stage, done, total)``.
+
+    Raises
+    ------
+    ValueError
+        Unknown method, solver, model or layer, a sparsity outside 0-1, or no such class.
+    FileNotFoundError, OSError
+        No such photo, a file that is not an image, or a folder that cannot be written.
+    ImportError
+        A package is missing; the message names the extra to install.
+    """
+    _check(settings)
+    photo = _open_photo(settings.image)
+    report_progress = progress or (lambda stage, done, total: None)
+    with _output_folder(out) as folder:
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "load model"):
+            model = load_model(settings.model)
+            image, pixels = model.preprocess(photo)
+            prepared = prepare_for_attribution(model.module, image)
+            dense = _predict(prepared, image)
+            target = int(dense.argmax()) if settings.target is None else settings.target
+            if not 0 <= target < len(dense):
+                raise ValueError(f"target must be a class between 0 and {len(dense) - 1}, got {target}")
+            mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (model.mean, model.std))
+            layer = last_feature_layer(prepared, image)
+            question = Question(prepared, image, target, -mean / std, layer)
+
+        networks = {"dense": dense}
+        with _timed(seconds, "dense: attribution"):
+            maps = {"dense": _maps(settings.methods, question, "Dense: attribution", report_progress)}
+        traces = {}
+        for solver in settings.solvers:
+            title = SOLVER_TITLES[solver]
+            augmenter = ImageAugmenter(settings.augmentations, model.mean, model.std, settings.seed)
+            made = trace(
+                prepared,
+                augmenter(image, settings.image.name),
+                sparsity=_sparsity(settings, solver),
+                solver=solver,
+                layers=settings.layers,
+                sample_id=settings.image.name,
+                seed=settings.seed,
+                progress=lambda stage, done, total, title=title: report_progress(f"{title}: {stage}", done, total),
+            )
+            made.save(folder / f"trace-{solver}.safetensors")
+            seconds.update({f"{title}: {stage}": spent for stage, spent in made.header["seconds"].items()})
+            with _timed(seconds, f"{title}: attribution"), made.applied(prepared):
+                networks[solver] = _predict(prepared, image)
+                maps[solver] = _maps(settings.methods, question, f"{title}: attribution", report_progress)
+            traces[solver] = made
+
+        with _timed(seconds, "pictures"):
+            columns = [_column(name, settings, model, networks[name], target, maps[name]) for name in networks]
+            _draw_all(folder, settings.methods, pixels, columns, f"Why “{model.class_name(target)}”?")
+        report = {
+            "settings": {**asdict(settings), "image": str(settings.image), "target": target},
+            "versions": versions(),
+            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
+            "predictions": {name: _top(model, scores, target) for name, scores in networks.items()},
+            "pictures": {method: f"{method}.png" for method in settings.methods} | {"overview": "overview.png"},
+            "traces": {
+                solver: {
+                    "file": f"trace-{solver}.safetensors",
+                    "sparsity": _sparsity(settings, solver),
+                    "layers": [asdict(one) for one in made.reports],
+                }
+                for solver, made in traces.items()
+            },
+        }
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        names = sorted(path.name for path in folder.iterdir())
+    return Explanation([out / name for name in names], seconds, report)
+
+
+def _check(settings: Settings) -> None:
+    _known("method", settings.methods, METHODS)
+    _known("solver", settings.solvers, SOLVER_TITLES)
+    if settings.sparsity is not None and not 0 <= settings.sparsity <= 1:
+        raise ValueError(f"sparsity must lie between 0 and 1, got {settings.sparsity}")
+    if settings.augmentations < 1:
+        raise ValueError(f"augmentations must be at least 1, got {settings.augmentations}")
+    try:
+        import captum  # noqa: F401
+    except ImportError as error:
+        raise ImportError("explanations need captum: pip install 'spade_fast[captum]'") from error
+
+
+def _known(kind: str, names: Sequence[str], allowed: Mapping[str, object]) -> None:
+    if not names:
+        raise ValueError(f"give at least one {kind}: {', '.join(allowed)}")
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"unknown {kind} {name!r}: allowed are {', '.join(allowed)}")
+
+
+def _open_photo(path: Path) -> Any:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise ImportError("photos need Pillow: pip install 'spade_fast[cli]'") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"no such image file: {path}")
+    try:
+        with Image.open(path) as photo:
+            return photo.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"not an image file, or a damaged one: {path}") from error
+
+
+def _sparsity(settings: Settings, solver: str) -> float:
+    return DEFAULT_SPARSITY[solver] if settings.sparsity is None else settings.sparsity
+
+
+def _predict(model: torch.nn.Module, image: Tensor) -> Tensor:
+    with torch.no_grad():
+        output = model(image)
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1:
+        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"the model must return one row of logits for one image, got {given}")
+    return output.softmax(1)[0]
+
+
+def _maps(methods: Sequence[str], question: Question, stage: str, progress: Progress) -> list[np.ndarray]:
+    maps = []
+    for index, method in enumerate(methods):
+        progress(stage, index, len(methods))
+        maps.append(attribution_map(method, question).numpy())
+    progress(stage, len(methods), len(methods))
+    return maps
+
+
+def _column(
+    name: str, settings: Settings, model: LoadedModel, scores: Tensor, target: int, maps: list[np.ndarray]
+) -> Column:
+    heading = "Dense network" if name == "dense" else f"{SOLVER_TITLES[name]}, {_sparsity(settings, name):.0%} removed"
+    best = int(scores.argmax())
+    captions = [f"{model.class_name(best)} {scores[best]:.1%}"]
+    if best != target:
+        captions.append(f"({model.class_name(target)} {scores[target]:.1%})")
+    return Column(heading, captions, maps)
+
+
+def _draw_all(folder: Path, methods: Sequence[str], pixels: np.ndarray, columns: list[Column], title: str) -> None:
+    titles = [METHODS[method].title for method in methods]
+    draw(folder / "overview.png", pixels, columns, titles, title)
+    for row, method in enumerate(methods):
+        single = [Column(one.heading, one.captions, [one.maps[row]]) for one in columns]
+        draw(folder / f"{method}.png", pixels, single, titles[row : row + 1], title)
+
+
+def _top(model: LoadedModel, scores: Tensor, target: int) -> dict[str, Any]:
+    best = scores.topk(min(5, len(scores)))
+    return {
+        "target": {"class": target, "name": model.class_name(target), "probability": float(scores[target])},
+        "top": [
+            {"class": index, "name": model.class_name(index), "probability": probability}
+            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ],
+    }
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def _output_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder inside `out`, whose files are moved into `out` at the end, and only if nothing failed."""
+    made = [path for path in [out, *out.parents] if not path.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
+    except OSError as error:
+        raise OSError(f"cannot write into the output folder {out}: {error.strerror or error}") from error
+    try:
+        yield temporary
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, out / path.name)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
+    shutil.rmtree(temporary)

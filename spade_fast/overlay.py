@@ -1,0 +1,157 @@
+"""Pictures: attribution maps laid over the photo, the dense network beside its traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_CELL, _GAP, _MARGIN, _ROW_LABEL, _HEAD, _FOOT = 2.5, 0.12, 0.25, 0.42, 1.2, 0.62  # inches
+_DPI = 160
+_INK, _SOFT_INK = "#1a1a1a", "#5c5c5c"
+# Perceptually uniform, readable by the colour-blind and in grey print.
+_COLOURS = "inferno"
+_PHOTO_LIGHT = 0.42
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one network made of the photo.
+
+    Attributes
+    ----------
+    heading, captions
+        Name of the network, and short lines below it.
+    maps
+        One attribution map ``[H, W]`` a row, zero or more; larger is more important.
+    """
+
+    heading: str
+    captions: Sequence[str]
+    maps: Sequence[np.ndarray]
+
+
+def draw(path: Path, photo: np.ndarray, columns: Sequence[Column], rows: Sequence[str], title: str) -> None:
+    """Save a picture with the photo on the left and one row of overlays for each method.
+
+    Parameters
+    ----------
+    path
+        PNG file to write.
+    photo
+        uint8 ``[H, W, 3]``.
+    columns
+        Networks, left to right, each with ``len(rows)`` maps of any size with the photo's aspect.
+    rows
+        Names of the methods.
+    title
+        First line of the picture.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is missing.
+    ValueError
+        A map is not finite or not two-dimensional.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'spade_fast[cli]'") from error
+
+    cell_height = _CELL * photo.shape[0] / photo.shape[1]
+    width = 2 * _MARGIN + _ROW_LABEL + (len(columns) + 1) * (_CELL + _GAP) - _GAP
+    height = _HEAD + len(rows) * (cell_height + _GAP) - _GAP + _FOOT
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+
+    def text(x: float, y: float, content: str, **style: Any) -> None:
+        figure.text(x / width, 1 - y / height, content, **{"color": _INK, "va": "baseline", **style})
+
+    def place(column: int, row: int) -> Any:
+        left = _MARGIN + _ROW_LABEL + column * (_CELL + _GAP)
+        bottom = height - _HEAD - row * (cell_height + _GAP) - cell_height
+        axes = figure.add_axes((left / width, bottom / height, _CELL / width, cell_height / height))
+        axes.set_axis_off()
+        return axes
+
+    start = _MARGIN + _ROW_LABEL
+    text(start, 0.36, title, fontsize=13, fontweight="bold")
+    for number, (heading, captions) in enumerate([("Photo", []), *((one.heading, one.captions) for one in columns)]):
+        left = start + number * (_CELL + _GAP)
+        text(left, _HEAD - 0.1 - 0.17 * len(captions), heading, fontsize=10, fontweight="bold")
+        for line, caption in enumerate(captions):
+            text(left, _HEAD - 0.1 - 0.17 * (len(captions) - 1 - line), caption, fontsize=8.5, color=_SOFT_INK)
+    for row, name in enumerate(rows):
+        middle = _HEAD + row * (cell_height + _GAP) + cell_height / 2
+        text(_MARGIN + 0.14, middle, name, fontsize=10, rotation=90, ha="center", va="center", fontweight="bold")
+        if row == 0:
+            place(0, row).imshow(photo, interpolation="lanczos")
+        for number, column in enumerate(columns):
+            place(number + 1, row).imshow(overlay(photo, column.maps[row]), interpolation="nearest")
+    _legend(figure, start + _CELL + _GAP, width, height)
+    figure.savefig(path, format="png")
+
+
+def overlay(photo: np.ndarray, attribution: np.ndarray) -> np.ndarray:
+    """The photo in dim grey with the attribution over it in colour.
+
+    Parameters
+    ----------
+    photo
+        uint8 ``[H, W, 3]``.
+    attribution
+        ``[h, w]``; stretched to the photo's size. Colours run from 0 to its 99.5th percentile, negative values count
+        as 0.
+
+    Returns
+    -------
+    np.ndarray
+        Colours between 0 and 1, ``[H, W, 3]``.
+    """
+    from matplotlib import colormaps
+
+    heat = normalise(attribution)
+    if heat.shape != photo.shape[:2]:
+        heat = _stretch(heat, photo.shape[:2])
+    grey = photo.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255
+    strength = np.clip(heat * 2.0, 0, 1)[..., None]
+    return (1 - strength) * _PHOTO_LIGHT * grey[..., None] + strength * colormaps[_COLOURS](heat)[..., :3]
+
+
+def normalise(attribution: np.ndarray) -> np.ndarray:
+    """Scale a map to 0-1 so that single extreme pixels do not hide the rest.
+
+    Raises
+    ------
+    ValueError
+        The map is not finite or not two-dimensional.
+    """
+    if attribution.ndim != 2 or not np.isfinite(attribution).all():
+        raise ValueError(f"an attribution map must be finite and two-dimensional, got shape {attribution.shape}")
+    top = np.percentile(attribution, 99.5)
+    if top <= 0:
+        top = attribution.max()
+    return np.clip(attribution / top, 0, 1) if top > 0 else np.zeros_like(attribution, dtype=np.float64)
+
+
+def _stretch(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    import torch
+    import torch.nn.functional as F
+
+    tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+    return F.interpolate(tensor[None, None], size, mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def _legend(figure: Any, left: float, width: float, height: float) -> None:
+    axes = figure.add_axes((left / width, 0.34 / height, _CELL / width, 0.1 / height))
+    axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=_COLOURS)
+    axes.set_yticks([])
+    axes.set_xticks([0, 255], ["no evidence", "strongest"])
+    axes.tick_params(length=0, pad=2, labelsize=7.5, labelcolor=_SOFT_INK)
+    axes.get_xticklabels()[0].set_horizontalalignment("left")
+    axes.get_xticklabels()[1].set_horizontalalignment("right")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
