@@ -1,7 +1,7 @@
 """Build of the native extension. Settings, from the environment:
 
-SPADE_FAST_CUDA=auto|0|1   CUDA kernels: auto (default) builds them if torch has CUDA and a toolkit of the same major version is
-                           found; 0 never; 1 fails where auto would warn. Whether a GPU is present is never asked.
+SPADE_FAST_CUDA=auto|0|1   CUDA kernels: auto (default) builds them if torch has CUDA and a toolkit of the same major
+                           version is found; 0 never; 1 fails where auto would warn. Never asks for a GPU.
 CUDA_HOME                  folder of the CUDA toolkit.
 MAX_JOBS                   compiler processes at once.
 """
@@ -29,13 +29,16 @@ ROOT = Path(__file__).parent
 
 def toolkit() -> tuple[str, str] | None:
     """Folder and version of the CUDA toolkit, or None."""
-    home = os.environ.get("CUDA_HOME") or cpp_extension.CUDA_HOME
-    nvcc = Path(home or "", "bin", "nvcc")
-    if not home or not nvcc.exists():
-        return None
-    text = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release (\d+\.\d+)", text)
-    return (str(home), found.group(1)) if found else None
+    # torch takes the folder of the nvcc on PATH, which may be a wrapper far from the toolkit.
+    homes = [os.environ["CUDA_HOME"]] if "CUDA_HOME" in os.environ else [cpp_extension.CUDA_HOME, "/usr/local/cuda"]
+    for home in filter(None, homes):
+        nvcc = Path(home, "bin", "nvcc")
+        if nvcc.exists() and Path(home, "include", "cuda_runtime.h").exists():
+            text = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
+            found = re.search(r"release (\d+\.\d+)", text)
+            if found:
+                return home, found.group(1)
+    return None
 
 
 def decide_cuda(setting: str, torch_cuda: str | None, found: tuple[str, str] | None) -> tuple[bool, str]:

@@ -6,8 +6,12 @@ Run with ``pytest benchmarks/bench_solvers.py``; the ratio of the times is in th
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 from spade_fast.compat import SparseGPT, TrueOBS
 
 Result = TypeVar("Result")
+Compare = Callable[[Callable[[], object], float], None]
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +32,21 @@ def _two_threads() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def compare(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> Compare:
+    """Times ours, and stores and prints how many times faster it is than the textbook."""
+
+    def run(ours: Callable[[], object], textbook_seconds: float) -> None:
+        benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
+        seconds = benchmark.stats.stats.min
+        ratio = textbook_seconds / seconds
+        benchmark.extra_info.update(textbook_seconds=round(textbook_seconds, 3), ratio=round(ratio, 1))
+        with capsys.disabled():
+            print(f"\n{benchmark.name}: {seconds:.3f} s, textbook {textbook_seconds:.2f} s, {ratio:.1f} times")
+
+    return run
 
 
 def problem(rows: int, columns: int) -> tuple[nn.Linear, Tensor]:
@@ -47,16 +67,8 @@ def error(weight: Tensor, solution: Tensor, hessian: Tensor) -> float:
     return float((delta @ hessian * delta).sum() / 2)
 
 
-def compare(benchmark: Any, ours: Callable[[], object], textbook_seconds: float) -> None:
-    benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
-    seconds = benchmark.stats.stats.min
-    ratio = textbook_seconds / seconds
-    benchmark.extra_info.update(textbook_seconds=round(textbook_seconds, 3), ratio=round(ratio, 1))
-    print(f"\n{benchmark.name}: {seconds:.3f} s, textbook {textbook_seconds:.2f} s, {ratio:.1f} times")
-
-
 @pytest.mark.parametrize(("rows", "columns", "block"), [(32, 1024, 1), (32, 1152, 9)])
-def test_exact_obs(benchmark: Any, rows: int, columns: int, block: int) -> None:
+def test_exact_obs(compare: Compare, rows: int, columns: int, block: int) -> None:
     layer, hessian = problem(rows, columns)
     weight = layer.weight.detach()
 
@@ -76,10 +88,10 @@ def test_exact_obs(benchmark: Any, rows: int, columns: int, block: int) -> None:
     result = ours()
     assert ((result == 0) != (expected == 0)).float().mean() < 1e-3
     assert error(weight, result, hessian) == pytest.approx(error(weight, expected, hessian), rel=1e-3)
-    compare(benchmark, ours, seconds)
+    compare(ours, seconds)
 
 
-def test_conv_hessian(benchmark: Any) -> None:
+def test_conv_hessian(compare: Compare) -> None:
     layer, x = nn.Conv2d(512, 32, 3, padding=1), torch.randn(256, 512, 7, 7)
 
     def ours() -> Tensor:
@@ -91,10 +103,10 @@ def test_conv_hessian(benchmark: Any) -> None:
     textbook.conv_hessian(x[:8], 3, 1, 1)
     expected, seconds = timed(lambda: textbook.conv_hessian(x, 3, 1, 1))
     torch.testing.assert_close(ours(), expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
-    compare(benchmark, ours, seconds)
+    compare(ours, seconds)
 
 
-def test_sparsegpt(benchmark: Any) -> None:
+def test_sparsegpt(compare: Compare) -> None:
     layer, hessian = problem(1000, 2048)
     weight, hessian = layer.weight.detach().clone(), hessian.float()
 
@@ -111,4 +123,13 @@ def test_sparsegpt(benchmark: Any) -> None:
     assert ((result == 0) != (expected == 0)).float().mean() < 2e-2
     full = hessian.double()
     assert error(weight, result, full) == pytest.approx(error(weight, expected, full), rel=5e-3)
-    compare(benchmark, ours, seconds)
+    compare(ours, seconds)
+
+
+def test_peak_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).with_name("peak_memory.py")
+    line = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout.strip()
+    with capsys.disabled():
+        print(f"\n{line}")
+    more = re.search(r"(\d+) MB more", line)
+    assert more is not None and int(more[1]) < 500

@@ -3,7 +3,9 @@
 
 TORCH_LIBRARY(spade_fast, m) {
   m.def("gram_linear_(Tensor(a!) gram, Tensor x) -> ()");
-  m.def("gram_conv2d_(Tensor(a!) gram, Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation) -> ()");
+  m.def(
+      "gram_conv2d_(Tensor(a!) gram, Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation) -> "
+      "()");
   m.def("mirror_upper_(Tensor(a!) gram) -> ()");
   m.def("inverse_cholesky(Tensor hessian, Tensor damp) -> (Tensor factor, Tensor info)");
   m.def("obs_path(Tensor weight, Tensor hinv, int block) -> (Tensor order, Tensor losses)");

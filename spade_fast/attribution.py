@@ -10,26 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast import pipeline
-from spade_fast.prepare import ReLU6, prepare_for_attribution
+from spade_fast.prepare import prepare_for_attribution
 from spade_fast.trace import Trace
 
 try:
     from captum.attr import Attribution, DeepLiftShap, GradientShap
-    from captum.attr._core import deep_lift
     from captum.log import log_usage
 except ImportError as error:
     raise ImportError("Spade needs captum: pip install 'spade_fast[captum]'") from error
 
 __all__ = ["Spade", "prepare_for_attribution"]
 
-# DeepLift finds its rules by exact type; ReLU6 follows the rule of every function of one number.
-deep_lift.SUPPORTED_NON_LINEAR.setdefault(ReLU6, deep_lift.nonlinear)
-
 Batches = Tensor | Iterable[Tensor]
 Augmenter = Callable[[Tensor, str], Batches]
 
 
-class Spade(Attribution):  # type: ignore[misc]
+class Spade(Attribution):
     """Runs an attribution method on each sample's trace instead of on the dense network.
 
     In the manner of Captum's `NoiseTunnel`: it takes any attribution object and keeps its interface. The weights of the
@@ -65,6 +61,7 @@ class Spade(Attribution):  # type: ignore[misc]
     Examples
     --------
     >>> from captum.attr import Saliency
+    >>> from spade_fast import ImageAugmenter
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
     >>> spade = Spade(Saliency(model), ImageAugmenter(n=64), sparsity=0.5)
     >>> spade.attribute(torch.rand(2, 3, 4, 4), target=1).shape

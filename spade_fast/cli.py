@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 except ImportError as error:
@@ -39,7 +41,9 @@ def explain(
         str, typer.Option(help="Comma-separated; --methods list names them.")
     ] = "saliency,integrated-gradients,guided-gradcam,gradcam",
     augmentations: Annotated[int, typer.Option(help="Calibration images made from the photo.")] = 256,
-    layers: Annotated[str | None, typer.Option(help="Comma-separated name patterns of layers to prune.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")
+    ] = None,
     target: Annotated[int | None, typer.Option(help="Class to explain; default: the one predicted.")] = None,
     seed: Annotated[int, typer.Option(help="Of the augmentations.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for pictures, traces, report.json.")] = Path(
@@ -66,7 +70,7 @@ def explain(
             target=target,
             seed=seed,
         )
-        with _progress_bars() as report:
+        with _progress_bars() as report, _one_line_warnings():
             explanation = run(settings, out, report)
     _print_result(explanation)
 
@@ -100,9 +104,20 @@ def main() -> None:
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (ImportError, LookupError, OSError, ValueError, TypeError) as error:
-        _err.print(f"[bold red]error:[/] {str(error).strip(chr(34))}", markup=True)
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+        message = error.args[0] if type(error) is KeyError else error
+        _err.print(f"[bold red]error:[/] {escape(' '.join(str(message).split()))}")
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    def show(message: Warning | str, *_: object) -> None:
+        _err.print(f"[yellow]warning:[/] {escape(str(message))}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 @contextmanager
@@ -130,6 +145,6 @@ def _print_result(explanation: Explanation) -> None:
     for network, prediction in explanation.report["predictions"].items():
         best, target = prediction["top"][0], prediction["target"]
         kept = "" if best["class"] == target["class"] else f", {target['name']} {target['probability']:.1%}"
-        _out.print(f"{network:>9}: {best['name']} {best['probability']:.1%}{kept}")
+        _out.print(f"{network:>9}: {best['name']} {best['probability']:.1%}{kept}", markup=False)
     for path in explanation.files:
         _out.print(str(path), markup=False)

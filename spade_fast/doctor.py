@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
+import spade_fast
 from spade_fast import ops, reference
 from spade_fast._native import _C
 
@@ -30,8 +31,9 @@ class Check:
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a result, and the instruction set in use."""
-    found = {"python": platform.python_version(), "torch": torch.__version__, "instruction set": ops.simd_level()}
-    for package in ("spade_fast", "numpy", "safetensors", "captum", "torchvision", "matplotlib"):
+    found = {"spade_fast": spade_fast.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    found["instruction set"] = ops.simd_level()
+    for package in ("numpy", "safetensors", "captum", "torchvision", "matplotlib"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -46,7 +48,7 @@ def describe() -> dict[str, str]:
     del facts["instruction set"]
     facts["threads"] = str(torch.get_num_threads())
     build = _C.build_info()
-    facts.update({f"built with {name}": str(value) for name, value in build.items()})
+    facts.update({f"built with {name}": str(value or "none") for name, value in build.items()})
     facts["CUDA in torch"] = torch.version.cuda or "none"
     facts["CUDA device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return facts

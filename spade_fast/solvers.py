@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spade_fast import ops
@@ -18,8 +19,9 @@ SOLVERS = ("exact", "sparsegpt")
 _FEW_ROWS = 8
 _FIRST_RETRY = 1e-6
 _WORKING_BYTES = 1 << 30
-# Stands for weights of dead columns: so small that they go first, but not 0, so that the mask can be read off.
-_NEGLIGIBLE = 1e-30
+# Share of the largest weight that stands for weights of dead columns: they go before all but those that are zero
+# already, and the mask can be read off the result.
+_NEGLIGIBLE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -85,28 +87,44 @@ def check_block(layer: Layer, block: int) -> None:
         raise ValueError(f"block {block} does not divide the {layer.columns} columns of layer {layer.name!r}")
 
 
-def removal_counts(total: int, groups: int, columns: int, mask_block: int) -> Tensor:
-    """Spread `total` removals over the mask blocks of a layer, as evenly as whole numbers can be.
+def removal_counts(total: int, sizes: Tensor, zeros: Tensor) -> Tensor:
+    """Spread removals over the mask blocks of a layer, as evenly as whole numbers can be.
+
+    A block gets at least as many as it has zeros, since these stay zero where a column is dead; the others then get
+    fewer, so that the total is kept.
 
     Parameters
     ----------
     total
-        Weights to remove in the whole layer.
-    groups, columns
-        Problems of the layer and columns of each.
-    mask_block
-        Columns of a mask block; the last one of a group may be shorter.
+        Weights to remove in the whole layer, at most all.
+    sizes : Tensor of int64
+        Weights in each mask block.
+    zeros : Tensor of int64
+        Weights in each mask block that are zero before.
 
     Returns
     -------
-    Tensor, [groups, ceil(columns / mask_block)] int64
-        Sums to `total`.
+    Tensor of int64
+        Removals in each mask block; they add up to `total`.
     """
-    stops = [min(start + mask_block, columns) for start in range(0, columns, mask_block)]
-    ends = torch.tensor([[group * columns + stop for stop in stops] for group in range(groups)], dtype=torch.int64)
-    size = groups * columns
-    reached = (2 * total * ends.flatten() + size) // (2 * size)
-    return reached.diff(prepend=reached.new_zeros(1)).reshape(groups, -1)
+    if int(zeros.sum()) >= total:
+        return _in_proportion(total, zeros)
+    counts = zeros.clone()
+    free = torch.ones_like(zeros, dtype=torch.bool)
+    while True:
+        shares = _in_proportion(total - int(zeros[~free].sum()), sizes[free])
+        enough = shares >= zeros[free]
+        if bool(enough.all()):
+            counts[free] = shares
+            return counts
+        free[free.clone()] = enough
+
+
+def _in_proportion(total: int, sizes: Tensor) -> Tensor:
+    """Whole numbers that add up to `total`, each within one of its part by size."""
+    ends = sizes.cumsum(0)
+    size = max(1, int(sizes.sum()))
+    return ((2 * total * ends + size) // (2 * size)).diff(prepend=ends.new_zeros(1))
 
 
 def smallest(losses: Tensor, count: int) -> Tensor:
@@ -140,7 +158,9 @@ def solve_layer(
 
     Both solvers remove exactly ``round(sparsity * numel)`` weights; exact OBS in blocks removes the nearest whole
     number of blocks. Exact OBS ranks the removals of all rows and groups of the layer together. SparseGPT removes the
-    same share of each mask block, of columns in the order (in-channel, kh, kw) of the published code.
+    same share of each mask block, of columns in the order (in-channel, kh, kw) of the published code. Weights that are
+    zero already count. In dead columns (inputs that are always zero) removal costs nothing, and what survives keeps its
+    value.
 
     Parameters
     ----------
@@ -261,9 +281,9 @@ def _solve(
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     undamped = diagonal.clone()
     dead = undamped == 0
-    diagonal[dead] = 1
-    weights = torch.where(dead[:, None], dense.sign() * _NEGLIGIBLE, dense)
     scale = undamped.sum(1) / (~dead).sum(1).clamp(min=1)
+    diagonal += torch.where(dead, torch.where(scale > 0, scale, 1)[:, None], 0)
+    weights = torch.where(dead[:, None], dense.sign() * (_NEGLIGIBLE * weight.abs().max()), dense)
     try:
         factor, shares, retries = _factorise(layer, hessian, scale, damping)
         if solver == "exact":
@@ -272,7 +292,7 @@ def _solve(
             diagonal += (shares * scale)[:, None]
             pruned, losses = _exact(weights, hessian, inverse, samples, removed, block)
         else:
-            counts = removal_counts(removed, layer.groups, layer.columns, block).to(weight.device)
+            counts = _mask_block_counts(dense[: layer.groups], removed, block)
             pruned, losses = ops.sparsegpt(weights, factor, counts.repeat(samples, 1), block)
     finally:
         diagonal.copy_(undamped)
@@ -310,6 +330,17 @@ def _exact(
         raise _UnstableError from error
     done = torch.arange(losses.shape[2], device=losses.device) < counts[:, :, None]
     return pruned, torch.where(done, losses, 0).sum(2)
+
+
+def _mask_block_counts(weight: Tensor, removed: int, block: int) -> Tensor:
+    """Removals in each mask block of a layer's weight ``[groups, rows, columns]``."""
+
+    def by_block(of_columns: Tensor) -> Tensor:
+        return F.pad(of_columns, (0, -of_columns.shape[1] % block)).unflatten(1, (-1, block)).sum(2).cpu()
+
+    zeros = by_block((weight == 0).sum(1))
+    sizes = by_block(torch.ones_like(weight, dtype=torch.int64).sum(1))
+    return removal_counts(removed, sizes.flatten(), zeros.flatten()).reshape(sizes.shape).to(weight.device)
 
 
 def _factorise(layer: Layer, hessian: Tensor, scale: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 def random_problem(
     problems: int, rows: int, columns: int, dtype: torch.dtype = torch.float32, seed: int = 0, damp: float = 0.01
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights [B, R, C], Hessians [B, C, C] of correlated inputs, and their inverses; exact in float64, then rounded."""
+    """Weights [B, R, C], Hessians [B, C, C] of correlated inputs, and their inverses, all rounded from float64."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(problems, columns, columns, generator=generator, dtype=torch.float64)
     inputs = torch.randn(problems, columns, 2 * columns + 3, generator=generator, dtype=torch.float64)

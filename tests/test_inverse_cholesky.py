@@ -17,7 +17,9 @@ def test_float64(columns, damp):
     assert info.dtype == torch.int32 and (info == 0).all()
     assert torch.equal(factor, factor.triu())
     identity = torch.eye(columns, dtype=torch.float64)
-    torch.testing.assert_close(factor.mT @ factor @ (hessian + damp * identity), identity.expand_as(hessian), rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        factor.mT @ factor @ (hessian + damp * identity), identity.expand_as(hessian), rtol=0, atol=1e-8
+    )
     torch.testing.assert_close(factor, reference.inverse_cholesky(hessian, damp)[0], rtol=1e-8, atol=1e-10)
 
 

@@ -23,7 +23,7 @@ def simd(request):
 
 
 def assert_path_agrees(weight, hinv, block, order, losses, band):
-    """Orders are equal up to the first near-tie of a row: there the two scores lie within `band`, and the order stays a permutation."""
+    """Orders are permutations, equal up to the first near-tie of a row: there the two scores lie within `band`."""
     true_order, true_losses = reference.obs_path(weight.double(), hinv.double(), block)
     scale = true_losses.amax(2, keepdim=True)
     for b in range(order.shape[0]):
@@ -163,7 +163,7 @@ def test_bad_nm():
     weight, hinv = torch.zeros(1, 2, 6), torch.eye(6)[None]
     with pytest.raises(ValueError, match="m must divide the 6 columns, got 4"):
         ops.nm_path(weight, hinv, 2, 4)
-    with pytest.raises(ValueError, match="n must lie in 0..m = 3, got 4"):
+    with pytest.raises(ValueError, match=r"n must lie in 0\.\.m = 3, got 4"):
         ops.nm_path(weight, hinv, 4, 3)
 
 

@@ -43,7 +43,9 @@ def test_float32_is_as_good_as_torch(simd):
         gone = order[0, r, :count].long()
         kept = torch.ones(140, dtype=torch.bool).index_fill(0, gone, False).nonzero().flatten()
         right = hessian[0][kept][:, gone] @ weight[0, r, gone]
-        plain[0, r, kept] += torch.cholesky_solve(right[:, None], torch.linalg.cholesky(hessian[0][kept][:, kept]))[:, 0]
+        plain[0, r, kept] += torch.cholesky_solve(right[:, None], torch.linalg.cholesky(hessian[0][kept][:, kept]))[
+            :, 0
+        ]
         plain[0, r, gone] = 0
     error = (ops.obs_solution(weight, hessian, hinv, order, counts) - truth).abs().max()
     assert error <= 2 * (plain - truth).abs().max() + 1e-6
@@ -55,7 +57,8 @@ def test_random_shapes(problems, rows, count, block, seed, data):
     weight, hessian, hinv = random_problem(problems, rows, count * block, torch.float64, seed)
     order, losses = ops.obs_path(weight, hinv, block)
     counts = torch.tensor(
-        data.draw(st.lists(st.integers(0, count), min_size=problems * rows, max_size=problems * rows)), dtype=torch.int32
+        data.draw(st.lists(st.integers(0, count), min_size=problems * rows, max_size=problems * rows)),
+        dtype=torch.int32,
     ).reshape(problems, rows)
     pruned = ops.obs_solution(weight, hessian, hinv, order, counts, block)
     assert pruned.shape == weight.shape
@@ -100,7 +103,11 @@ def test_threads_do_not_matter():
         (dict(counts=torch.tensor([[5, 0]])), ValueError, r"counts must lie in 0..4 .*, got 5"),
         (dict(counts=torch.tensor([[1.0, 0]])), TypeError, "counts must be int32 or int64"),
         (dict(hessian=torch.eye(3)[None]), ValueError, "hessian must have shape"),
-        (dict(hessian=-torch.eye(4)[None], hinv=-torch.eye(4)[None]), torch.linalg.LinAlgError, "problem 0 .* row [01]"),
+        (
+            dict(hessian=-torch.eye(4)[None], hinv=-torch.eye(4)[None]),
+            torch.linalg.LinAlgError,
+            "problem 0 .* row [01]",
+        ),
     ],
 )
 def test_bad_arguments(change, error, message):

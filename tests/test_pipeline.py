@@ -281,6 +281,24 @@ def test_dtypes(model, images, solver, dtype):
         assert torch.equal(model.head.weight, made.weight("head"))
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_modes_of_the_caller_change_nothing(model, images, solver):
+    options = {"sparsity": 0.5, "solver": solver, "layers": LAYERS, "strict": True}
+    plain = trace(model, images, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        others = [trace(model, images, **options)]
+    with torch.inference_mode():
+        others.append(trace(model, images, **options))
+    with torch.no_grad():
+        others.append(trace(model.requires_grad_(False), images, **options))
+    for other in others:
+        assert all(torch.equal(plain.weight(name), other.weight(name)) for name in LAYERS)
+        assert [report.measured_error for report in plain.reports] == [r.measured_error for r in other.reports]
+        assert not other.weight("head").is_inference()
+        with other.applied(model):
+            assert torch.equal(model.head.weight, other.weight("head"))
+
+
 @pytest.mark.parametrize("step", ["calibrate", "solve"])
 def test_model_is_as_it_was_after_an_exception(model, images, step):
     model.train()

@@ -13,9 +13,7 @@ ROOT = Path(__file__).parent.parent
 CPU = ROOT / "csrc" / "cpu"
 FLAGS = ["-std=c++20", "-fno-math-errno", "-Wno-psabi"]
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None or not CPU.exists(), reason="needs g++ and the C++ sources"
-)
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None or not CPU.exists(), reason="needs g++ and the C++ sources")
 
 
 def test_kernels_are_clean(tmp_path):
@@ -29,7 +27,7 @@ def test_kernels_are_clean(tmp_path):
 
 @pytest.mark.parametrize("level", ["avx2", "avx512"])
 def test_wide_instructions_stay_in_their_namespace(tmp_path, level):
-    """A function shared with other files, built for wide vectors, could be picked by the linker for older processors."""
+    """A function shared with other files, built for wide vectors, could be linked in for older processors."""
     objects = tmp_path / "level.o"
     subprocess.run(["g++", "-O3", *FLAGS, "-c", str(CPU / "isa" / f"{level}.cpp"), "-o", str(objects)], check=True)
     names = subprocess.run(["nm", "-C", "--defined-only", str(objects)], capture_output=True, text=True, check=True)

@@ -114,7 +114,8 @@ def test_sparsegpt_agrees_with_the_oracle(name, sparsity):
     mask_block = layer.columns if layer.rows < 8 else layer.taps
     assert report.block == mask_block
     removed = round(sparsity * layer.numel)
-    counts = removal_counts(removed, layer.groups, layer.columns, mask_block)
+    sizes = torch.full((layer.groups * layer.columns // mask_block,), layer.rows * mask_block)
+    counts = removal_counts(removed, sizes, torch.zeros_like(sizes)).reshape(layer.groups, -1)
     expected = sparsegpt_oracle(layer, weight, grams[0], counts, mask_block)
     assert torch.equal(pruned[0] == 0, expected == 0)
     assert torch.allclose(pruned[0], expected, rtol=1e-8, atol=1e-9)
@@ -267,14 +268,22 @@ def test_rank_deficient_without_damping():
     assert report.measured_error < 0.05
 
 
-def test_weights_already_zero_count():
-    layer = layer_of(nn.Linear(8, 5))
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+@pytest.mark.parametrize("module", [nn.Linear(12, 9), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(2, 9, 2)])
+def test_weights_already_zero_count(solver, module):
+    layer = layer_of(module)
     weight, grams = problem(layer)
-    weight[0, :, 3] = 0
-    for solver in ("exact", "sparsegpt"):
-        pruned, (report,) = solve(layer, weight, grams, solver=solver, block=1 if solver == "exact" else 8)
-        assert int((pruned == 0).sum()) == report.removed == 20
-        assert not pruned[0, 0, :, 3].any()
+    dead = torch.arange(layer.columns) < 3
+    grams[0, 0, dead] = 0
+    grams[0, 0][:, dead] = 0
+    weight[0, :, 1] = 0  # zero and dead
+    weight[-1, :, -1] = 0
+    zeros = int((weight == 0).sum())
+    for removed in (1, zeros - 1, zeros, zeros + 1, layer.numel // 2, layer.numel - 1):
+        pruned, (report,) = solve(layer, weight, grams, sparsity=removed / layer.numel, solver=solver, block=1)
+        assert report.removed == removed and int((pruned == 0).sum()) == max(removed, zeros)
+        if removed <= zeros:
+            assert torch.equal(pruned[0], weight)
 
 
 def test_exact_is_no_worse_than_sparsegpt_than_magnitude():
@@ -286,15 +295,23 @@ def test_exact_is_no_worse_than_sparsegpt_than_magnitude():
     assert errors[0] < errors[1] < relative_error(weight, magnitude, grams[0])
 
 
-@given(total=st.integers(0, 200), groups=st.integers(1, 4), columns=st.integers(1, 17), mask_block=st.integers(1, 20))
-def test_removal_counts(total, groups, columns, mask_block):
-    rows = -(-total // (groups * columns))
-    counts = removal_counts(total, groups, columns, mask_block)
-    widths = torch.tensor([min(mask_block, columns - start) for start in range(0, columns, mask_block)])
-    assert counts.shape == (groups, len(widths)) and int(counts.sum()) == total
-    share = total / (groups * columns)
-    assert bool(((counts - widths * share).abs() < 1 + 1e-9).all())
-    assert bool((counts <= widths * max(rows, 1)).all()) and bool((counts >= 0).all())
+@given(data=st.data(), sizes=st.lists(st.integers(0, 12), min_size=1, max_size=20))
+def test_removal_counts(data, sizes):
+    zeros = [data.draw(st.integers(0, size)) if data.draw(st.booleans()) else 0 for size in sizes]
+    total = data.draw(st.integers(0, sum(sizes)))
+    counts = removal_counts(total, torch.tensor(sizes), torch.tensor(zeros)).tolist()
+    assert sum(counts) == total and all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
+    if sum(zeros) >= total:
+        assert all(count <= zero for count, zero in zip(counts, zeros, strict=True))
+    else:
+        assert all(count >= zero for count, zero in zip(counts, zeros, strict=True))
+        free = [i for i in range(len(sizes)) if counts[i] > zeros[i]]
+        share = sum(counts[i] for i in free) / max(1, sum(sizes[i] for i in free))
+        assert all(abs(counts[i] - sizes[i] * share) < 2 for i in free)
+    if not any(zeros):
+        assert all(
+            abs(count - size * total / max(1, sum(sizes))) <= 1 for count, size in zip(counts, sizes, strict=True)
+        )
 
 
 @given(values=st.lists(st.integers(0, 3), min_size=1, max_size=30), data=st.data())

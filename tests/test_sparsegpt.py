@@ -24,7 +24,15 @@ def mask_counts(problems, rows, columns, mask_block, share):
     return torch.tensor([int(share * rows * size) for size in sizes], dtype=torch.int64).expand(problems, -1)
 
 
-SHAPES = [(1, 1, 1, 1), (2, 3, 7, 1), (2, 5, 17, 3), (1, 40, 200, 1), (2, 33, 270, 9), (1, 20, 300, 150), (1, 8, 300, 300)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 3, 7, 1),
+    (2, 5, 17, 3),
+    (1, 40, 200, 1),
+    (2, 33, 270, 9),
+    (1, 20, 300, 150),
+    (1, 8, 300, 300),
+]
 
 
 @pytest.mark.parametrize(("problems", "rows", "columns", "mask_block"), SHAPES)
@@ -83,7 +91,9 @@ def test_ties(simd):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 3), st.integers(0, 6), st.integers(0, 40), st.integers(1, 45), st.floats(0, 1), st.integers(0, 2**31))
+@given(
+    st.integers(0, 3), st.integers(0, 6), st.integers(0, 40), st.integers(1, 45), st.floats(0, 1), st.integers(0, 2**31)
+)
 def test_random_shapes(problems, rows, columns, mask_block, share, seed):
     weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed)
     factor, _ = ops.inverse_cholesky(hessian)
@@ -115,7 +125,11 @@ def test_threads_do_not_matter():
     ("change", "error", "message"),
     [
         (dict(mask_block=0), ValueError, "mask_block must be at least 1, got 0"),
-        (dict(counts=torch.tensor([[9, 0]])), ValueError, r"counts must lie in 0..4 \(the weights of mask block 0\), got 9"),
+        (
+            dict(counts=torch.tensor([[9, 0]])),
+            ValueError,
+            r"counts must lie in 0..4 \(the weights of mask block 0\), got 9",
+        ),
         (dict(counts=torch.tensor([[1]])), ValueError, "counts must have shape"),
         (dict(counts=torch.tensor([[1.0, 1.0]])), TypeError, "counts must be int32 or int64"),
         (dict(m=3, n=1), ValueError, "m must divide the 4 columns, got 3"),

@@ -188,6 +188,10 @@ template <class T>
 class Im2colJob {
  public:
   explicit Im2colJob(const GramProblem<T>& problem) : p_(problem), blocks_(problem.size(), 1, sizeof(T)) {
+    const Axis& y = p_.rows;
+    const Axis& x = p_.columns;
+    shape_ = {y.size,   x.size,   p_.channels, y.outputs(), x.outputs(), y.kernel,   x.kernel,
+              y.stride, x.stride, y.padding,   x.padding,   y.dilation,  x.dilation};
     chunks_ = chunks_of(p_.images * p_.rows.outputs(), 0, p_.columns.outputs(), chunk_positions<T>(blocks_));
     for (int64_t row = 0; row < blocks_.count; ++row) {
       for (int64_t col = row; col < blocks_.count; ++col) units_.push_back({row, col});
@@ -211,7 +215,7 @@ class Im2colJob {
     return rows * ((blocks_.size + table_.tile_cols - 1) / table_.tile_cols * table_.tile_cols);
   }
   int64_t workspace() const {
-    return table_.gram_product_workspace(chunks_.lines, chunks_.width, 0, blocks_.size, blocks_.size);
+    return table_.gram_im2col_workspace(shape_, chunks_, blocks_.size, blocks_.size);
   }
 
   void accumulate(int64_t index, int64_t, int64_t first_chunk, int64_t last_chunk, T* sums, T* workspace) const {
@@ -220,9 +224,7 @@ class Im2colJob {
     GramIm2colTask<T> task;
     task.source = at_channel(p_.source, group % p_.groups * p_.channels);
     task.source.data += group / p_.groups * p_.images * task.source.image;
-    task.shape = {p_.rows.size,    p_.columns.size,    p_.channels,       p_.rows.outputs(), p_.columns.outputs(),
-                  p_.rows.kernel,  p_.columns.kernel,  p_.rows.stride,    p_.columns.stride, p_.rows.padding,
-                  p_.columns.padding, p_.rows.dilation, p_.columns.dilation};
+    task.shape = shape_;
     task.first_row = blocks_.begin(row);
     task.rows = blocks_.length(row);
     task.first_col = blocks_.begin(col);
@@ -251,6 +253,7 @@ class Im2colJob {
   const GramProblem<T>& p_;
   const KernelTable<T>& table_ = kernels_for<T>();
   ChannelBlocks blocks_;
+  GramIm2col shape_;
   GramChunks chunks_;
   std::vector<Unit> units_;
 };

@@ -2,79 +2,15 @@
 #pragma once
 
 #include <algorithm>
-#include <map>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
 #include "gram.h"
 #include "gram_jobs.h"
+#include "gram_lane_passes.h"
 
 namespace spade {
-
-// Passes over the runs of a line: where up to kernel-many runs overlap they share the loads of their first factor.
-class LanePasses {
- public:
-  // Cells first.. of an axis; returns the index of the first of their passes.
-  int64_t add(const std::vector<AxisCell>& cells, int64_t first, int64_t most_entries) {
-    const int64_t start = static_cast<int64_t>(passes.size());
-    std::map<int64_t, std::vector<int64_t>> classes;  // cells by residue of their positions
-    for (int64_t i = first; i < static_cast<int64_t>(cells.size()); ++i) {
-      classes[cells[i].range.begin % cells[i].range.step].push_back(i);
-    }
-    for (const auto& [residue, members] : classes) {
-      int64_t longest = 0;
-      for (int64_t i : members) longest = std::max(longest, cells[i].range.count);
-      std::vector<int64_t> together;
-      for (int64_t i : members) {
-        if (2 * cells[i].range.count < longest) {
-          single(cells[i].range, i - first);
-          continue;
-        }
-        together.push_back(i);
-        if (static_cast<int64_t>(together.size()) == most_entries) join(cells, first, together);
-      }
-      join(cells, first, together);
-    }
-    return start;
-  }
-
-  std::vector<GramPass> passes;
-  std::vector<GramEntry> entries;
-
- private:
-  void single(const GramRange& run, int64_t sum) {
-    if (run.count <= 0) return;
-    passes.push_back({run.begin, run.count, run.step, static_cast<int64_t>(entries.size()), 1});
-    entries.push_back({run.shift, sum});
-  }
-
-  void join(const std::vector<AxisCell>& cells, int64_t first, std::vector<int64_t>& members) {
-    if (members.empty()) return;
-    const int64_t step = cells[members[0]].range.step;
-    int64_t begin = cells[members[0]].range.begin;
-    int64_t end = begin + cells[members[0]].range.count * step;
-    for (int64_t i : members) {
-      begin = std::max(begin, cells[i].range.begin);
-      end = std::min(end, cells[i].range.begin + cells[i].range.count * step);
-    }
-    if (begin < end) {
-      passes.push_back({begin, (end - begin) / step, step, static_cast<int64_t>(entries.size()),
-                        static_cast<int64_t>(members.size())});
-      for (int64_t i : members) entries.push_back({cells[i].range.shift, i - first});
-    } else {
-      end = begin;
-    }
-    for (int64_t i : members) {
-      const GramRange& run = cells[i].range;
-      const int64_t run_end = run.begin + run.count * step;
-      const int64_t left = std::min(begin, run_end);
-      single({run.begin, (left - run.begin) / step, step, run.shift}, i - first);
-      const int64_t right = std::max(end, left);
-      single({right, (run_end - right) / step, step, run.shift}, i - first);
-    }
-    members.clear();
-  }
-};
 
 template <class T>
 class LanesJob {
@@ -82,58 +18,57 @@ class LanesJob {
   explicit LanesJob(const GramProblem<T>& problem)
       : p_(problem),
         lanes_(table_.gram_lanes_groups(problem.channels)),
+        unit_groups_(std::min(kBlocks, (problem.groups + lanes_ - 1) / lanes_) * lanes_),
         padded_(table_.gram_lanes_channels(problem.channels)),
         x_cells_(axis_cells(problem.columns)) {
     if (x_cells_.empty()) return;
     const int64_t x_count = static_cast<int64_t>(x_cells_.size());
     for (const AxisCell& cell : x_cells_) from_zero_ += cell.range.shift < 0;
     const int64_t all = passes_.add(x_cells_, 0, kMostEntries);
-    const int64_t all_count = static_cast<int64_t>(passes_.passes.size()) - all;
     const int64_t half = passes_.add(x_cells_, from_zero_, kMostEntries);
-    const int64_t half_count = static_cast<int64_t>(passes_.passes.size()) - half;
+    const int64_t end = static_cast<int64_t>(passes_.passes.size());
     for (AxisCell& cell : axis_cells(p_.rows)) {
-      const int64_t shift = cell.range.shift;
-      if (shift < 0) continue;
-      keys_.push_back({cell.range, shift == 0 ? half : all, shift == 0 ? half_count : all_count, sum_count_});
-      sum_count_ += shift == 0 ? x_count - from_zero_ : x_count;
-      max_line_shift_ = std::max(max_line_shift_, shift);
+      const GramRange& lines = cell.range;
+      if (lines.shift < 0) continue;
+      keys_.push_back(lines.shift == 0 ? GramLaneKey{lines, half, end - half, sum_count_}
+                                       : GramLaneKey{lines, all, half - all, sum_count_});
+      sum_count_ += lines.shift == 0 ? x_count - from_zero_ : x_count;
+      max_line_shift_ = std::max(max_line_shift_, lines.shift);
       y_cells_.push_back(std::move(cell));
     }
-    const int64_t value = padded_ * lanes_ * static_cast<int64_t>(sizeof(T));
-    chunks_ = chunks_of(0, 0, p_.columns.size, kWidth);
-    chunks_.lines = std::clamp<int64_t>(kStripBytes / value / chunks_.width, 1, p_.rows.size);
+    x_partners_ = partners(x_cells_, p_.columns.kernel);
+    y_partners_ = partners(y_cells_, p_.rows.kernel);
+    set_strips();
   }
 
   int64_t units() const {
-    return keys_.empty() ? 0 : p_.samples * unit_blocks();
+    return keys_.empty() ? 0 : p_.samples * units_of_sample();
   }
   int64_t cells(int64_t) const {
     return 1;
   }
   int64_t chunks(int64_t, int64_t) const {
-    return p_.images * chunks_.per_image(p_.rows.size) * chunks_.across();
+    return strips_.count();
   }
   int64_t sums(int64_t) const {
     return largest_sums();
   }
   int64_t largest_sums() const {
-    return sum_count_ * sum_size();
+    return unit_groups_ / lanes_ * block_sums();
   }
   int64_t workspace() const {
     const int64_t halo = x_cells_.back().range.shift - x_cells_.front().range.shift;
-    return table_.gram_lanes_workspace(std::min(p_.rows.size, chunks_.lines + max_line_shift_),
-                                       std::min(p_.columns.size, chunks_.width + halo), p_.channels, sum_count_);
+    return table_.gram_lanes_workspace(strips_.images * std::min(p_.rows.size, strips_.lines + max_line_shift_),
+                                       std::min(p_.columns.size, strips_.width + halo), unit_groups_, p_.channels);
   }
 
-  void accumulate(int64_t unit, int64_t, int64_t first_chunk, int64_t last_chunk, T* sums, T* workspace) const {
-    const int64_t group = unit % unit_blocks() * lanes_;
+  void accumulate(int64_t unit, int64_t, int64_t first_strip, int64_t last_strip, T* sums, T* workspace) const {
+    const int64_t group = unit % units_of_sample() * unit_groups_;
     GramLanesTask<T> task;
     task.source = at_channel(p_.source, group * p_.channels);
-    task.source.data += unit / unit_blocks() * p_.images * task.source.image;
-    task.groups = std::min(lanes_, p_.groups - group);
+    task.source.data += unit / units_of_sample() * p_.images * task.source.image;
+    task.groups = std::min(unit_groups_, p_.groups - group);
     task.channels = p_.channels;
-    task.height = p_.rows.size;
-    task.width = p_.columns.size;
     task.keys = keys_.data();
     task.key_count = static_cast<int64_t>(keys_.size());
     task.passes = passes_.passes.data();
@@ -142,65 +77,109 @@ class LanesJob {
     task.max_line_shift = max_line_shift_;
     task.min_shift = x_cells_.front().range.shift;
     task.max_shift = x_cells_.back().range.shift;
-    task.chunks = chunks_;
-    task.first_chunk = first_chunk;
-    task.last_chunk = last_chunk;
+    task.strips = strips_;
+    task.first_strip = first_strip;
+    task.last_strip = last_strip;
     task.sums = sums;
     task.workspace = workspace;
     table_.gram_lanes(task);
   }
 
   void finish(int64_t unit, int64_t, const T* sums) const {
-    const int64_t group = unit % unit_blocks() * lanes_;
-    const int64_t groups = std::min(lanes_, p_.groups - group);
+    const int64_t first = unit % units_of_sample() * unit_groups_;
+    const int64_t last = std::min(first + unit_groups_, p_.groups);
     const int64_t size = p_.size();
-    T* gram = p_.gram + (unit / unit_blocks() * p_.groups + group) * size * size;
-    for (size_t k = 0; k < keys_.size(); ++k) {
-      const int64_t first = keys_[k].lines.shift == 0 ? from_zero_ : 0;
-      const T* sum = sums + keys_[k].first_sum * sum_size();
-      for (size_t i = first; i < x_cells_.size(); ++i, sum += sum_size()) {
-        for (const TapPair& py : y_cells_[k].pairs) {
-          for (const TapPair& px : x_cells_[i].pairs) {
-            const int64_t row = (py.first * p_.columns.kernel + px.first) * p_.channels;
-            const int64_t col = (py.second * p_.columns.kernel + px.second) * p_.channels;
-            add(gram + row * size + col, sum, groups);
-          }
-        }
-      }
+    T* gram = p_.gram + unit / units_of_sample() * p_.groups * size * size;
+    for (int64_t group = first; group < last; group += lanes_, sums += block_sums()) {
+      finish_block(sums, std::min(lanes_, last - group), gram + group * size * size);
     }
   }
 
  private:
-  static constexpr int64_t kMostEntries = 6;
-  static constexpr int64_t kStripBytes = 512 * 1024;
-  static constexpr int64_t kWidth = 512;
+  // For each tap as the first of a pair: the cells it is in, and its partner there.
+  using Partners = std::vector<std::vector<std::pair<int64_t, int64_t>>>;
 
-  int64_t unit_blocks() const {
-    return (p_.groups + lanes_ - 1) / lanes_;
+  static constexpr int64_t kMostEntries = 6;
+  static constexpr int64_t kBlocks = 2;
+  // A strip is summed in registers before it is added: this bounds the rounding error.
+  static constexpr int64_t kPositions = 1024;
+  static constexpr int64_t kStripBytes = 512 * 1024;
+
+  int64_t units_of_sample() const {
+    return (p_.groups + unit_groups_ - 1) / unit_groups_;
   }
   int64_t sum_size() const {
     return padded_ * padded_ * lanes_;
   }
-  // Adds one sum to the same place of `groups` matrices.
-  void add(T* target, const T* sum, int64_t groups) const {
+  int64_t block_sums() const {
+    return sum_count_ * sum_size();
+  }
+
+  static Partners partners(const std::vector<AxisCell>& cells, int64_t kernel) {
+    Partners found(kernel);
+    for (size_t i = 0; i < cells.size(); ++i) {
+      for (const TapPair& pair : cells[i].pairs) found[pair.first].emplace_back(i, pair.second);
+    }
+    return found;
+  }
+
+  void set_strips() {
+    const int64_t value = padded_ * unit_groups_ * static_cast<int64_t>(sizeof(T));
+    const int64_t positions = std::clamp<int64_t>(kStripBytes / value, 64, kPositions * p_.rows.stride * p_.columns.stride);
+    const int64_t tiles = (p_.columns.size + positions - 1) / positions;
+    const int64_t width = (p_.columns.size + tiles - 1) / tiles;
+    const int64_t lines = std::clamp<int64_t>(positions / width, 1, p_.rows.size);
+    const int64_t images = tiles == 1 && lines == p_.rows.size ? positions / width / lines : 1;
+    strips_ = {p_.images, p_.rows.size, p_.columns.size, std::max<int64_t>(images, 1), lines, width};
+  }
+
+  // Row by row of taps: the sums that belong to a row are collected as they are, groups in lanes, and then spread over the
+  // matrices.
+  void finish_block(const T* sums, int64_t groups, T* gram) const {
     const int64_t size = p_.size();
-    for (int64_t g = 0; g < groups; ++g, target += size * size) {
-      for (int64_t c = 0; c < p_.channels; ++c) {
-        for (int64_t d = 0; d < p_.channels; ++d) target[c * size + d] += sum[(c * padded_ + d) * lanes_ + g];
+    const int64_t taps = p_.rows.kernel * p_.columns.kernel;
+    std::vector<T> row(taps * sum_size());
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      std::fill(row.begin() + tap * sum_size(), row.end(), T(0));
+      for (const auto& [k, second_y] : y_partners_[tap / p_.columns.kernel]) {
+        const int64_t first = y_cells_[k].range.shift == 0 ? from_zero_ : 0;
+        for (const auto& [i, second_x] : x_partners_[tap % p_.columns.kernel]) {
+          if (i < first) continue;
+          const T* sum = sums + (keys_[k].first_sum + i - first) * sum_size();
+          T* target = row.data() + (second_y * p_.columns.kernel + second_x) * sum_size();
+          for (int64_t v = 0; v < sum_size(); ++v) target[v] += sum[v];
+        }
+      }
+      for (int64_t g = 0; g < groups; ++g) spread(row.data() + g, tap, gram + g * size * size);
+    }
+  }
+
+  // Adds the row of one tap to one group's matrix.
+  void spread(const T* row, int64_t tap, T* gram) const {
+    const int64_t size = p_.size();
+    const int64_t taps = p_.rows.kernel * p_.columns.kernel;
+    for (int64_t c = 0; c < p_.channels; ++c) {
+      T* target = gram + (tap * p_.channels + c) * size;
+      for (int64_t other = tap; other < taps; ++other) {
+        const T* sum = row + (other * padded_ + c) * padded_ * lanes_;
+        for (int64_t d = 0; d < p_.channels; ++d) target[other * p_.channels + d] += sum[d * lanes_];
       }
     }
   }
 
   const GramProblem<T>& p_;
   const KernelTable<T>& table_ = kernels_for<T>();
-  int64_t lanes_, padded_;
+  int64_t lanes_;        // groups of a block
+  int64_t unit_groups_;  // of a unit: several blocks, since they are neighbours in channels-last memory
+  int64_t padded_;       // channels of a group
   std::vector<AxisCell> x_cells_, y_cells_;
+  Partners x_partners_, y_partners_;
   int64_t from_zero_ = 0;  // first column cell of shift 0
   LanePasses passes_;
   std::vector<GramLaneKey> keys_;
   int64_t sum_count_ = 0;
   int64_t max_line_shift_ = 0;
-  GramChunks chunks_;
+  GramStrips strips_;
 };
 
 }  // namespace spade

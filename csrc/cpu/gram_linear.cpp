@@ -7,12 +7,14 @@
 namespace spade {
 namespace {
 
+// A sample is one image of a single line.
 template <class T>
-void run(at::Tensor& gram, const at::Tensor& x, int64_t row) {
-  const Axis point{1, 1, 1, 0, 1};
+void run(at::Tensor& gram, const at::Tensor& x) {
   const T* data = x.const_data_ptr<T>();
-  const T* end = data + (x.size(0) * x.size(1) - 1) * row + (x.size(2) - 1) * x.stride(2) + 1;
-  add_gram<T>({gram.mutable_data_ptr<T>(), {data, end, row, 0, 0, x.stride(2)}, x.size(0), x.size(1), 1, x.size(2), point, point});
+  const T* end = data + 1;
+  for (int64_t i = 0; i < 3; ++i) end += (x.size(i) - 1) * x.stride(i);
+  add_gram<T>({gram.mutable_data_ptr<T>(), {data, end, x.stride(0), 0, x.stride(1), x.stride(2)}, x.size(0), 1, 1, x.size(2),
+               Axis{1, 1, 1, 0, 1}, Axis{x.size(1), 1, 1, 0, 1}});
 }
 
 void gram_linear_(at::Tensor& gram, const at::Tensor& x) {
@@ -23,14 +25,10 @@ void gram_linear_(at::Tensor& gram, const at::Tensor& x) {
   check_shape(op, "gram", gram, {x.size(0), x.size(2), x.size(2)});
   TORCH_CHECK_VALUE(gram.is_contiguous(), op, ": gram must be contiguous, got strides ", gram.strides());
   if (x.numel() == 0) return;
-  // The rows of successive samples must be one stride apart, as the rows of a sample are.
-  const bool even = x.size(0) == 1 || x.size(1) == 1 || x.stride(0) == x.size(1) * x.stride(1);
-  const at::Tensor rows = even ? x : x.contiguous();
-  const int64_t row = rows.stride(x.size(1) == 1 ? 0 : 1);
   if (gram.scalar_type() == at::kFloat) {
-    run<float>(gram, rows, row);
+    run<float>(gram, x);
   } else {
-    run<double>(gram, rows, row);
+    run<double>(gram, x);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "workspace.h"
@@ -46,6 +47,7 @@ void run_units(const Job& job) {
 
 struct GramSlice {
   int64_t unit, cell, first_chunk, last_chunk, sums;
+  double start;  // share of the cell's chunks before the first
 };
 
 template <class T, class Job>
@@ -59,12 +61,17 @@ void run_slices(const Job& job, int64_t slices) {
       const int64_t chunks = job.chunks(unit, cell);
       const int64_t parts = std::clamp<int64_t>(chunks / kChunksOfSlice, 1, slices);
       for (int64_t part = 0; part < parts; ++part) {
-        tasks.push_back({unit, cell, chunks * part / parts, chunks * (part + 1) / parts, all_sums});
+        tasks.push_back({unit, cell, chunks * part / parts, chunks * (part + 1) / parts, all_sums,
+                         static_cast<double>(part) / static_cast<double>(parts)});
         all_sums += job.sums(unit);
       }
     }
   }
   first_task.push_back(static_cast<int64_t>(tasks.size()));
+  // Units that read the same part of the input take it one after the other, while it is in the cache.
+  std::vector<int64_t> order(tasks.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return tasks[a].start < tasks[b].start; });
   Workspace<T> sums(all_sums);
   std::vector<std::atomic<int64_t>> unfinished(job.units());
   for (int64_t unit = 0; unit < job.units(); ++unit) unfinished[unit] = first_task[unit + 1] - first_task[unit];
@@ -73,7 +80,7 @@ void run_slices(const Job& job, int64_t slices) {
     Workspace<T> workspace(size);
     std::memset(workspace.data(), 0, size * sizeof(T));
     for (int64_t i = next++; i < static_cast<int64_t>(tasks.size()); i = next++) {
-      const GramSlice& task = tasks[i];
+      const GramSlice& task = tasks[order[i]];
       const int64_t n = job.sums(task.unit);
       T* own = sums.data() + task.sums;
       std::memset(own, 0, n * sizeof(T));

@@ -10,8 +10,8 @@
 namespace spade {
 namespace {
 
-// With J the reversal and J H J = L Lᵀ, U = J L⁻¹ J is upper triangular and UᵀU = H⁻¹: one factorisation and one triangular
-// inverse, where Cholesky, inverse, Cholesky takes twice the work and rounds more.
+// With J the reversal and J H J = L Lᵀ, U = J L⁻¹ J is upper triangular and UᵀU = H⁻¹: one factorisation and one
+// triangular inverse, where Cholesky, inverse, Cholesky takes twice the work and rounds more.
 std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
   check_floating("inverse_cholesky", "hessian", hessian);
   check_dims("inverse_cholesky", "hessian", hessian, 3, "[problems, columns, columns]");

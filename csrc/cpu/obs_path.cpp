@@ -15,7 +15,12 @@ at::Tensor component_major(const at::Tensor& t, int64_t block) {
   const int64_t count = t.size(2) / block;
   if (block == 1) return t.contiguous();
   if (t.size(1) != t.size(2)) return t.unflatten(2, {count, block}).transpose(2, 3).flatten(2).contiguous();
-  return t.unflatten(2, {count, block}).unflatten(1, {count, block}).permute({0, 2, 1, 4, 3}).flatten(3).flatten(1, 2).contiguous();
+  return t.unflatten(2, {count, block})
+      .unflatten(1, {count, block})
+      .permute({0, 2, 1, 4, 3})
+      .flatten(3)
+      .flatten(1, 2)
+      .contiguous();
 }
 
 template <class T>
@@ -62,7 +67,8 @@ std::tuple<at::Tensor, at::Tensor> obs_path(const at::Tensor& weight, const at::
 
 std::tuple<at::Tensor, at::Tensor> nm_path(const at::Tensor& weight, const at::Tensor& hinv, int64_t n, int64_t m) {
   check_problem("nm_path", weight, "hinv", hinv);
-  TORCH_CHECK_VALUE(m >= 1 && weight.size(2) % m == 0, "nm_path: m must divide the ", weight.size(2), " columns, got ", m);
+  TORCH_CHECK_VALUE(m >= 1 && weight.size(2) % m == 0, "nm_path: m must divide the ", weight.size(2), " columns, got ",
+                    m);
   TORCH_CHECK_VALUE(n >= 0 && n <= m, "nm_path: n must lie in 0..m = ", m, ", got ", n);
   return paths(weight, hinv, 1, weight.size(2) / m * n, n, m);
 }

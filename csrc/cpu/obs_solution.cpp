@@ -38,7 +38,8 @@ int64_t solve_rows(at::Tensor& weight, const at::Tensor& hessian, const at::Tens
     for (int64_t row = next++; row < weight.size(0) * rows; row = next++) {
       if (count[row] == 0) continue;
       for (int64_t i = 0; i < count[row]; ++i) {
-        for (int64_t c = 0; c < block; ++c) removed[i * block + c] = static_cast<int32_t>(blocks[row * steps + i] * block + c);
+        for (int64_t c = 0; c < block; ++c)
+          removed[i * block + c] = static_cast<int32_t>(blocks[row * steps + i] * block + c);
       }
       const int64_t offset = row / rows * columns * columns;
       const bool solved = table.obs_solution({columns, count[row] * block, removed.data(), h + offset, inverse + offset,
@@ -59,15 +60,16 @@ void check_order(const at::Tensor& order, const at::Tensor& counts, int64_t bloc
                       " (the length of order), got ", count[row]);
     for (int64_t i = 0; i < count[row]; ++i) {
       const int32_t k = removed[row * steps + i];
-      TORCH_CHECK_VALUE(k >= 0 && k < blocks, "obs_solution: order must hold block indices 0..", blocks - 1, ", got ", k);
+      TORCH_CHECK_VALUE(k >= 0 && k < blocks, "obs_solution: order must hold block indices 0..", blocks - 1, ", got ",
+                        k);
       TORCH_CHECK_VALUE(seen_in[k] != row, "obs_solution: order removes block ", k, " of a row twice");
       seen_in[k] = row;
     }
   }
 }
 
-at::Tensor obs_solution(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& hinv, const at::Tensor& order,
-                        const at::Tensor& counts, int64_t block) {
+at::Tensor obs_solution(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& hinv,
+                        const at::Tensor& order, const at::Tensor& counts, int64_t block) {
   check_problem("obs_solution", weight, "hessian", hessian);
   check_problem("obs_solution", weight, "hinv", hinv);
   check_integer("obs_solution", "order", order);
@@ -87,8 +89,9 @@ at::Tensor obs_solution(const at::Tensor& weight, const at::Tensor& hessian, con
   const int64_t failed = weight.scalar_type() == at::kFloat
                              ? solve_rows<float>(pruned, h, inverse, order32, counts32, block)
                              : solve_rows<double>(pruned, h, inverse, order32, counts32, block);
-  TORCH_CHECK_LINALG(failed < 0, "obs_solution: the Hessian of problem ", failed / weight.size(1), " restricted to the columns of row ",
-                     failed % weight.size(1), " is not positive definite in this precision; increase its damping");
+  TORCH_CHECK_LINALG(failed < 0, "obs_solution: the Hessian of problem ", failed / weight.size(1),
+                     " restricted to the columns of row ", failed % weight.size(1),
+                     " is not positive definite in this precision; increase its damping");
   return pruned;
 }
 

@@ -12,7 +12,8 @@
 namespace spade {
 namespace {
 
-// One problem after the other, the columns behind a panel shared among the threads; or, inside a parallel region, by this thread.
+// One problem after the other, the columns behind a panel shared among the threads; or, inside a parallel region, by
+// this thread.
 template <class T>
 void sweep(const SparseGptTask<T>& task) {
   const KernelTable<T>& table = kernels_for<T>();
@@ -28,8 +29,8 @@ void sweep(const SparseGptTask<T>& task) {
 }
 
 template <class T>
-void run(at::Tensor& transposed, const at::Tensor& factor, const at::Tensor& counts, at::Tensor& losses, int64_t mask_block,
-         int64_t n, int64_t m, bool include_ties) {
+void run(at::Tensor& transposed, const at::Tensor& factor, const at::Tensor& counts, at::Tensor& losses,
+         int64_t mask_block, int64_t n, int64_t m, bool include_ties) {
   const int64_t problems = losses.size(0);
   const int64_t rows = losses.size(1);
   const int64_t columns = factor.size(1);
@@ -42,8 +43,8 @@ void run(at::Tensor& transposed, const at::Tensor& factor, const at::Tensor& cou
   auto solve = [&](int64_t begin, int64_t end) {
     Workspace<T> workspace(table.sparsegpt_workspace(rows, mask_block));
     for (int64_t b = begin; b < end; ++b) {
-      sweep<T>({rows, columns, stride, mask_block, n, m, include_ties, count + b * counts.size(1), u + b * columns * columns,
-                w + b * columns * stride, loss + b * rows, workspace.data()});
+      sweep<T>({rows, columns, stride, mask_block, n, m, include_ties, count + b * counts.size(1),
+                u + b * columns * columns, w + b * columns * stride, loss + b * rows, workspace.data()});
     }
   };
   if (problems >= at::get_num_threads()) {
@@ -53,8 +54,9 @@ void run(at::Tensor& transposed, const at::Tensor& factor, const at::Tensor& cou
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at::Tensor& factor, const at::Tensor& counts,
-                                             int64_t mask_block, int64_t n, int64_t m, bool include_ties) {
+std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at::Tensor& factor,
+                                             const at::Tensor& counts, int64_t mask_block, int64_t n, int64_t m,
+                                             bool include_ties) {
   check_problem("sparsegpt", weight, "factor", factor);
   const int64_t rows = weight.size(1);
   const int64_t columns = weight.size(2);
@@ -81,7 +83,8 @@ std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at:
   at::Tensor losses = at::zeros({weight.size(0), rows}, weight.options());
   if (weight.numel() == 0) return {weight.clone(), losses};
   const bool single = weight.scalar_type() == at::kFloat;
-  const int64_t stride = single ? kernels_for<float>().sparsegpt_stride(rows) : kernels_for<double>().sparsegpt_stride(rows);
+  const int64_t stride =
+      single ? kernels_for<float>().sparsegpt_stride(rows) : kernels_for<double>().sparsegpt_stride(rows);
   at::Tensor transposed = at::zeros({weight.size(0), columns, stride}, weight.options());
   at::Tensor view = transposed.narrow(2, 0, rows);
   view.copy_(weight.transpose(1, 2));

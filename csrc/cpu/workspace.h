@@ -11,10 +11,14 @@ class Workspace {
  public:
   explicit Workspace(int64_t values)
       : data_(static_cast<T*>(::operator new(static_cast<size_t>(values) * sizeof(T), std::align_val_t(64)))) {}
-  ~Workspace() { ::operator delete(data_, std::align_val_t(64)); }
+  ~Workspace() {
+    ::operator delete(data_, std::align_val_t(64));
+  }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-  T* data() { return data_; }
+  T* data() {
+    return data_;
+  }
 
  private:
   T* data_;

@@ -1,5 +1,5 @@
-// Runs every kernel of every instruction set on awkward sizes in exactly sized heap blocks, for AddressSanitizer and UBSan.
-// Exit code 0 and "ok" if nothing was reported and all results are finite.
+// Runs every kernel of every instruction set on awkward sizes in exactly sized heap blocks, for AddressSanitizer and
+// UBSan. Exit code 0 and "ok" if nothing was reported and all results are finite.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -21,8 +21,12 @@ class Block {  // exactly `values` values, 64-byte aligned, so that one value to
   explicit Block(int64_t values) : data_(static_cast<T*>(std::aligned_alloc(64, (values * sizeof(T) + 63) / 64 * 64))) {
     std::memset(data_, 0xff, values * sizeof(T));
   }
-  ~Block() { std::free(data_); }
-  T* data() { return data_; }
+  ~Block() {
+    std::free(data_);
+  }
+  T* data() {
+    return data_;
+  }
 
  private:
   T* data_;
@@ -66,7 +70,8 @@ void paths(const spade::KernelTable<T>& table, int64_t count, int64_t block, int
   std::vector<int32_t> order(steps);
   std::vector<T> losses(steps);
   Block<T> workspace(table.obs_path_workspace(count, block));
-  table.obs_path({count, block, steps, n, m, hinv.data(), weight.data(), order.data(), losses.data(), workspace.data()});
+  table.obs_path(
+      {count, block, steps, n, m, hinv.data(), weight.data(), order.data(), losses.data(), workspace.data()});
   expect_finite(losses, "obs_path");
   std::vector<bool> seen(count);
   for (int32_t k : order) {
@@ -88,14 +93,15 @@ void solutions(const spade::KernelTable<T>& table, int64_t columns, int64_t remo
     for (int64_t i = 0; i < removed; ++i) order[i] = static_cast<int32_t>(i);
   }
   Block<T> workspace(table.obs_solution_workspace(columns, removed));
-  const bool solved =
-      table.obs_solution({columns, removed, order.data(), hessian.data(), hessian.data(), weight.data(), workspace.data()});
+  const bool solved = table.obs_solution(
+      {columns, removed, order.data(), hessian.data(), hessian.data(), weight.data(), workspace.data()});
   if (!solved) std::exit(1);
   expect_finite(weight, "obs_solution");
 }
 
 template <class T>
-void sweeps(const spade::KernelTable<T>& table, int64_t rows, int64_t columns, int64_t mask_block, int64_t n, int64_t m) {
+void sweeps(const spade::KernelTable<T>& table, int64_t rows, int64_t columns, int64_t mask_block, int64_t n,
+            int64_t m) {
   std::vector<T> factor = positive_definite<T>(columns);
   const int64_t stride = table.sparsegpt_stride(rows);
   std::vector<T> weight(columns * stride, T(0));
@@ -109,8 +115,9 @@ void sweeps(const spade::KernelTable<T>& table, int64_t rows, int64_t columns, i
   }
   std::vector<T> losses(rows, T(0));
   Block<T> workspace(table.sparsegpt_workspace(rows, mask_block));
-  const spade::SparseGptTask<T> task = {rows, columns, stride, mask_block, n, m, false, counts.data(), factor.data(),
-                                        weight.data(), losses.data(), workspace.data()};
+  const spade::SparseGptTask<T> task = {
+      rows,          columns,       stride,        mask_block,      n, m, false, counts.data(),
+      factor.data(), weight.data(), losses.data(), workspace.data()};
   for (int64_t begin = 0; begin < columns;) {
     const int64_t end = table.sparsegpt_panel_end(columns, mask_block, begin);
     table.sparsegpt_panel(task, begin, end);

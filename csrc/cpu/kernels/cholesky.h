@@ -34,8 +34,8 @@ inline bool cholesky_upper(T* a, int64_t n, int64_t stride) {
       for (int64_t j = i; j < n; ++j) row[j] *= scale;
     }
     const T* panel = a + p * stride + p + depth;
-    product<-1, true>(
-        depth, panel, stride, panel, stride, a + (p + depth) * (stride + 1), stride, n - p - depth, n - p - depth);
+    product<-1, true>(depth, panel, stride, panel, stride, a + (p + depth) * (stride + 1), stride, n - p - depth,
+                      n - p - depth);
   }
   return true;
 }

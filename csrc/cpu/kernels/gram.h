@@ -1,4 +1,4 @@
-// Sums of channel products over sets of positions, for blocks of channels, in tiles: see gram_task.h for what they mean.
+// Sums of channel products over sets of positions, for blocks of channels: see gram_task.h for what they mean.
 //
 // A chunk of image rows is copied into strips, channels contiguous, that fit the second-level cache together with the sums; all
 // runs then read the same strips, each at its own shift.
@@ -10,11 +10,6 @@
 
 namespace spade {
 namespace SPADE_ISA {
-
-template <class T>
-SPADE_INLINE int64_t strip_stride(int64_t rows, int64_t cols) {
-  return padded_stride<T>(larger(padded_rows<T>(rows), padded_cols<T>(cols)));
-}
 
 // Values of workspace for chunks of `lines` x `width` positions whose runs reach `halo` columns further.
 template <class T>
@@ -72,63 +67,6 @@ inline void gram_product(const GramProductTask<T>& t) {
       walk_product(walk, a + (x - x0) * stride, b + (x + run.shift - b0) * stride, t.sums + r * sum_size, t.rows, t.cols,
                    shared && run.shift == 0);
     }
-  }
-}
-
-// Columns first..first + count of the im2col row of each output position x0..x1 of one line of outputs.
-template <class T>
-inline void pack_im2col_line(const GramSource<T>& s, const GramIm2col& g, int64_t image, int64_t out_y, int64_t x0, int64_t x1,
-                             int64_t first, int64_t count, T* dst, int64_t stride) {
-  for (int64_t column = first; column < first + count;) {
-    const int64_t tap = column / g.channels;
-    const int64_t channel = column % g.channels;
-    const int64_t run = smaller(g.channels - channel, first + count - column);
-    const int64_t y = out_y * g.stride_h - g.padding_h + tap / g.kernel_w * g.dilation_h;
-    const int64_t offset = tap % g.kernel_w * g.dilation_w - g.padding_w;
-    T* out = dst + (column - first);
-    int64_t inside0 = x1;
-    int64_t inside1 = x1;
-    if (y >= 0 && y < g.height) {
-      const int64_t begin = offset < 0 ? (-offset + g.stride_w - 1) / g.stride_w : 0;
-      const int64_t end = g.width > offset ? (g.width - offset + g.stride_w - 1) / g.stride_w : 0;
-      inside0 = smaller(larger(x0, begin), x1);
-      inside1 = larger(smaller(x1, end), inside0);
-    }
-    for (int64_t x = x0; x < inside0; ++x) {
-      for (int64_t c = 0; c < run; ++c) out[(x - x0) * stride + c] = 0;
-    }
-    const T* src = s.data + image * s.image + y * s.line + (inside0 * g.stride_w + offset) * s.column + channel * s.channel;
-    if (inside1 > inside0) {
-      pack_line(src, g.stride_w * s.column, s.channel, inside1 - inside0, run, s.end, out + (inside0 - x0) * stride, stride);
-    }
-    for (int64_t x = inside1; x < x1; ++x) {
-      for (int64_t c = 0; c < run; ++c) out[(x - x0) * stride + c] = 0;
-    }
-    column += run;
-  }
-}
-
-template <class T>
-inline void gram_im2col(const GramIm2colTask<T>& t) {
-  const bool shared = t.first_row == t.first_col;
-  const int64_t stride = strip_stride<T>(t.rows, t.cols);
-  const int64_t across = t.chunks.across();
-  T* b = t.workspace;
-  T* a = shared ? b : b + t.chunks.lines * t.chunks.width * stride;
-  for (int64_t chunk = t.first_chunk; chunk < t.last_chunk; ++chunk) {
-    const int64_t x0 = t.chunks.begin + chunk % across * t.chunks.width;
-    const int64_t x1 = smaller(x0 + t.chunks.width, t.chunks.end);
-    const int64_t line0 = chunk / across * t.chunks.lines;
-    const int64_t line1 = smaller(line0 + t.chunks.lines, t.chunks.line_count);
-    for (int64_t line = line0; line < line1; ++line) {
-      const int64_t image = line / t.shape.out_h;
-      const int64_t y = line % t.shape.out_h;
-      const int64_t at = (line - line0) * (x1 - x0) * stride;
-      pack_im2col_line(t.source, t.shape, image, y, x0, x1, t.first_col, t.cols, b + at, stride);
-      if (!shared) pack_im2col_line(t.source, t.shape, image, y, x0, x1, t.first_row, t.rows, a + at, stride);
-    }
-    const Walk walk = {1, (line1 - line0) * (x1 - x0), 0, stride, 0, stride};
-    walk_product(walk, a, b, t.sums, t.rows, t.cols, shared);
   }
 }
 

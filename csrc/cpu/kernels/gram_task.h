@@ -32,10 +32,6 @@ struct GramChunks {
   int64_t count() const {
     return (line_count + lines - 1) / lines * across();
   }
-  // Chunks of lines of one image, where none may span two.
-  int64_t per_image(int64_t height) const {
-    return (height + lines - 1) / lines;
-  }
 };
 
 // sums[run] += Σ x(p) x(p + shift)ᵀ for each run, over the chunks first_chunk..last_chunk.
@@ -92,23 +88,38 @@ struct GramLaneKey {
   int64_t first_sum;
 };
 
-// Products within groups of few channels, one group a lane, over the chunks first_chunk..last_chunk (of image rows and columns).
+// How a batch is cut into strips: whole images together, or lines x width positions of one image.
+struct GramStrips {
+  int64_t image_count, image_height, image_width;  // the whole
+  int64_t images, lines, width;                    // of a strip
+
+  int64_t across() const {
+    return (image_width + width - 1) / width;
+  }
+  int64_t down() const {
+    return (image_height + lines - 1) / lines;
+  }
+  int64_t count() const {
+    return (image_count + images - 1) / images * down() * across();
+  }
+};
+
+// Products within groups of few channels, one group a lane, over the strips first_strip..last_strip.
 template <class T>
 struct GramLanesTask {
   GramSource<T> source;  // at the first channel of the first group
-  int64_t groups;        // at most gram_lanes_groups
+  int64_t groups;        // in blocks of gram_lanes_groups
   int64_t channels;      // of a group
-  int64_t height, width;
   const GramLaneKey* keys;
   int64_t key_count;
   const GramPass* passes;
   const GramEntry* entries;
-  int64_t sum_count;
+  int64_t sum_count;     // of a block
   int64_t max_line_shift, min_shift, max_shift;
-  GramChunks chunks;
-  int64_t first_chunk, last_chunk;
-  T* sums;  // [sum_count][padded channels][padded channels][groups in lanes]
-  T* workspace;  // gram_lanes_workspace values; those of the running sums must be zero and are so again afterwards
+  GramStrips strips;
+  int64_t first_strip, last_strip;
+  T* sums;       // [block][sum][padded channels][padded channels][groups in lanes]
+  T* workspace;  // gram_lanes_workspace values
 };
 
 }  // namespace spade

@@ -60,6 +60,12 @@ SPADE_INLINE int64_t padded_cols(int64_t cols) {
   return round_up<int64_t>(cols, Tile<T>::cols);
 }
 
+// Values between the positions of a strip from which `rows` or `cols` channels are read in whole tiles.
+template <class T>
+SPADE_INLINE int64_t strip_stride(int64_t rows, int64_t cols) {
+  return padded_stride<T>(larger(padded_rows<T>(rows), padded_cols<T>(cols)));
+}
+
 // sums[rows][cols] += Σ a(p) b(p)ᵀ in whole tiles: strips are read and sums written up to the next multiple of the tile. With
 // `upper`, tiles wholly below the diagonal are left out.
 template <class T>

@@ -1,11 +1,13 @@
-// The pruning path of one row: a pivoted Cholesky factorisation of H⁻¹ whose next pivot is the block with the smallest score.
+// The pruning path of one row: a pivoted Cholesky factorisation of H⁻¹ whose next pivot is the block with the smallest
+// score.
 //
-// The trailing matrix is kept stale. Each pivot row is fetched from it, corrected by the panel of pivot rows taken since
-// (left-looking) and joins the panel; weights and the diagonal blocks, which decide the scores, are always current. When the panel
-// is full, removed rows and columns are dropped and one symmetric update brings the rest up to date. Until the first such flush
-// the trailing matrix is the inverse Hessian that all rows share.
+// The trailing matrix is kept stale. Each pivot row is fetched from it, corrected by the panel of pivot rows taken
+// since (left-looking) and joins the panel; weights and the diagonal blocks, which decide the scores, are always
+// current. When the panel is full, removed rows and columns are dropped and one symmetric update brings the rest up to
+// date. Until the first such flush the trailing matrix is the inverse Hessian that all rows share.
 //
-// Work of a row: C³/3 multiply-adds x 2, nearly all in tile_product. Memory: the upper triangle of a C x C matrix (stored square).
+// Work of a row: C³/3 floating-point operations, nearly all in tile_product. Memory: C² values, of which the upper
+// triangle is used.
 #pragma once
 
 #include "table.h"
@@ -35,16 +37,16 @@ struct ObsPathState {
   const T* matrix;  // stale trailing matrix, upper triangle (all of it while shared)
   int64_t stride;
   bool shared;
-  T* own;           // its storage after the first flush
-  T* panel;         // [panel_rows][panel_stride] scaled pivot rows
-  T* weight;        // [columns]
-  T* diagonal;      // [triangle(block)][diagonal_stride] diagonal blocks, one block per lane
-  T* floor;         // [block][diagonal_stride] least pivot: rounding of the original diagonal
-  T* penalty;       // [diagonal_stride] infinite for blocks that may not be removed (any more)
-  T* coefficient;   // [panel_rows]
-  T* scratch;       // one row, or the factors of one vector of diagonal blocks
-  int32_t* id;      // [count] original block; complemented once it is removed
-  int32_t* runs;    // [2 * count] first and length of the stretches of positions that survive a flush
+  T* own;               // its storage after the first flush
+  T* panel;             // [panel_rows][panel_stride] scaled pivot rows
+  T* weight;            // [columns]
+  T* diagonal;          // [triangle(block)][diagonal_stride] diagonal blocks, one block per lane
+  T* floor;             // [block][diagonal_stride] least pivot: rounding of the original diagonal
+  T* penalty;           // [diagonal_stride] infinite for blocks that may not be removed (any more)
+  T* coefficient;       // [panel_rows]
+  T* scratch;           // one row, or the factors of one vector of diagonal blocks
+  int32_t* id;          // [count] original block; complemented once it is removed
+  int32_t* runs;        // [2 * count] first and length of the stretches of positions that survive a flush
   int32_t* removed_of;  // [count] removals of each group of limit_m blocks
 };
 
@@ -58,7 +60,7 @@ inline int64_t obs_path_scratch(int64_t columns, int64_t block) {
   return larger(padded_stride<T>(columns + Tile<T>::cols), (triangle(block) + 2 * block) * VectorOf<T>::lanes);
 }
 
-// The one place that knows the layout of the workspace: sets the pointers of `s` (base may be null) and returns the size.
+// The layout of the workspace: sets the pointers of `s` (base may be null) and returns the size.
 template <class T>
 inline int64_t obs_path_layout(ObsPathState<T>& s, int64_t count, int64_t block, T* base) {
   const int64_t columns = count * block;
@@ -193,7 +195,8 @@ inline int64_t obs_path_select(const ObsPathState<T>& s, T* least_score) {
   return position;
 }
 
-// Row j of the current trailing matrix, scaled to a Cholesky row, appended to the panel; weights and diagonal blocks follow.
+// Row j of the current trailing matrix, scaled to a Cholesky row, appended to the panel; weights and diagonal blocks
+// follow.
 template <class T>
 inline void obs_path_eliminate(ObsPathState<T>& s, int64_t position, int64_t component) {
   constexpr int lanes = VectorOf<T>::lanes;
@@ -209,7 +212,8 @@ inline void obs_path_eliminate(ObsPathState<T>& s, int64_t position, int64_t com
   subtract_combination(row, s.columns, s.coefficient, s.panel, s.panel_stride, s.panel_size);
 
   const int64_t own_entry = triangle(component) + component;
-  const T pivot = larger(s.diagonal[own_entry * s.diagonal_stride + position], s.floor[component * s.diagonal_stride + position]);
+  const T pivot =
+      larger(s.diagonal[own_entry * s.diagonal_stride + position], s.floor[component * s.diagonal_stride + position]);
   const T scale = T(1) / square_root(pivot);
   const T step = s.weight[j] * scale;
   for (int64_t i = 0; i < padded; i += lanes) {
@@ -228,8 +232,8 @@ inline void obs_path_eliminate(ObsPathState<T>& s, int64_t position, int64_t com
   ++s.panel_size;
 }
 
-// A removed block stays in place until the next flush: weight 0, a unit diagonal, and no chance to be chosen. A group of
-// limit_m blocks that has lost limit_n keeps the others.
+// A removed block stays in place until the next flush: weight 0, a unit diagonal, and no chance to be chosen. A group
+// of limit_m blocks that has lost limit_n keeps the others.
 template <class T>
 inline void obs_path_retire(ObsPathState<T>& s, const ObsPathTask<T>& task, int64_t position) {
   for (int64_t a = 0, entry = 0; a < s.block; ++a) {
@@ -241,7 +245,8 @@ inline void obs_path_retire(ObsPathState<T>& s, const ObsPathTask<T>& task, int6
   if (task.limit_m > 0) {
     const int64_t group = s.id[position] / task.limit_m;
     if (++s.removed_of[group] == task.limit_n) {
-      for (int64_t k = larger<int64_t>(0, position - task.limit_m); k < smaller(s.count, position + task.limit_m); ++k) {
+      for (int64_t k = larger<int64_t>(0, position - task.limit_m); k < smaller(s.count, position + task.limit_m);
+           ++k) {
         if (s.id[k] >= 0 && s.id[k] / task.limit_m == group) s.penalty[k] = never;
       }
     }
@@ -267,7 +272,8 @@ inline int64_t find_runs(ObsPathState<T>& s) {
   return found;
 }
 
-// Copies what is left of in[0..limit) to out, whole vectors at a time; out needs room for one more vector. Returns the length.
+// Copies what is left of in[0..limit) to out, whole vectors at a time; out needs room for one more vector. Returns the
+// length.
 template <class T>
 inline int64_t gather(const int32_t* runs, int64_t run_count, const T* in, int64_t limit, T* out) {
   constexpr int lanes = VectorOf<T>::lanes;
@@ -285,8 +291,8 @@ inline int64_t gather(const int32_t* runs, int64_t run_count, const T* in, int64
 
 // The same for `components` stretches of `count` values, as a row of the trailing matrix has them.
 template <class T>
-inline void gather_components(
-    const ObsPathState<T>& s, int64_t run_count, const T* in, int64_t first_component, int64_t left, T* out) {
+inline void gather_components(const ObsPathState<T>& s, int64_t run_count, const T* in, int64_t first_component,
+                              int64_t left, T* out) {
   for (int64_t c = first_component; c < s.block; ++c) {
     gather(s.runs, run_count, in + c * s.count, s.columns - c * s.count, out + c * left);
   }
@@ -297,8 +303,8 @@ SPADE_INLINE void copy_row(const T* in, int64_t n, T* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = in[i];
 }
 
-// Drops the removed rows and columns and applies the panel to what is left: strips of rows are moved to their new place and
-// updated while they are in cache. New rows never start behind old ones, so the matrix is compacted in place.
+// Drops the removed rows and columns and applies the panel to what is left: strips of rows are moved to their new place
+// and updated while they are in cache. New rows never start behind old ones, so the matrix is compacted in place.
 template <class T>
 inline void obs_path_flush(ObsPathState<T>& s) {
   const int64_t run_count = find_runs(s);
@@ -330,8 +336,8 @@ inline void obs_path_flush(ObsPathState<T>& s) {
       }
     }
     for (int64_t j = i / Tile<T>::cols * Tile<T>::cols; j < columns; j += Tile<T>::cols) {
-      tile_product<-1>(
-          s.panel_size, s.panel + i, s.panel_stride, s.panel + j, s.panel_stride, s.own + i * stride + j, stride);
+      tile_product<-1>(s.panel_size, s.panel + i, s.panel_stride, s.panel + j, s.panel_stride, s.own + i * stride + j,
+                       stride);
     }
   }
 

@@ -1,4 +1,5 @@
-// The optimal weights of one row after a set P of columns is removed and K is kept, in closed form, from the smaller system:
+// The optimal weights of one row after a set P of columns is removed and K is kept, in closed form, from the smaller
+// system:
 //   w_K + (H_KK)⁻¹ H_KP w_P   or   w − H⁻¹_{:P} (H⁻¹_PP)⁻¹ w_P.
 #pragma once
 
@@ -10,10 +11,10 @@ namespace SPADE_ISA {
 
 template <class T>
 struct ObsSolutionBuffers {
-  T* system;      // the smaller system
-  T* right;       // [columns] its right side, then its solution
-  T* removed;     // [columns] the removed weights, 0 elsewhere
-  int32_t* index; // [columns] the columns of the smaller system
+  T* system;       // the smaller system
+  T* right;        // [columns] its right side, then its solution
+  T* removed;      // [columns] the removed weights, 0 elsewhere
+  int32_t* index;  // [columns] the columns of the smaller system
 };
 
 template <class T>

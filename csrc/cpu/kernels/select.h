@@ -1,4 +1,5 @@
-// The k-th smallest of n non-negative numbers, by their bits: radix selection, so ties and adversarial orders cost nothing extra.
+// The k-th smallest of n non-negative numbers, by their bits: radix selection, so ties and adversarial orders cost
+// nothing extra.
 #pragma once
 
 #include "simd.h"

@@ -1,8 +1,8 @@
 // Fixed-width vectors and the register tile, for the instruction set of the including translation unit.
 //
-// Each file in cpu/isa/ sets SPADE_ISA (a namespace) and SPADE_VEC_BYTES, turns the compiler to that instruction set, and
-// includes the kernels. Everything lives in namespace spade::SPADE_ISA and nothing here calls the standard library, so no
-// inline function built for wide vectors can be picked by the linker for an older processor.
+// Each file in cpu/isa/ sets SPADE_ISA (a namespace) and SPADE_VEC_BYTES, turns the compiler to that instruction set,
+// and includes the kernels. Everything lives in namespace spade::SPADE_ISA and nothing here calls the standard library,
+// so no inline function built for wide vectors can be picked by the linker for an older processor.
 #pragma once
 
 #include <stdint.h>
@@ -73,8 +73,8 @@ SPADE_INLINE double square_root(double x) {
   return __builtin_sqrt(x);
 }
 
-// The register tile of a matrix product: `rows` broadcast values times `vectors` vectors. 24 accumulators of the 32 registers
-// of AVX-512, 12 of the 16 of AVX2 and SSE.
+// The register tile of a matrix product: `rows` broadcast values times `vectors` vectors. 24 accumulators of the 32
+// registers of AVX-512, 12 of the 16 of AVX2 and SSE.
 template <class T>
 struct Tile {
   static constexpr int rows = SPADE_VEC_BYTES == 64 ? 12 : 6;

@@ -1,8 +1,9 @@
 // SparseGPT with its mask block and its update block told apart.
 //
-// The sweep goes by panels of about 128 columns. Inside a panel a mask block is brought up to date when the sweep reaches it, then
-// masked, then walked column by column; the columns behind the panel get its errors in one matrix product. Work: R·C² multiply-adds,
-// nearly all in that product. Weights are stored transposed, so that a column is a vector.
+// The sweep goes by panels of about 128 columns. Inside a panel a mask block is brought up to date when the sweep
+// reaches it, then masked, then walked column by column; the columns behind the panel get its errors in one matrix
+// product. Work: R·C² multiply-adds, nearly all in that product. Weights are stored transposed, so that a column is a
+// vector.
 #pragma once
 
 #include "select.h"
@@ -26,11 +27,11 @@ inline int64_t sparsegpt_panel_end(int64_t columns, int64_t mask_block, int64_t 
 
 template <class T>
 struct SparseGptBuffers {
-  T* error;          // [kSweepPanel][stride] errors of the panel's columns, each divided by its factor's diagonal
-  T* scores;         // [mask_block][rows]
-  T* candidates;     // [mask_block][rows]
-  uint8_t* mask;     // [mask_block][rows] 1: removed
-  T* coefficient;    // [kSweepPanel]
+  T* error;        // [kSweepPanel][stride] errors of the panel's columns, each divided by its factor's diagonal
+  T* scores;       // [mask_block][rows]
+  T* candidates;   // [mask_block][rows]
+  uint8_t* mask;   // [mask_block][rows] 1: removed
+  T* coefficient;  // [kSweepPanel]
 };
 
 template <class T>
@@ -147,8 +148,8 @@ void sparsegpt_panel(const SparseGptTask<T>& task, int64_t begin, int64_t end) {
 // Applies the errors of the panel [begin, end) to columns [first, last) behind it. `packed` has room for
 // kSweepPanel * padded_stride(last - first + Tile::rows) values.
 template <class T>
-void sparsegpt_trailing(
-    const SparseGptTask<T>& task, int64_t begin, int64_t end, int64_t first, int64_t last, T* packed) {
+void sparsegpt_trailing(const SparseGptTask<T>& task, int64_t begin, int64_t end, int64_t first, int64_t last,
+                        T* packed) {
   SparseGptBuffers<T> s;
   sparsegpt_layout(s, task.rows, task.mask_block, task.workspace);
   const int64_t width = last - first;
@@ -159,9 +160,8 @@ void sparsegpt_trailing(
     for (int64_t i = 0; i < width; ++i) row[i] = factor[i];
     for (int64_t i = width; i < stride; ++i) row[i] = T(0);
   }
-  product<-1, false>(
-      end - begin, packed, stride, s.error, task.stride, task.weight + first * task.stride, task.stride, width,
-      round_up<int64_t>(task.rows, Tile<T>::cols));
+  product<-1, false>(end - begin, packed, stride, s.error, task.stride, task.weight + first * task.stride, task.stride,
+                     width, round_up<int64_t>(task.rows, Tile<T>::cols));
 }
 
 template <class T>

@@ -1,4 +1,5 @@
-// The kernels of one instruction set as a table of functions, and the parameters they take. No torch, no standard library.
+// The kernels of one instruction set as a table of functions, and the parameters they take. No torch, no standard
+// library.
 #pragma once
 
 #include <stdint.h>
@@ -7,20 +8,20 @@
 
 namespace spade {
 
-// One row of weights along its pruning path. Columns are grouped in `count` blocks of `block`; column c of block k is stored at
-// index c * count + k ("component-major"), in hinv, diagonal and weight alike.
+// One row of weights along its pruning path. Columns are grouped in `count` blocks of `block`; column c of block k is
+// stored at index c * count + k ("component-major"), in hinv, diagonal and weight alike.
 template <class T>
 struct ObsPathTask {
-  int64_t count;       // blocks of the row
-  int64_t block;       // columns of a block
-  int64_t steps;       // blocks to remove
-  int64_t limit_n;     // n:m limit: at most limit_n of limit_m neighbouring blocks go; limit_m = 0: no limit
+  int64_t count;    // blocks of the row
+  int64_t block;    // columns of a block
+  int64_t steps;    // blocks to remove
+  int64_t limit_n;  // n:m limit: at most limit_n of limit_m neighbouring blocks go; limit_m = 0: no limit
   int64_t limit_m;
-  const T* hinv;       // [count * block][count * block] inverse Hessian, shared by the rows of a problem
-  const T* weight;     // [count * block]
-  int32_t* order;      // [steps] out: blocks in order of removal
-  T* losses;           // [steps] out: half the score of each removal
-  T* workspace;        // obs_path_workspace(count, block) values, 64-byte aligned
+  const T* hinv;    // [count * block][count * block] inverse Hessian, shared by the rows of a problem
+  const T* weight;  // [count * block]
+  int32_t* order;   // [steps] out: blocks in order of removal
+  T* losses;        // [steps] out: half the score of each removal
+  T* workspace;     // obs_path_workspace(count, block) values, 64-byte aligned
 };
 
 // The weights of one row after its first `removed` columns in `order` are gone, in natural column order.
@@ -28,11 +29,11 @@ template <class T>
 struct ObsSolutionTask {
   int64_t columns;
   int64_t removed;
-  const int32_t* order;   // [removed] columns
-  const T* hessian;       // [columns][columns]
-  const T* hinv;          // [columns][columns]
-  T* weight;              // [columns] in: dense, out: pruned
-  T* workspace;           // obs_solution_workspace(columns, removed) values, 64-byte aligned
+  const int32_t* order;  // [removed] columns
+  const T* hessian;      // [columns][columns]
+  const T* hinv;         // [columns][columns]
+  T* weight;             // [columns] in: dense, out: pruned
+  T* workspace;          // obs_solution_workspace(columns, removed) values, 64-byte aligned
 };
 
 // SparseGPT on one problem. Weights are stored transposed so that a column is contiguous.
@@ -40,9 +41,9 @@ template <class T>
 struct SparseGptTask {
   int64_t rows;
   int64_t columns;
-  int64_t stride;         // of a column: sparsegpt_stride(rows); what is behind the rows must be 0
+  int64_t stride;  // of a column: sparsegpt_stride(rows); what is behind the rows must be 0
   int64_t mask_block;
-  int64_t n, m;           // n:m mode when m > 0
+  int64_t n, m;  // n:m mode when m > 0
   bool include_ties;
   const int64_t* counts;  // [ceil(columns / mask_block)] weights to remove
   const T* factor;        // [columns][columns] upper factor of the inverse Hessian
@@ -62,15 +63,17 @@ struct KernelTable {
   int64_t (*sparsegpt_workspace)(int64_t rows, int64_t mask_block);
   void (*sparsegpt_panel)(const SparseGptTask<T>&, int64_t begin, int64_t end);
   int64_t (*sparsegpt_trailing_workspace)(int64_t width);
-  void (*sparsegpt_trailing)(const SparseGptTask<T>&, int64_t begin, int64_t end, int64_t first, int64_t last, T* packed);
+  void (*sparsegpt_trailing)(const SparseGptTask<T>&, int64_t begin, int64_t end, int64_t first, int64_t last,
+                             T* packed);
   int64_t lanes, tile_rows, tile_cols;  // of a vector and of the register tile
   int64_t (*gram_product_workspace)(int64_t lines, int64_t width, int64_t halo, int64_t rows, int64_t cols);
   void (*gram_product)(const GramProductTask<T>&);
+  int64_t (*gram_im2col_workspace)(const GramIm2col& shape, const GramChunks& chunks, int64_t rows, int64_t cols);
   void (*gram_im2col)(const GramIm2colTask<T>&);
   void (*gram_add)(T* target, int64_t stride, const T* sums, int64_t rows, int64_t cols, bool upper);
   int64_t (*gram_lanes_groups)(int64_t channels);
   int64_t (*gram_lanes_channels)(int64_t channels);
-  int64_t (*gram_lanes_workspace)(int64_t lines, int64_t width, int64_t channels, int64_t sums);
+  int64_t (*gram_lanes_workspace)(int64_t lines, int64_t width, int64_t groups, int64_t channels);
   void (*gram_lanes)(const GramLanesTask<T>&);
 };
 

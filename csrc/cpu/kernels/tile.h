@@ -45,8 +45,8 @@ SPADE_INLINE void tile_product(int64_t depth, const T* a, int64_t lda, const T* 
 
 // The same for the leading `rows` x `cols` part of a tile; operands may be read to the full tile, c may not.
 template <int Sign, class T>
-inline void partial_tile_product(
-    int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc, int64_t rows, int64_t cols) {
+inline void partial_tile_product(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
+                                 int64_t rows, int64_t cols) {
   T tile[Tile<T>::rows * Tile<T>::cols] = {};
   tile_product<Sign>(depth, a, lda, b, ldb, tile, Tile<T>::cols);
   for (int64_t i = 0; i < rows; ++i) {
@@ -54,11 +54,11 @@ inline void partial_tile_product(
   }
 }
 
-// c[rows x cols] += Sign * Aᵀ B. With Upper, tiles that lie wholly below the diagonal of c are left out; those on it are
-// computed whole. Operands must be readable up to the next multiple of the tile in both directions.
+// c[rows x cols] += Sign * Aᵀ B. With Upper, tiles that lie wholly below the diagonal of c are left out; those on it
+// are computed whole. Operands must be readable up to the next multiple of the tile in both directions.
 template <int Sign, bool Upper, class T>
-inline void product(
-    int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc, int64_t rows, int64_t cols) {
+inline void product(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc, int64_t rows,
+                    int64_t cols) {
   for (int64_t i = 0; i < rows; i += Tile<T>::rows) {
     const int64_t height = smaller<int64_t>(Tile<T>::rows, rows - i);
     for (int64_t j = Upper ? i / Tile<T>::cols * Tile<T>::cols : 0; j < cols; j += Tile<T>::cols) {

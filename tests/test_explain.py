@@ -1,0 +1,404 @@
+"""Networks by name, pictures, the explanation as a whole, the command line and the doctor."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("captum")
+pytest.importorskip("matplotlib")
+pytest.importorskip("typer")
+Image = pytest.importorskip("PIL.Image")
+
+from captum.attr import DeepLift, GuidedBackprop, Saliency  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from spade_fast import doctor, ops  # noqa: E402
+from spade_fast import explain as explaining  # noqa: E402
+from spade_fast.cli import app  # noqa: E402
+from spade_fast.explain import Settings, explain  # noqa: E402
+from spade_fast.methods import METHODS, Question, attribution_map, last_feature_layer  # noqa: E402
+from spade_fast.models import LoadedModel, demo_photo, load_model  # noqa: E402
+from spade_fast.overlay import Column, draw, normalise, overlay  # noqa: E402
+from spade_fast.prepare import prepare_for_attribution  # noqa: E402
+from spade_fast.trace import Trace  # noqa: E402
+
+HAS_DEMO = all(importlib.util.find_spec(name) for name in ("efficientnet_lite_pytorch", "foolbox"))
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
+needs_demo = pytest.mark.skipif(not HAS_DEMO, reason="packages of the extra 'demo' are not installed")
+
+SMALL_NETWORK = """
+import torch
+from spade_fast.models import LoadedModel
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.ReLU(),
+        torch.nn.Conv2d(12, 12, 3, padding=1, stride=2), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(12, 4),
+    )
+
+def loaded():
+    return LoadedModel("small", network(), (0.5,) * 3, (0.25,) * 3, 20, 16, class_names=("ant", "bee", "cat", "dog"))
+
+def maps():
+    return LoadedModel("maps", torch.nn.Conv2d(3, 4, 3), resize=20, crop=16)
+
+number = 3
+def text():
+    return "network"
+"""
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    (tmp_path / "small_network.py").write_text(SMALL_NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "small_network", raising=False)
+    return "small_network:loaded"
+
+
+# Networks by name
+
+
+def test_callables(small):
+    loaded = load_model(small)
+    assert not loaded.module.training and loaded.class_name(2) == "cat" and loaded.class_name(9) == "class 9"
+    plain = load_model("small_network:network")
+    assert isinstance(plain.module, nn.Module) and (plain.resize, plain.crop) == (256, 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("resnet", ValueError, "allowed are 'demo'"),
+        ("", ValueError, "unknown model"),
+        ("torchvision:", ValueError, "unknown model"),
+        ("no_such_module:f", ValueError, "no_such_module"),
+        ("small_network:absent", ValueError, "absent"),
+        ("small_network:number", TypeError, "number"),
+        ("small_network:text", TypeError, "got str"),
+    ],
+)
+def test_unknown_models(small, name, error, message):
+    with pytest.raises(error, match=message):
+        load_model(name)
+
+
+def test_torchvision_networks(tmp_path):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    module = models.resnet18(weights=None)
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    loaded = load_model(f"torchvision:resnet18:{tmp_path / 'weights.pth'}")
+    assert torch.equal(loaded.module.fc.weight, module.fc.weight) and not loaded.module.training
+    assert load_model("torchvision:squeezenet1_1:none").class_name(207) != "class 207"
+    with pytest.raises(ValueError, match="no classifier 'resnet1'"):
+        load_model("torchvision:resnet1")
+    with pytest.raises(ValueError, match="IMAGENET1K_V1"):
+        load_model("torchvision:resnet18:IMAGENET")
+    with pytest.raises(FileNotFoundError):
+        load_model("torchvision:resnet18:absent.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for file in ("text.pth", "weights.pth"):
+        with pytest.raises(ValueError, match=rf"{file} holds no weights of SqueezeNet"):
+            load_model(f"torchvision:squeezenet1_1:{tmp_path / file}")
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch):
+    models = pytest.importorskip("torchvision.models")
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(models, "get_model", offline)
+    with pytest.raises(OSError, match=r"resnet18 \(no network\): give a file"):
+        load_model("torchvision:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("demo", "efficientnet_lite_pytorch", "demo"), ("torchvision:resnet18", "torchvision", "image")],
+)
+def test_missing_packages_name_their_extra(monkeypatch, name, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}.*spade_fast\[{extra}\]"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_preprocessing(photo, mode):
+    loaded = LoadedModel("x", nn.Identity(), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), 20, 16)
+    image, pixels = loaded.preprocess(Image.open(photo).convert(mode))
+    assert image.shape == (1, 3, 16, 16) and image.dtype == torch.float32 and pixels.dtype == np.uint8
+    resized = Image.open(photo).convert(mode).convert("RGB").resize((27, 20), Image.Resampling.BILINEAR)
+    assert np.array_equal(pixels, np.array(resized)[2:18, 5:21])
+    colours = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    for channel, (mean, std) in enumerate(zip(loaded.mean, loaded.std, strict=True)):
+        assert torch.allclose(image[0, channel], (colours[channel] - mean) / std, atol=1e-6)
+
+
+# Pictures
+
+
+def test_normalise():
+    values = np.arange(1000.0).reshape(20, 50)
+    values[0, 0] = 1e6
+    scaled = normalise(values)
+    assert scaled.min() >= 0 and scaled.max() == 1 and np.isclose(scaled[10, 0], 500 / np.percentile(values, 99.5))
+    single = np.zeros((20, 20))
+    single[3, 3] = 2.0
+    assert normalise(single)[3, 3] == 1
+    assert not normalise(np.zeros((3, 3))).any() and not normalise(-np.ones((3, 3))).any()
+    for bad in (np.full((3, 3), np.nan), np.zeros((3, 3, 3))):
+        with pytest.raises(ValueError, match="attribution map"):
+            normalise(bad)
+
+
+def test_overlay():
+    photo = np.full((8, 8, 3), 200, dtype=np.uint8)
+    heat = np.zeros((8, 8))
+    heat[2, 5] = 1
+    picture = overlay(photo, heat)
+    assert picture.shape == (8, 8, 3) and picture.min() >= 0 and picture.max() <= 1
+    assert np.allclose(picture[0, 0], picture[7, 7]) and picture[2, 5].mean() > 0.8
+    assert np.ptp(picture[0, 0]) < 1e-6, "the photo is grey"
+    coarse = overlay(photo, np.eye(2))
+    assert coarse[0, 0].mean() > coarse[0, 7].mean()
+
+
+def test_draw(tmp_path):
+    photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    maps = [np.random.default_rng(1).random((16, 16)) for _ in range(2)]
+    columns = [Column("Dense", ["cat 90%"], maps), Column("SPADE", ["dog 40%", "(cat 30%)"], maps)]
+    draw(tmp_path / "two.png", photo, columns, ["Saliency", "Grad-CAM"], "Why?", "Because")
+    draw(tmp_path / "one.png", photo, columns, ["Saliency"], "Why?")
+    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
+        assert two.format == "PNG" and two.width == one.width > 1000 and two.height > one.height + 300
+        assert np.array(two.convert("L")).std() > 20
+
+
+# Methods
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_give_one_map(small, photo, name):
+    loaded = load_model(small)
+    model = prepare_for_attribution(loaded.module)
+    image, _ = loaded.preprocess(Image.open(photo))
+    layer = last_feature_layer(model, image)
+    assert layer is model[3]
+    question = Question(model, image, 1, torch.full((1, 3, 1, 1), -2.0), layer)
+    found = attribution_map(name, question)
+    assert found.shape == (16, 16) and found.min() >= 0 and found.isfinite().all()
+    if name == "saliency":
+        expected = Saliency(model).attribute(image, target=1).sum(1)[0]
+        assert torch.allclose(found, expected)
+
+
+def test_no_feature_layer():
+    with pytest.raises(ValueError, match="Grad-CAM"):
+        last_feature_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2))
+
+
+# The whole explanation
+
+
+def run(small, photo, out, **changes):
+    settings = {"solvers": ("exact", "sparsegpt"), "methods": ("saliency", "gradcam"), "augmentations": 6}
+    return explain(Settings(photo, small, **{**settings, **changes}), out)
+
+
+def test_results(small, photo, tmp_path):
+    out = tmp_path / "new" / "folder"
+    stages = []
+    settings = Settings(photo, small, methods=("saliency", "guided-gradcam"), augmentations=6, sparsity=0.5)
+    explanation = explain(settings, out, lambda *progress: stages.append(progress))
+    names = ["guided-gradcam.png", "overview.png", "report.json", "saliency.png"]
+    names += ["trace-exact.safetensors", "trace-sparsegpt.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert explanation.files == [out / name for name in names]
+
+    report = json.loads((out / "report.json").read_text())
+    assert report == json.loads(json.dumps(explanation.report))
+    assert set(report["predictions"]) == {"dense", "exact", "sparsegpt"}
+    loaded = load_model(small)
+    image, _ = loaded.preprocess(Image.open(photo))
+    for solver in ("exact", "sparsegpt"):
+        made = Trace.load(out / f"trace-{solver}.safetensors")
+        assert abs(made.sparsity - 0.5) < 0.01 and made.header["seed"] == 0 and made.sample_id == "photo.png"
+        with made.applied(loaded.module), torch.no_grad():
+            scores = loaded.module(image).softmax(1)[0]
+        best = report["predictions"][solver]["top"][0]
+        assert best["class"] == int(scores.argmax()) and abs(best["probability"] - float(scores.max())) < 1e-6
+        assert best["name"] == loaded.class_name(best["class"])
+        assert [layer["name"] for layer in report["traces"][solver]["layers"]] == ["2"], "only the wide layer"
+    assert "SPADE: solve" in report["seconds"] and "FastSPADE: attribution" in report["seconds"]
+    assert report["versions"]["torch"] == torch.__version__
+    assert {stage for stage, *_ in stages} >= {"Dense: attribution", "SPADE: calibrate", "FastSPADE: solve"}
+    assert all(0 <= done <= total for _, done, total in stages)
+
+
+def test_same_seed_same_report(small, photo, tmp_path):
+    first = run(small, photo, tmp_path / "a").report
+    second = run(small, photo, tmp_path / "b").report
+    assert first["predictions"] == second["predictions"]
+    assert (tmp_path / "a/saliency.png").read_bytes() == (tmp_path / "b/saliency.png").read_bytes()
+
+
+def test_target_and_layers(small, photo, tmp_path):
+    report = run(small, photo, tmp_path / "out", target=3, layers=["6"], solvers=("sparsegpt",)).report
+    assert report["predictions"]["dense"]["target"]["name"] == "dog"
+    assert [layer["name"] for layer in report["traces"]["sparsegpt"]["layers"]] == ["6"]
+
+
+def test_failure_leaves_the_folder_as_it_was(small, photo, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(explaining, "draw", fail)
+    with pytest.raises(ValueError, match="no ink"):
+        run(small, photo, tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "report.json").write_text("mine")
+    with pytest.raises(ValueError, match="no ink"):
+        run(small, photo, old)
+    assert [path.name for path in old.iterdir()] == ["report.json"] and (old / "report.json").read_text() == "mine"
+
+
+# Command line
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_command_writes_and_prints_paths(small, photo, tmp_path):
+    arguments = ["--model", small, "--methods", "saliency", "--augmentations", 4, "--out", tmp_path / "out"]
+    result = invoke("explain", photo, *arguments, "--solver", "sparsegpt", "--sparsity", 0.5)
+    assert result.exit_code == 0, result.output
+    assert "seconds by stage" in result.output and "FastSPADE: solve" in result.output
+    for path in (tmp_path / "out").iterdir():
+        assert str(path) in result.output
+    assert (tmp_path / "out" / "saliency.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"IMAGE": "absent.jpg"}, "no such image file: absent.jpg"),
+        ({"IMAGE": "small_network.py"}, "not an image"),
+        ({"IMAGE": "cut.png"}, "not an image file, or a damaged one"),
+        ({"--methods": "saliency,magic"}, "unknown method 'magic'"),
+        ({"--methods": ""}, "method"),
+        ({"--model": "magic"}, "unknown model 'magic'"),
+        ({"--model": "small_network:maps"}, "one row of logits"),
+        ({"--solver": "magic"}, "unknown solver 'magic'"),
+        ({"--sparsity": "1.5"}, "sparsity must lie between 0 and 1"),
+        ({"--sparsity": "nan"}, "sparsity must lie between 0 and 1"),
+        ({"--augmentations": "0"}, "augmentations must be at least 1"),
+        ({"--layers": "body.*"}, "body."),
+        ({"--target": "4"}, "target must be a class between 0 and 3"),
+        ({"--out": "photo.png/out"}, "cannot write into the output folder"),
+        ({"--out": "/proc/out"}, "cannot write into the output folder"),
+    ],
+)
+def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:500])
+    before = sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__")
+    options = {"--model": small, "--methods": "saliency", "--augmentations": "4", "--out": "out", **changes}
+    image = options.pop("IMAGE", "photo.png")
+    result = invoke("explain", image, *(part for option in options.items() for part in option))
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and message in errors[0] and result.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == before
+
+
+def test_errors_and_warnings_keep_their_brackets(small, photo, tmp_path, monkeypatch):
+    options = ["--model", small, "--methods", "saliency", "--augmentations", 2, "--out", tmp_path / "out"]
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    result = invoke("explain", photo, *options, "--model", "demo")
+    assert result.exit_code == 2 and "pip install 'spade_fast[demo]'" in result.stderr
+
+    def untraceable(model, *_):
+        warnings.warn("careful [x]", stacklevel=1)
+        return model
+
+    monkeypatch.setattr(explaining, "prepare_for_attribution", untraceable)
+    result = invoke("explain", photo, *options)
+    assert result.exit_code == 0 and result.stderr.count("warning: careful [x]") == 1
+
+
+def test_help_and_lists():
+    for arguments in (["--help"], ["explain", "--help"], ["doctor", "--help"]):
+        assert invoke(*arguments).exit_code == 0
+    assert invoke("explain", "x", "--methods", "list").output.split() == list(METHODS)
+
+
+def test_doctor(monkeypatch):
+    result = invoke("doctor")
+    assert result.exit_code == 0 and torch.__version__ in result.output and ops.simd_level() in result.output
+    for op in ("gram_linear_", "gram_conv2d_", "inverse_cholesky", "obs_path", "nm_path", "obs_solution", "sparsegpt"):
+        assert op in result.output
+    right = ops.sparsegpt
+
+    def wrong(*arguments):
+        weight, losses = right(*arguments)
+        return weight * 1.01, losses
+
+    monkeypatch.setattr(ops, "sparsegpt", wrong)
+    assert [check.op for check in doctor.check_ops() if not check.passed] == ["sparsegpt"]
+    result = invoke("doctor")
+    assert result.exit_code == 1 and "FAILED" in result.output
+
+
+# The demo network
+
+
+@needs_demo
+@pytest.mark.filterwarnings("ignore")
+def test_demo_network_prepared():
+    loaded = load_model("demo")
+    prepared = prepare_for_attribution(loaded.module)
+    image, pixels = loaded.preprocess(Image.open(demo_photo()))
+    assert torch.allclose(image[0], (torch.from_numpy(pixels).permute(2, 0, 1) - 127.0) / 128, atol=1e-6)
+    with torch.no_grad():
+        logits = loaded.module(image)
+        assert torch.equal(prepared(image), logits)
+    assert int(logits.argmax()) == 243
+    guided = GuidedBackprop(prepared).attribute(image, target=243)
+    plain = Saliency(prepared).attribute(image, target=243, abs=False)
+    assert guided.isfinite().all() and not torch.allclose(guided, plain)
+    black = torch.full_like(image, -127 / 128)
+    _, delta = DeepLift(prepared).attribute(image, black, target=243, return_convergence_delta=True)
+    assert delta.abs() < 0.01 * logits.abs().max()
+
+
+@needs_demo
+def test_demo_explained(tmp_path):
+    settings = Settings(demo_photo(), solvers=("sparsegpt",), methods=("saliency", "guided-gradcam"), augmentations=12)
+    explanation = explain(settings, tmp_path / "out")
+    predictions = explanation.report["predictions"]
+    assert predictions["dense"]["top"][0]["class"] == predictions["sparsegpt"]["top"][0]["class"] == 243
+    with Image.open(tmp_path / "out" / "overview.png") as picture:
+        assert picture.width > 1000
