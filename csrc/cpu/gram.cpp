@@ -35,10 +35,11 @@ Method choose(const GramProblem<T>& p) {
   const std::vector<AxisCell> x = axis_cells(p.columns);
   const double pairs_level = static_cast<double>(covered(y, 0) - covered(y, 1));
   const double symmetric = pairs_level * static_cast<double>(covered(x, 0) - covered(x, 1));
-  const double others = pairs_level * static_cast<double>(covered(x, 1)) +
-                        static_cast<double>(covered(y, 1) * covered(x, INT64_MIN));
+  const double others =
+      pairs_level * static_cast<double>(covered(x, 1)) + static_cast<double>(covered(y, 1) * covered(x, INT64_MIN));
   const double groups = static_cast<double>(p.groups);
-  const double blocks = groups * (symmetric * tile_work<T>(p.channels, true) + others * tile_work<T>(p.channels, false));
+  const double blocks =
+      groups * (symmetric * tile_work<T>(p.channels, true) + others * tile_work<T>(p.channels, false));
 
   constexpr double kPackedValue = 1.0;
   const double size = static_cast<double>(p.size());
@@ -46,10 +47,14 @@ Method choose(const GramProblem<T>& p) {
                         (tile_work<T>(p.size(), true) + kPackedValue * size);
 
   constexpr double kLanesOverTiles = 1.5;
+  constexpr double kSeparatedValue = 2.0;
+  const bool quick = p.channels == 1 || p.channels == 2 || p.channels == 4 || p.channels == 8;
   const double padded = static_cast<double>(table.gram_lanes_channels(p.channels));
   const int64_t lanes = table.gram_lanes_groups(p.channels);
   const double vectors = static_cast<double>((p.groups + lanes - 1) / lanes * (lanes / table.lanes));
-  const double in_lanes = kLanesOverTiles * vectors * padded * padded * (symmetric + others);
+  const double values = groups * static_cast<double>(p.channels * p.rows.size * p.columns.size);
+  const double in_lanes =
+      kLanesOverTiles * vectors * padded * padded * (symmetric + others) + (quick ? 0 : kSeparatedValue * values);
 
   if (in_lanes <= blocks && in_lanes <= im2col) return Method::kLanes;
   return blocks <= im2col ? Method::kBlocks : Method::kIm2col;

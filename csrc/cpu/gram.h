@@ -10,8 +10,8 @@ namespace spade {
 
 template <class T>
 struct GramProblem {
-  T* gram;              // [samples][groups][K][K], K = taps * channels
-  GramSource<T> source; // [samples * images] images of groups * channels channels
+  T* gram;               // [samples][groups][K][K], K = taps * channels
+  GramSource<T> source;  // [samples * images] images of groups * channels channels
   int64_t samples, images, groups, channels;
   Axis rows, columns;
 

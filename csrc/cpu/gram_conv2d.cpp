@@ -12,8 +12,8 @@ namespace {
 const char* const kOp = "gram_conv2d_";
 
 void check_pair(const char* name, at::IntArrayRef pair, int64_t least) {
-  TORCH_CHECK_VALUE(pair.size() == 2 && std::min(pair[0], pair[1]) >= least, kOp, ": ", name, " must be two integers of at least ",
-                    least, ", got ", pair);
+  TORCH_CHECK_VALUE(pair.size() == 2 && std::min(pair[0], pair[1]) >= least, kOp, ": ", name,
+                    " must be two integers of at least ", least, ", got ", pair);
 }
 
 void check_gram(const at::Tensor& gram, const at::Tensor& x, const Axis& rows, const Axis& columns) {
@@ -26,14 +26,15 @@ void check_gram(const at::Tensor& gram, const at::Tensor& x, const Axis& rows, c
   const int64_t groups = gram.size(1);
   TORCH_CHECK_VALUE(samples > 0 ? x.size(0) % samples == 0 : x.size(0) == 0, kOp,
                     ": the number of images must be a multiple of gram's samples (", samples, "), got ", x.size(0));
-  TORCH_CHECK_VALUE(groups > 0 && x.size(1) % groups == 0, kOp, ": the number of channels must be a multiple of gram's groups (",
-                    groups, "), got ", x.size(1));
+  TORCH_CHECK_VALUE(groups > 0 && x.size(1) % groups == 0, kOp,
+                    ": the number of channels must be a multiple of gram's groups (", groups, "), got ", x.size(1));
   const int64_t size = rows.kernel * columns.kernel * (x.size(1) / groups);
   check_shape(kOp, "gram", gram, {samples, groups, size, size});
   for (const Axis& axis : {rows, columns}) {
     const int64_t span = axis.dilation * (axis.kernel - 1) + 1;
-    TORCH_CHECK_VALUE(axis.size + 2 * axis.padding >= span, kOp, ": the padded image must be at least as large as the dilated kernel (",
-                      span, "), got ", axis.size + 2 * axis.padding);
+    TORCH_CHECK_VALUE(axis.size + 2 * axis.padding >= span, kOp,
+                      ": the padded image must be at least as large as the dilated kernel (", span, "), got ",
+                      axis.size + 2 * axis.padding);
   }
 }
 
@@ -42,7 +43,8 @@ int64_t keep_visited(Axis& axis) {
   if (axis.kernel > 1 || (axis.stride == 1 && axis.padding == 0)) return 0;
   const int64_t before = (axis.padding + axis.stride - 1) / axis.stride;  // outputs left of the image
   const int64_t first = before * axis.stride - axis.padding;
-  const int64_t count = first < axis.size ? std::min(axis.outputs() - before, (axis.size - first - 1) / axis.stride + 1) : 0;
+  const int64_t count =
+      first < axis.size ? std::min(axis.outputs() - before, (axis.size - first - 1) / axis.stride + 1) : 0;
   axis = {std::max<int64_t>(count, 0), 1, 1, 0, 1};
   return first;
 }
@@ -65,11 +67,12 @@ void run(at::Tensor& gram, const at::Tensor& x, Axis rows, Axis columns) {
     rows.size = 1;
   }
   const int64_t groups = gram.size(1);
-  add_gram<T>({gram.mutable_data_ptr<T>(), source, gram.size(0), x.size(0) / gram.size(0), groups, x.size(1) / groups, rows, columns});
+  add_gram<T>({gram.mutable_data_ptr<T>(), source, gram.size(0), x.size(0) / gram.size(0), groups, x.size(1) / groups,
+               rows, columns});
 }
 
-void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                  at::IntArrayRef dilation) {
+void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                  at::IntArrayRef padding, at::IntArrayRef dilation) {
   check_pair("kernel_size", kernel_size, 1);
   check_pair("stride", stride, 1);
   check_pair("padding", padding, 0);

@@ -40,7 +40,7 @@ inline GramChunks chunks_of(int64_t line_count, int64_t begin, int64_t end, int6
 template <class T>
 int64_t chunk_positions(const ChannelBlocks& blocks) {
   constexpr int64_t kStripBytes = 512 * 1024;
-  return std::clamp<int64_t>(kStripBytes / (2 * blocks.size * static_cast<int64_t>(sizeof(T))), 64, 384);
+  return std::clamp<int64_t>(kStripBytes / (2 * blocks.size * static_cast<int64_t>(sizeof(T))), 64, 512);
 }
 
 template <class T>
@@ -137,7 +137,8 @@ class BlockJob {
         for (const TapPair& px : x.pairs) {
           const int64_t row = (py.first * p_.columns.kernel + px.first) * p_.channels + blocks_.begin(unit.row);
           const int64_t col = (py.second * p_.columns.kernel + px.second) * p_.channels + blocks_.begin(unit.col);
-          table_.gram_add(gram + row * size + col, size, sums, blocks_.length(unit.row), blocks_.length(unit.col), upper);
+          table_.gram_add(gram + row * size + col, size, sums, blocks_.length(unit.row), blocks_.length(unit.col),
+                          upper);
         }
       }
     }
@@ -158,7 +159,8 @@ class BlockJob {
   const Unit& at(int64_t unit) const {
     return units_[unit % static_cast<int64_t>(units_.size())];
   }
-  // Without a shift between lines, a run of shift -d is the transpose of one of shift d; likewise a block below the diagonal.
+  // Without a shift between lines, a run of shift -d is the transpose of one of shift d; likewise a block below the
+  // diagonal.
   int64_t first_run(const Unit& unit) const {
     if (unit.key->front().range.shift > 0) return 0;
     return unit.row > unit.col ? above_zero_ : from_zero_;
@@ -190,7 +192,7 @@ class Im2colJob {
   explicit Im2colJob(const GramProblem<T>& problem) : p_(problem), blocks_(problem.size(), 1, sizeof(T)) {
     const Axis& y = p_.rows;
     const Axis& x = p_.columns;
-    shape_ = {y.size,   x.size,   p_.channels, y.outputs(), x.outputs(), y.kernel,   x.kernel,
+    shape_ = {y.size,   x.size,   p_.channels, y.outputs(), x.outputs(), y.kernel,  x.kernel,
               y.stride, x.stride, y.padding,   x.padding,   y.dilation,  x.dilation};
     chunks_ = chunks_of(p_.images * p_.rows.outputs(), 0, p_.columns.outputs(), chunk_positions<T>(blocks_));
     for (int64_t row = 0; row < blocks_.count; ++row) {
@@ -241,8 +243,8 @@ class Im2colJob {
     const auto [row, col] = units_[index % static_cast<int64_t>(units_.size())];
     const int64_t size = p_.size();
     T* gram = p_.gram + index / static_cast<int64_t>(units_.size()) * size * size;
-    table_.gram_add(gram + blocks_.begin(row) * size + blocks_.begin(col), size, sums, blocks_.length(row), blocks_.length(col),
-                    row == col);
+    table_.gram_add(gram + blocks_.begin(row) * size + blocks_.begin(col), size, sums, blocks_.length(row),
+                    blocks_.length(col), row == col);
   }
 
  private:

@@ -24,8 +24,8 @@ class LanesJob {
     if (x_cells_.empty()) return;
     const int64_t x_count = static_cast<int64_t>(x_cells_.size());
     for (const AxisCell& cell : x_cells_) from_zero_ += cell.range.shift < 0;
-    const int64_t all = passes_.add(x_cells_, 0, kMostEntries);
-    const int64_t half = passes_.add(x_cells_, from_zero_, kMostEntries);
+    const int64_t all = passes_.add(x_cells_, 0, kGramPassEntries);
+    const int64_t half = passes_.add(x_cells_, from_zero_, kGramPassEntries);
     const int64_t end = static_cast<int64_t>(passes_.passes.size());
     for (AxisCell& cell : axis_cells(p_.rows)) {
       const GramRange& lines = cell.range;
@@ -99,7 +99,6 @@ class LanesJob {
   // For each tap as the first of a pair: the cells it is in, and its partner there.
   using Partners = std::vector<std::vector<std::pair<int64_t, int64_t>>>;
 
-  static constexpr int64_t kMostEntries = 6;
   static constexpr int64_t kBlocks = 2;
   // A strip is summed in registers before it is added: this bounds the rounding error.
   static constexpr int64_t kPositions = 1024;
@@ -125,7 +124,8 @@ class LanesJob {
 
   void set_strips() {
     const int64_t value = padded_ * unit_groups_ * static_cast<int64_t>(sizeof(T));
-    const int64_t positions = std::clamp<int64_t>(kStripBytes / value, 64, kPositions * p_.rows.stride * p_.columns.stride);
+    const int64_t positions =
+        std::clamp<int64_t>(kStripBytes / value, 64, kPositions * p_.rows.stride * p_.columns.stride);
     const int64_t tiles = (p_.columns.size + positions - 1) / positions;
     const int64_t width = (p_.columns.size + tiles - 1) / tiles;
     const int64_t lines = std::clamp<int64_t>(positions / width, 1, p_.rows.size);
@@ -133,8 +133,8 @@ class LanesJob {
     strips_ = {p_.images, p_.rows.size, p_.columns.size, std::max<int64_t>(images, 1), lines, width};
   }
 
-  // Row by row of taps: the sums that belong to a row are collected as they are, groups in lanes, and then spread over the
-  // matrices.
+  // Row by row of taps: the sums that belong to a row are collected as they are, groups in lanes, and then spread over
+  // the matrices.
   void finish_block(const T* sums, int64_t groups, T* gram) const {
     const int64_t size = p_.size();
     const int64_t taps = p_.rows.kernel * p_.columns.kernel;

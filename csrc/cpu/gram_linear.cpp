@@ -13,8 +13,14 @@ void run(at::Tensor& gram, const at::Tensor& x) {
   const T* data = x.const_data_ptr<T>();
   const T* end = data + 1;
   for (int64_t i = 0; i < 3; ++i) end += (x.size(i) - 1) * x.stride(i);
-  add_gram<T>({gram.mutable_data_ptr<T>(), {data, end, x.stride(0), 0, x.stride(1), x.stride(2)}, x.size(0), 1, 1, x.size(2),
-               Axis{1, 1, 1, 0, 1}, Axis{x.size(1), 1, 1, 0, 1}});
+  add_gram<T>({gram.mutable_data_ptr<T>(),
+               {data, end, x.stride(0), 0, x.stride(1), x.stride(2)},
+               x.size(0),
+               1,
+               1,
+               x.size(2),
+               Axis{1, 1, 1, 0, 1},
+               Axis{x.size(1), 1, 1, 0, 1}});
 }
 
 void gram_linear_(at::Tensor& gram, const at::Tensor& x) {

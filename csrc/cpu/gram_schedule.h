@@ -1,8 +1,8 @@
 // Runs the units of a Gram job on all threads. The result does not depend on their number.
 //
-// A job has units, which write to disjoint parts of the result one cell after the other. A cell's sums are collected over its
-// chunks. Where there are too few units to keep many threads busy, the chunks of each cell are divided into slices with sums of
-// their own, which the thread that finishes the unit's last slice adds up in order.
+// A job has units, which write to disjoint parts of the result one cell after the other. A cell's sums are collected
+// over its chunks. Where there are too few units to keep many threads busy, the chunks of each cell are divided into
+// slices with sums of their own, which the thread that finishes the unit's last slice adds up in order.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -19,6 +19,7 @@ namespace spade {
 
 constexpr int64_t kWantedTasks = 64;
 constexpr int64_t kChunksOfSlice = 4;
+constexpr int64_t kSliceBytes = int64_t{128} << 20;  // that the sums of all slices may take
 
 template <class Work>
 void for_each_task(int64_t count, const Work& work) {
@@ -103,7 +104,10 @@ template <class T, class Job>
 void run_job(const Job& job) {
   const int64_t units = job.units();
   if (units == 0) return;
-  const int64_t slices = (kWantedTasks + units - 1) / units;
+  const int64_t wanted = (kWantedTasks + units - 1) / units;
+  int64_t bytes = 0;  // of the sums of one slice of everything
+  for (int64_t unit = 0; wanted > 1 && unit < units; ++unit) bytes += job.cells(unit) * job.sums(unit) * sizeof(T);
+  const int64_t slices = wanted > 1 ? std::min(wanted, kSliceBytes / bytes) : 1;
   if (slices > 1) {
     run_slices<T>(job, slices);
   } else {

@@ -24,18 +24,19 @@ void mirror_rows(T* matrix, int64_t size, int64_t begin, int64_t end) {
 template <class T>
 void mirror_matrices(T* data, int64_t matrices, int64_t size) {
   const int64_t bands = (size + kSquare - 1) / kSquare;
-  at::parallel_for(0, matrices * bands, std::max<int64_t>(1, 65536 / (size * kSquare)), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t begin = i % bands * kSquare;
-      mirror_rows(data + i / bands * size * size, size, begin, std::min(size, begin + kSquare));
-    }
-  });
+  at::parallel_for(0, matrices * bands, std::max<int64_t>(1, 65536 / (size * kSquare)),
+                   [&](int64_t first, int64_t last) {
+                     for (int64_t i = first; i < last; ++i) {
+                       const int64_t begin = i % bands * kSquare;
+                       mirror_rows(data + i / bands * size * size, size, begin, std::min(size, begin + kSquare));
+                     }
+                   });
 }
 
 void mirror_upper_(at::Tensor& gram) {
   check_floating("mirror_upper_", "gram", gram);
-  TORCH_CHECK_VALUE(gram.dim() >= 2 && gram.size(-1) == gram.size(-2), "mirror_upper_: gram must have shape [..., columns, columns], got ",
-                    gram.sizes());
+  TORCH_CHECK_VALUE(gram.dim() >= 2 && gram.size(-1) == gram.size(-2),
+                    "mirror_upper_: gram must have shape [..., columns, columns], got ", gram.sizes());
   TORCH_CHECK_VALUE(gram.is_contiguous(), "mirror_upper_: gram must be contiguous, got strides ", gram.strides());
   if (gram.numel() == 0) return;
   const int64_t size = gram.size(-1);

@@ -1,7 +1,7 @@
 // Sums of channel products over sets of positions, for blocks of channels: see gram_task.h for what they mean.
 //
-// A chunk of image rows is copied into strips, channels contiguous, that fit the second-level cache together with the sums; all
-// runs then read the same strips, each at its own shift.
+// A chunk of image rows is copied into strips, channels contiguous, that fit the second-level cache together with the
+// sums; all runs then read the same strips, each at its own shift.
 #pragma once
 
 #include "gram_pack.h"
@@ -17,18 +17,19 @@ inline int64_t gram_product_workspace(int64_t lines, int64_t width, int64_t halo
   return lines * (2 * width + halo) * strip_stride<T>(rows, cols) + Tile<T>::cols;
 }
 
-// Columns x0..x1 of the lines line0..line1, each moved by `shift`. Whole lines that follow each other in memory go as one.
+// Columns x0..x1 of the lines line0..line1, each moved by `shift`. Whole lines that follow each other in memory go as
+// one.
 template <class T>
-inline void pack_lines(const GramSource<T>& s, const GramRange& lines, int64_t shift, int64_t image_width, int64_t line0, int64_t line1,
-                       int64_t x0, int64_t x1, int64_t channels, T* dst, int64_t stride) {
+inline void pack_lines(const GramSource<T>& s, const GramRange& lines, int64_t shift, int64_t image_width,
+                       int64_t line0, int64_t line1, int64_t x0, int64_t x1, int64_t channels, T* dst, int64_t stride) {
   const bool dense = lines.step == 1 && x1 - x0 == image_width && s.line == image_width * s.column;
   for (int64_t line = line0; line < line1;) {
     const int64_t image = line / lines.count;
     const int64_t offset = line - image * lines.count;
     const int64_t together = dense ? smaller(lines.count - offset, line1 - line) : 1;
     const int64_t y = lines.begin + offset * lines.step + shift;
-    pack_line(s.data + image * s.image + y * s.line + x0 * s.column, s.column, s.channel, together * (x1 - x0), channels, s.end, dst,
-              stride);
+    pack_line(s.data + image * s.image + y * s.line + x0 * s.column, s.column, s.channel, together * (x1 - x0),
+              channels, s.end, dst, stride);
     dst += together * (x1 - x0) * stride;
     line += together;
   }
@@ -64,8 +65,8 @@ inline void gram_product(const GramProductTask<T>& t) {
       if (skipped >= run.count || x >= x1) continue;
       const int64_t count = smaller(run.count - skipped, (x1 - x + run.step - 1) / run.step);
       const Walk walk = {line1 - line0, count, a_line, run.step * stride, b_line, run.step * stride};
-      walk_product(walk, a + (x - x0) * stride, b + (x + run.shift - b0) * stride, t.sums + r * sum_size, t.rows, t.cols,
-                   shared && run.shift == 0);
+      walk_product(walk, a + (x - x0) * stride, b + (x + run.shift - b0) * stride, t.sums + r * sum_size, t.rows,
+                   t.cols, shared && run.shift == 0);
     }
   }
 }

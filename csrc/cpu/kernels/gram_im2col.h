@@ -1,7 +1,7 @@
 // A symmetric rank-k update over im2col rows, which exist for one chunk of output positions at a time.
 //
-// The part of the image that a chunk sees is first copied into a strip with its padding and with channels innermost: there the
-// taps of a kernel row are contiguous (unless dilated) and copied together.
+// The part of the image that a chunk sees is first copied into a strip with its padding and with channels innermost:
+// there the taps of a kernel row are contiguous (unless dilated) and copied together.
 #pragma once
 
 #include "gram_pack.h"
@@ -28,8 +28,8 @@ inline int64_t gram_im2col_workspace(const GramIm2col& g, const GramChunks& chun
 
 // Lines top.. and columns left.. of an image as [line][column][channel], zero outside the image.
 template <class T>
-inline void pack_field(const GramSource<T>& s, const GramIm2col& g, int64_t image, int64_t top, int64_t left, int64_t lines,
-                       int64_t columns, T* dst) {
+inline void pack_field(const GramSource<T>& s, const GramIm2col& g, int64_t image, int64_t top, int64_t left,
+                       int64_t lines, int64_t columns, T* dst) {
   const int64_t inside = smaller(larger<int64_t>(-left, 0), columns);
   const int64_t outside = larger(smaller(g.width - left, columns), inside);
   for (int64_t y = top; y < top + lines; ++y, dst += columns * g.channels) {
@@ -37,17 +37,17 @@ inline void pack_field(const GramSource<T>& s, const GramIm2col& g, int64_t imag
     const int64_t begin = visible ? inside * g.channels : columns * g.channels;
     for (int64_t i = 0; i < begin; ++i) dst[i] = 0;
     if (!visible) continue;
-    pack_line(s.data + image * s.image + y * s.line + (left + inside) * s.column, s.column, s.channel, outside - inside, g.channels,
-              s.end, dst + begin, g.channels);
+    pack_line(s.data + image * s.image + y * s.line + (left + inside) * s.column, s.column, s.channel, outside - inside,
+              g.channels, s.end, dst + begin, g.channels);
     for (int64_t i = outside * g.channels; i < columns * g.channels; ++i) dst[i] = 0;
   }
 }
 
-// Columns first..first + count of the im2col rows of lines x outputs positions, from the strip they see. Copies whole vectors,
-// so that up to one vector too many is read and written.
+// Columns first..first + count of the im2col rows of lines x outputs positions, from the strip they see. Copies whole
+// vectors, so that up to one vector too many is read and written.
 template <class T>
-inline void pack_im2col(const GramIm2col& g, const T* field, int64_t field_columns, int64_t lines, int64_t outputs, int64_t first,
-                        int64_t count, T* dst, int64_t stride) {
+inline void pack_im2col(const GramIm2col& g, const T* field, int64_t field_columns, int64_t lines, int64_t outputs,
+                        int64_t first, int64_t count, T* dst, int64_t stride) {
   constexpr int64_t lanes = VectorOf<T>::lanes;
   const int64_t taps = g.dilation_w == 1 ? g.kernel_w : 1;  // that are contiguous
   const int64_t size = taps * g.channels;

@@ -15,7 +15,6 @@ inline int64_t gram_lanes_groups(int64_t channels) {
 
 // Largest square of sums that is kept in registers, by channels of each factor.
 constexpr int kLaneSquare = SPADE_VEC_BYTES == 64 ? 4 : 3;
-constexpr int kLaneEntries = 6;
 
 // Channels of a group in squares that divide them evenly.
 inline int64_t lane_square(int64_t channels) {
@@ -35,7 +34,8 @@ struct LaneWalk {
 
 // sums[e] += Σ x(p) x(p + shift_e), two vectors each; a second factor lies `shift` values behind its first.
 template <int Entries, class T>
-inline void single_pass(const LaneWalk& w, const T* a, int64_t shift, const GramEntry* entries, int64_t stride, T* sums) {
+inline void single_pass(const LaneWalk& w, const T* a, int64_t shift, const GramEntry* entries, int64_t stride,
+                        T* sums) {
   constexpr int lanes = VectorOf<T>::lanes;
   Vec<T> acc0[Entries];
   Vec<T> acc1[Entries];
@@ -69,15 +69,21 @@ inline void single_pass(const LaneWalk& w, const T* a, int64_t shift, const Gram
 }
 
 template <class T>
-inline void single_passes(
-    const LaneWalk& w, const T* a, int64_t shift, const GramEntry* entries, int64_t n, int64_t stride, T* sums) {
+inline void single_passes(const LaneWalk& w, const T* a, int64_t shift, const GramEntry* entries, int64_t n,
+                          int64_t stride, T* sums) {
   switch (n) {
-    case 1: return single_pass<1>(w, a, shift, entries, stride, sums);
-    case 2: return single_pass<2>(w, a, shift, entries, stride, sums);
-    case 3: return single_pass<3>(w, a, shift, entries, stride, sums);
-    case 4: return single_pass<4>(w, a, shift, entries, stride, sums);
-    case 5: return single_pass<5>(w, a, shift, entries, stride, sums);
-    default: return single_pass<kLaneEntries>(w, a, shift, entries, stride, sums);
+    case 1:
+      return single_pass<1>(w, a, shift, entries, stride, sums);
+    case 2:
+      return single_pass<2>(w, a, shift, entries, stride, sums);
+    case 3:
+      return single_pass<3>(w, a, shift, entries, stride, sums);
+    case 4:
+      return single_pass<4>(w, a, shift, entries, stride, sums);
+    case 5:
+      return single_pass<5>(w, a, shift, entries, stride, sums);
+    default:
+      return single_pass<kGramPassEntries>(w, a, shift, entries, stride, sums);
   }
 }
 
@@ -124,16 +130,21 @@ inline void square_pass(const LaneWalk& w, const T* a, const T* b, int64_t chann
 }
 
 template <class T>
-inline void square_passes(const LaneWalk& w, const T* a, int64_t shift, const GramEntry* entries, int64_t n, int64_t stride,
-                          int64_t channels, T* sums) {
+inline void square_passes(const LaneWalk& w, const T* a, int64_t shift, const GramEntry* entries, int64_t n,
+                          int64_t stride, int64_t channels, T* sums) {
   const int64_t padded = gram_lanes_channels(channels);
   for (int64_t e = 0; e < n; ++e) {
     const T* b = a + shift + entries[e].shift * stride;
     T* sum = sums + entries[e].sum * padded * padded * VectorOf<T>::lanes;
     switch (lane_square(channels)) {
-      case 2: square_pass<2>(w, a, b, padded, sum); break;
-      case 3: square_pass<3>(w, a, b, padded, sum); break;
-      default: square_pass<kLaneSquare>(w, a, b, padded, sum);
+      case 2:
+        square_pass<2>(w, a, b, padded, sum);
+        break;
+      case 3:
+        square_pass<3>(w, a, b, padded, sum);
+        break;
+      default:
+        square_pass<kLaneSquare>(w, a, b, padded, sum);
     }
   }
 }
@@ -173,11 +184,12 @@ inline void gram_lanes(const GramLanesTask<T>& t) {
         t.source.channel != 1 && right - left == g.image_width && t.source.line == g.image_width * t.source.column;
     const int64_t together = dense ? lines : 1;
     for (int64_t i = 0; i < images * lines; i += together) {
-      const T* src = t.source.data + (image0 + i / lines) * t.source.image + (y0 + i % lines) * t.source.line + left * t.source.column;
+      const T* src = t.source.data + (image0 + i / lines) * t.source.image + (y0 + i % lines) * t.source.line +
+                     left * t.source.column;
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t group = block * lane_groups;
-        pack_groups(src + group * t.channels * t.source.channel, t.source.column, t.source.channel, together * (right - left),
-                    t.channels, smaller(lane_groups, t.groups - group), t.source.end,
+        pack_groups(src + group * t.channels * t.source.channel, t.source.column, t.source.channel,
+                    together * (right - left), t.channels, smaller(lane_groups, t.groups - group), t.source.end,
                     t.workspace + block * block_size + i * line, lane_groups, stride);
       }
     }

@@ -30,7 +30,8 @@ SPADE_INLINE Vec<T> every_second(Vec<T> a, Vec<T> b, Indices<I...>) {
   return __builtin_shufflevector(a, b, (2 * I + Odd)...);
 }
 
-// dst[c][i] = src[i][c] for all lanes i and a power of two of columns, which are contiguous in src and `stride` apart in dst.
+// dst[c][i] = src[i][c] for all lanes i and a power of two of columns, which are contiguous in src and `stride` apart
+// in dst.
 template <int Columns, class T>
 SPADE_INLINE void separate_columns(const T* src, T* dst, int64_t stride) {
   constexpr int lanes = VectorOf<T>::lanes;
@@ -53,10 +54,11 @@ SPADE_INLINE void separate_columns(const T* src, T* dst, int64_t stride) {
   for (int i = 0; i < Columns; ++i) store(dst + i * stride, v[i]);
 }
 
-// dst[j][i] = src[i][j * step] for all lanes i and all j with j < rows and j * step < lanes. Interleaving the two halves of the
-// vectors log2(lanes) times transposes them.
+// dst[j][i] = src[i][j * step] for all lanes i and all j with j < rows and j * step < lanes. Interleaving the two
+// halves of the vectors log2(lanes) times transposes them.
 template <class T>
-SPADE_INLINE void transpose_square(const T* src, int64_t src_stride, int64_t step, T* dst, int64_t dst_stride, int64_t rows) {
+SPADE_INLINE void transpose_square(const T* src, int64_t src_stride, int64_t step, T* dst, int64_t dst_stride,
+                                   int64_t rows) {
   constexpr int lanes = VectorOf<T>::lanes;
   typedef typename MakeIndices<lanes>::type All;
   Vec<T> v[lanes];
@@ -100,8 +102,8 @@ constexpr int64_t kPrefetch = 16;
 
 // dst[p][c] = src[p * column + c * channel], rows of dst `stride` apart. Memory before `end` may be read.
 template <class T>
-inline void pack_line(const T* src, int64_t column, int64_t channel, int64_t positions, int64_t channels, const T* end, T* dst,
-                      int64_t stride) {
+inline void pack_line(const T* src, int64_t column, int64_t channel, int64_t positions, int64_t channels, const T* end,
+                      T* dst, int64_t stride) {
   constexpr int64_t lanes = VectorOf<T>::lanes;
   if (channel == 1) {
     if (column == channels && stride == channels) return copy_values(src, dst, positions * channels);
@@ -132,14 +134,19 @@ inline void pack_line(const T* src, int64_t column, int64_t channel, int64_t pos
 
 // dst[p][c][g] = src[p * column + (g * channels + c) * channel], planes c of dst `plane` apart and positions `stride`.
 template <class T>
-inline void pack_groups(const T* src, int64_t column, int64_t channel, int64_t positions, int64_t channels, int64_t groups,
-                        const T* end, T* dst, int64_t plane, int64_t stride) {
+inline void pack_groups(const T* src, int64_t column, int64_t channel, int64_t positions, int64_t channels,
+                        int64_t groups, const T* end, T* dst, int64_t plane, int64_t stride) {
   if (channel == 1 && groups == VectorOf<T>::lanes && (channels == 2 || channels == 4 || channels == 8)) {
     for (int64_t p = 0; p < positions; ++p, src += column, dst += stride) {
       switch (channels) {
-        case 2: separate_columns<2>(src, dst, plane); break;
-        case 4: separate_columns<4>(src, dst, plane); break;
-        default: separate_columns<8>(src, dst, plane);
+        case 2:
+          separate_columns<2>(src, dst, plane);
+          break;
+        case 4:
+          separate_columns<4>(src, dst, plane);
+          break;
+        default:
+          separate_columns<8>(src, dst, plane);
       }
     }
     return;

@@ -1,6 +1,7 @@
 // Parameters of the Gram kernels. No torch, no standard library.
 //
-// A convolution's Gram matrix is made of sums Σ x(p) x(p + shift)ᵀ over sets of positions p. Such a set is a range of image rows
+// A convolution's Gram matrix is made of sums Σ x(p) x(p + shift)ᵀ over sets of positions p. Such a set is a range of
+// image rows
 // ("lines") times a range of positions in each of them ("run"); both advance by the stride of the convolution.
 #pragma once
 
@@ -16,7 +17,8 @@ struct GramSource {
   int64_t image, line, column, channel;
 };
 
-// begin, begin + step, ... (count of them), each paired with what lies `shift` further on: lines of an image, or positions of a line.
+// begin, begin + step, ... (count of them), each paired with what lies `shift` further on: lines of an image, or
+// positions of a line.
 struct GramRange {
   int64_t begin, count, step, shift;
 };
@@ -39,7 +41,7 @@ template <class T>
 struct GramProductTask {
   GramSource<T> first, second;  // the two factors, at the first of their channels
   int64_t rows, cols;           // channels of the two factors
-  bool diagonal;                // they are the same: where the shift is zero, the sum is symmetric and its upper tiles suffice
+  bool diagonal;  // they are the same: where the shift is zero, the sum is symmetric and its upper tiles suffice
   GramRange lines;
   int64_t image_width;
   const GramRange* runs;
@@ -70,7 +72,10 @@ struct GramIm2colTask {
   T* workspace;
 };
 
-// Runs that share their first factor: positions begin, begin + step, ..., each paired with `entries` others.
+// Runs that share their first factor: positions begin, begin + step, ..., each paired with `entries` others
+// (kGramPassEntries at most: their sums stay in registers).
+constexpr int64_t kGramPassEntries = 6;
+
 struct GramPass {
   int64_t begin, count, step;
   int64_t first_entry, entries;
@@ -114,7 +119,7 @@ struct GramLanesTask {
   int64_t key_count;
   const GramPass* passes;
   const GramEntry* entries;
-  int64_t sum_count;     // of a block
+  int64_t sum_count;  // of a block
   int64_t max_line_shift, min_shift, max_shift;
   GramStrips strips;
   int64_t first_strip, last_strip;
