@@ -32,7 +32,7 @@ def shift_hue(image: torch.Tensor, shift: float) -> torch.Tensor:
 
 
 def test_hue_alone():
-    image = photo(6, 7)
+    image = photo(7, 7)
     image[:, 0, 0], image[:, 0, 1] = 0.0, 1.0
     image[:, 0, 2] = torch.tensor([1.0, 0.0, 0.0])
     image[:, 0, 3] = torch.tensor([0.5, 0.5, 0.1])  # two equal largest channels
