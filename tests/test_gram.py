@@ -153,14 +153,14 @@ CASES = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_error_of_float32(name: str, layout: str, simd_level: str) -> None:
-    """At most twice the error of im2col and a matrix product."""
+    """At most twice the error of im2col and a matrix product, give or take four units in the last place."""
     conv = CASES[name]
     x = conv.input(layout=layout)
     truth = conv.truth(x)
     gram = torch.zeros(conv.gram_shape)
     ops.gram_conv2d_(gram, x, *conv.geometry)
     plain = (conv.plain_float32(x) - truth).abs().max()
-    assert (gram - truth).triu().abs().max() <= 2 * plain + 1e-7 * truth.abs().max()
+    assert (gram - truth).triu().abs().max() <= 2 * plain + 4.8e-7 * truth.abs().max()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,6 +7,10 @@
 
 #include <stdint.h>
 
+// These functions are outside the instruction sets' namespaces, so none of them may be left for the linker to choose
+// from.
+#define SPADE_TASK_INLINE inline __attribute__((always_inline))
+
 namespace spade {
 
 // A batch of images with any strides, counted in values. The images of a linear layer are single positions.
@@ -28,10 +32,10 @@ struct GramChunks {
   int64_t line_count, begin, end;  // the whole
   int64_t lines, width;            // of a chunk
 
-  int64_t across() const {
+  SPADE_TASK_INLINE int64_t across() const {
     return (end - begin + width - 1) / width;
   }
-  int64_t count() const {
+  SPADE_TASK_INLINE int64_t count() const {
     return (line_count + lines - 1) / lines * across();
   }
 };
@@ -98,13 +102,13 @@ struct GramStrips {
   int64_t image_count, image_height, image_width;  // the whole
   int64_t images, lines, width;                    // of a strip
 
-  int64_t across() const {
+  SPADE_TASK_INLINE int64_t across() const {
     return (image_width + width - 1) / width;
   }
-  int64_t down() const {
+  SPADE_TASK_INLINE int64_t down() const {
     return (image_height + lines - 1) / lines;
   }
-  int64_t count() const {
+  SPADE_TASK_INLINE int64_t count() const {
     return (image_count + images - 1) / images * down() * across();
   }
 };
