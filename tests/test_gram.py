@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -85,14 +84,6 @@ def convolutions(draw: st.DrawFn) -> Conv:
     assume(all(s + 2 * p >= n for s, p, n in zip(conv.image, conv.padding, span, strict=True)))
     assume(conv.gram_shape[-1] <= 400)
     return conv
-
-
-@pytest.fixture(params=ops.simd_levels())
-def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = ops.simd_level()
-    ops.set_simd_level(request.param)
-    yield request.param
-    ops.set_simd_level(before)
 
 
 def assert_upper_close(gram: Tensor, truth: Tensor, tolerance: float) -> None:

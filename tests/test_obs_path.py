@@ -14,14 +14,6 @@ SIZES = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 66, 100, 129, 150]
 BLOCKS = [(1, 9), (2, 9), (7, 9), (20, 9), (33, 2), (5, 25), (17, 4), (3, 49), (2, 70), (40, 3)]
 
 
-@pytest.fixture(params=ops.simd_levels())
-def simd(request):
-    before = ops.simd_level()
-    ops.set_simd_level(request.param)
-    yield request.param
-    ops.set_simd_level(before)
-
-
 def assert_path_agrees(weight, hinv, block, order, losses, band):
     """Orders are permutations, equal up to the first near-tie of a row: there the two scores lie within `band`."""
     true_order, true_losses = reference.obs_path(weight.double(), hinv.double(), block)
@@ -39,7 +31,7 @@ def assert_path_agrees(weight, hinv, block, order, losses, band):
 
 
 @pytest.mark.parametrize("columns", SIZES)
-def test_unstructured_float64(simd, columns):
+def test_unstructured_float64(simd_level, columns):
     weight, _, hinv = random_problem(2, 3, columns, torch.float64, seed=columns)
     order, losses = ops.obs_path(weight, hinv)
     true_order, true_losses = reference.obs_path(weight, hinv)
@@ -48,7 +40,7 @@ def test_unstructured_float64(simd, columns):
 
 
 @pytest.mark.parametrize(("count", "block"), BLOCKS)
-def test_blocks_float64(simd, count, block):
+def test_blocks_float64(simd_level, count, block):
     weight, _, hinv = random_problem(2, 2, count * block, torch.float64, seed=count)
     order, losses = ops.obs_path(weight, hinv, block)
     true_order, true_losses = reference.obs_path(weight, hinv, block)
@@ -57,20 +49,20 @@ def test_blocks_float64(simd, count, block):
 
 
 @pytest.mark.parametrize("columns", SIZES)
-def test_unstructured_float32(simd, columns):
+def test_unstructured_float32(simd_level, columns):
     weight, _, hinv = random_problem(1, 4, columns, seed=100 + columns)
     assert_path_agrees(weight, hinv, 1, *ops.obs_path(weight, hinv), band=2e-5)
 
 
 @pytest.mark.parametrize(("count", "block"), BLOCKS)
-def test_blocks_float32(simd, count, block):
+def test_blocks_float32(simd_level, count, block):
     weight, _, hinv = random_problem(1, 3, count * block, seed=200 + count)
     assert_path_agrees(weight, hinv, block, *ops.obs_path(weight, hinv, block), band=2e-5)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 4), (3, 4), (0, 4), (4, 4), (1, 1)])
 @pytest.mark.parametrize("groups", [1, 5, 33])
-def test_nm(simd, n, m, groups):
+def test_nm(simd_level, n, m, groups):
     weight, _, hinv = random_problem(2, 3, m * groups, torch.float64, seed=groups)
     order, losses = ops.nm_path(weight, hinv, n, m)
     true_order, true_losses = reference.nm_path(weight, hinv, n, m)
@@ -94,14 +86,14 @@ def test_random_shapes(problems, rows, count, block, seed):
         assert torch.equal(order, reference.obs_path(weight, hinv, block)[0])
 
 
-def test_ties_go_to_the_lowest_index(simd):
+def test_ties_go_to_the_lowest_index(simd_level):
     weight = torch.ones(1, 2, 40)
     order, losses = ops.obs_path(weight, torch.eye(40)[None])
     assert torch.equal(order, torch.arange(40, dtype=torch.int32).expand(1, 2, 40))
     assert torch.equal(losses, torch.full((1, 2, 40), 0.5))
 
 
-def test_zero_weights_go_first_at_no_loss(simd):
+def test_zero_weights_go_first_at_no_loss(simd_level):
     weight, _, hinv = random_problem(1, 3, 70, torch.float64, seed=5)
     zero = [3, 4, 40, 69]
     weight[:, :, zero] = 0
@@ -110,7 +102,7 @@ def test_zero_weights_go_first_at_no_loss(simd):
     assert (losses[..., :4] == 0).all() and (losses[..., 4:] > 0).all()
 
 
-def test_nearly_singular_hessian_gives_a_permutation(simd):
+def test_nearly_singular_hessian_gives_a_permutation(simd_level):
     inputs = torch.randn(1, 50, 10)
     hessian = inputs @ inputs.mT + 1e-5 * torch.eye(50)
     hinv = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double())).float()

@@ -11,16 +11,8 @@ from problems import layer_errors, random_problem
 from spade_fast import ops, reference
 
 
-@pytest.fixture(params=ops.simd_levels())
-def simd(request):
-    before = ops.simd_level()
-    ops.set_simd_level(request.param)
-    yield request.param
-    ops.set_simd_level(before)
-
-
 @pytest.mark.parametrize(("columns", "block"), [(1, 1), (2, 1), (9, 1), (17, 1), (18, 9), (100, 4), (150, 1)])
-def test_float64(simd, columns, block):
+def test_float64(simd_level, columns, block):
     weight, hessian, hinv = random_problem(2, 3, columns, torch.float64, seed=columns)
     order, _ = ops.obs_path(weight, hinv, block)
     steps = order.shape[2]
@@ -32,7 +24,7 @@ def test_float64(simd, columns, block):
         assert torch.equal((pruned == 0).sum(2), counts * block)
 
 
-def test_float32_is_as_good_as_torch(simd):
+def test_float32_is_as_good_as_torch(simd_level):
     """Rule of the package: at most twice the error of plain float32 torch, both against float64."""
     weight, hessian, hinv = random_problem(1, 6, 140, seed=4)
     order, _ = ops.obs_path(weight, hinv)

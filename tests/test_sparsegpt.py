@@ -11,14 +11,6 @@ from problems import layer_errors, random_problem
 from spade_fast import ops, reference
 
 
-@pytest.fixture(params=ops.simd_levels())
-def simd(request):
-    before = ops.simd_level()
-    ops.set_simd_level(request.param)
-    yield request.param
-    ops.set_simd_level(before)
-
-
 def mask_counts(problems, rows, columns, mask_block, share):
     sizes = [min(columns, start + mask_block) - start for start in range(0, columns, mask_block)]
     return torch.tensor([int(share * rows * size) for size in sizes], dtype=torch.int64).expand(problems, -1)
@@ -37,7 +29,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("problems", "rows", "columns", "mask_block"), SHAPES)
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
-def test_float64(simd, problems, rows, columns, mask_block, share):
+def test_float64(simd_level, problems, rows, columns, mask_block, share):
     weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed=columns)
     factor, _ = ops.inverse_cholesky(hessian)
     counts = mask_counts(problems, rows, columns, mask_block, share)
@@ -48,7 +40,7 @@ def test_float64(simd, problems, rows, columns, mask_block, share):
     assert torch.equal((pruned == 0).sum((1, 2)), counts.sum(1))
 
 
-def test_float32_masks(simd):
+def test_float32_masks(simd_level):
     """float32 masks are those of float64 except for a weight in a thousand, and the layer error is the same."""
     weight, hessian, _ = random_problem(2, 64, 256, seed=8)
     factor, _ = ops.inverse_cholesky(hessian)
@@ -70,7 +62,7 @@ def test_losses_are_the_layer_error():
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 3), (0, 4), (4, 4)])
 @pytest.mark.parametrize("groups", [1, 6, 40])
-def test_nm(simd, n, m, groups):
+def test_nm(simd_level, n, m, groups):
     weight, hessian, _ = random_problem(2, 5, m * groups, torch.float64, seed=groups)
     factor, _ = ops.inverse_cholesky(hessian)
     none = torch.zeros(2, 0, dtype=torch.int64)
@@ -81,7 +73,7 @@ def test_nm(simd, n, m, groups):
     assert ((pruned.unflatten(2, (groups, m)) == 0).sum(3) == n).all()
 
 
-def test_ties(simd):
+def test_ties(simd_level):
     weight, factor = torch.ones(1, 4, 6), torch.eye(6)[None]
     counts = torch.tensor([[3, 0]])
     pruned, _ = ops.sparsegpt(weight, factor, counts, 3)

@@ -66,24 +66,19 @@ inline int64_t obs_path_layout(ObsPathState<T>& s, int64_t count, int64_t block,
   const int64_t columns = count * block;
   s.panel_stride = padded_stride<T>(columns + Tile<T>::cols + Tile<T>::rows);
   s.diagonal_stride = round_up<int64_t>(count, ObsPathState<T>::lanes);
-  int64_t used = 0;
-  auto take = [&](int64_t values) {
-    T* p = base + used;
-    used += round_up<int64_t>(values, 64 / sizeof(T));
-    return p;
-  };
-  s.own = take((columns + Tile<T>::rows) * obs_path_matrix_stride<T>(columns));
-  s.panel = take(panel_rows(block) * s.panel_stride);
-  s.weight = take(s.panel_stride);
-  s.diagonal = take(triangle(block) * s.diagonal_stride);
-  s.floor = take(block * s.diagonal_stride);
-  s.penalty = take(s.diagonal_stride);
-  s.coefficient = take(panel_rows(block));
-  s.scratch = take(obs_path_scratch<T>(columns, block));
-  s.id = reinterpret_cast<int32_t*>(take(count));
-  s.runs = reinterpret_cast<int32_t*>(take(2 * count));
-  s.removed_of = reinterpret_cast<int32_t*>(take(count));
-  return used;
+  Arena<T> arena{base};
+  s.own = arena.take((columns + Tile<T>::rows) * obs_path_matrix_stride<T>(columns));
+  s.panel = arena.take(panel_rows(block) * s.panel_stride);
+  s.weight = arena.take(s.panel_stride);
+  s.diagonal = arena.take(triangle(block) * s.diagonal_stride);
+  s.floor = arena.take(block * s.diagonal_stride);
+  s.penalty = arena.take(s.diagonal_stride);
+  s.coefficient = arena.take(panel_rows(block));
+  s.scratch = arena.take(obs_path_scratch<T>(columns, block));
+  s.id = reinterpret_cast<int32_t*>(arena.take(count));
+  s.runs = reinterpret_cast<int32_t*>(arena.take(2 * count));
+  s.removed_of = reinterpret_cast<int32_t*>(arena.take(count));
+  return arena.used;
 }
 
 template <class T>

@@ -19,17 +19,12 @@ struct ObsSolutionBuffers {
 
 template <class T>
 inline int64_t obs_solution_layout(ObsSolutionBuffers<T>& s, int64_t columns, int64_t removed, T* base) {
-  int64_t used = 0;
-  auto take = [&](int64_t values) {
-    T* p = base + used;
-    used += round_up<int64_t>(values, 64 / sizeof(T));
-    return p;
-  };
-  s.system = take(cholesky_size<T>(smaller(removed, columns - removed)));
-  s.right = take(columns);
-  s.removed = take(columns);
-  s.index = reinterpret_cast<int32_t*>(take(columns));
-  return used;
+  Arena<T> arena{base};
+  s.system = arena.take(cholesky_size<T>(smaller(removed, columns - removed)));
+  s.right = arena.take(columns);
+  s.removed = arena.take(columns);
+  s.index = reinterpret_cast<int32_t*>(arena.take(columns));
+  return arena.used;
 }
 
 template <class T>

@@ -73,6 +73,19 @@ SPADE_INLINE double square_root(double x) {
   return __builtin_sqrt(x);
 }
 
+// Divides a kernel's workspace into arrays that start on cache lines. With a null base it only counts.
+template <class T>
+struct Arena {
+  T* base;
+  int64_t used = 0;
+
+  T* take(int64_t values) {
+    T* p = base ? base + used : nullptr;
+    used += round_up<int64_t>(values, 64 / sizeof(T));
+    return p;
+  }
+};
+
 // The register tile of a matrix product: `rows` broadcast values times `vectors` vectors. 24 accumulators of the 32
 // registers of AVX-512, 12 of the 16 of AVX2 and SSE.
 template <class T>

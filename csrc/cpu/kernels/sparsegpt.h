@@ -36,18 +36,13 @@ struct SparseGptBuffers {
 
 template <class T>
 inline int64_t sparsegpt_layout(SparseGptBuffers<T>& s, int64_t rows, int64_t mask_block, T* base) {
-  int64_t used = 0;
-  auto take = [&](int64_t values) {
-    T* p = base + used;
-    used += round_up<int64_t>(values, 64 / sizeof(T));
-    return p;
-  };
-  s.error = take(kSweepPanel * sparsegpt_stride<T>(rows));
-  s.scores = take(mask_block * rows);
-  s.candidates = take(mask_block * rows);
-  s.mask = reinterpret_cast<uint8_t*>(take(mask_block * rows));
-  s.coefficient = take(kSweepPanel);
-  return used;
+  Arena<T> arena{base};
+  s.error = arena.take(kSweepPanel * sparsegpt_stride<T>(rows));
+  s.scores = arena.take(mask_block * rows);
+  s.candidates = arena.take(mask_block * rows);
+  s.mask = reinterpret_cast<uint8_t*>(arena.take(mask_block * rows));
+  s.coefficient = arena.take(kSweepPanel);
+  return arena.used;
 }
 
 template <class T>
