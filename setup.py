@@ -80,7 +80,9 @@ def extension():
         use_cuda, decision = False, "CPU only (this version has no CUDA kernels yet)"
     print(f"spade_fast: building for {decision}, torch {torch.__version__}")
     macros = [("SPADE_TORCH_VERSION", torch.__version__)]
-    flags = {"cxx": ["-O3", "-g0", "-fno-math-errno", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]}
+    # Without -fopenmp, at::parallel_for compiles to a plain loop.
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    flags = {"cxx": ["-O3", "-g0", "-fno-math-errno", "-Wall", "-Wno-psabi", "-fvisibility=hidden", *openmp]}
     if use_cuda:
         macros.append(("SPADE_CUDA_VERSION", torch.version.cuda))
         flags["nvcc"] = ["-O3"]
@@ -91,6 +93,7 @@ def extension():
         include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,
         extra_compile_args=flags,
+        extra_link_args=openmp,
     )
 
 

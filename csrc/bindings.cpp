@@ -17,6 +17,11 @@ PYBIND11_MODULE(_C, m) {
         py::dict info;
         info["torch"] = SPADE_STRING(SPADE_TORCH_VERSION);
         info["compiler"] = __VERSION__;
+#ifdef _OPENMP
+        info["threads"] = "OpenMP";
+#else
+        info["threads"] = "none";
+#endif
 #ifdef SPADE_CUDA_VERSION
         info["cuda"] = SPADE_STRING(SPADE_CUDA_VERSION);
 #else
@@ -24,7 +29,8 @@ PYBIND11_MODULE(_C, m) {
 #endif
         return info;
       },
-      "Versions of torch, the compiler and CUDA (None: CPU build) this extension was built with.");
+      "Versions of torch, the compiler and CUDA (None: CPU build) this was built with, and how its loops run in "
+      "threads.");
   m.def("simd_level", [] { return std::string(spade::kernels().name); }, "The instruction set in use.");
   m.def("simd_levels", &spade::simd_levels, "The instruction sets this processor can use, narrowest first.");
   m.def("set_simd_level", &spade::set_simd_level, py::arg("name"),

@@ -207,7 +207,7 @@ class _GramCollector(TorchDispatchMode):
             inputs = _product_inputs(layer, weight, tensor, *(args[i] for i in _PRODUCTS[function]))
             if inputs is not None and inputs.numel() > 0:
                 gram = self._gram(tracked, inputs)
-                ops.gram_linear_(gram, inputs[None].to(gram.dtype).contiguous())
+                ops.gram_linear_(gram, inputs[None].to(gram.dtype))
             return inputs is not None
         return False
 

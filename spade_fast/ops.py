@@ -89,7 +89,7 @@ def gram_conv2d_(
         (kh, kw, in-channel).
         Changed in the upper triangle, diagonal included; below it the contents are unspecified until `mirror_upper_`.
     x : Tensor [S · n, C, H, W], any memory format
-        Inputs; images s·n … (s+1)·n belong to sample s. Channels-last inputs are read in place, others are copied once.
+        Inputs; images s·n … (s+1)·n belong to sample s. Any strides are read in place.
     kernel_size, stride, padding, dilation : pairs of int
         Of the convolution; padding is with zeros.
 

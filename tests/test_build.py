@@ -72,6 +72,12 @@ def test_build_info():
     assert info["torch"] == torch.__version__ and info["compiler"] and "cuda" in info
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP is used on Linux")
+def test_ops_run_on_several_threads():
+    """Without OpenMP at build time torch's parallel loops are compiled to plain ones."""
+    assert _native._C.build_info()["threads"] == "OpenMP"
+
+
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match="'mmx' is not available here; available: generic"):
         _native._C.set_simd_level("mmx")
