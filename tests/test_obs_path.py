@@ -86,6 +86,12 @@ def test_random_shapes(problems, rows, count, block, seed):
         assert torch.equal(order, reference.obs_path(weight, hinv, block)[0])
 
 
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_as_many_rows_as_columns(block):
+    weight, _, hinv = random_problem(2, 8, 8, torch.float64, seed=block)
+    assert torch.equal(ops.obs_path(weight, hinv, block)[0], reference.obs_path(weight, hinv, block)[0])
+
+
 def test_ties_go_to_the_lowest_index(simd_level):
     weight = torch.ones(1, 2, 40)
     order, losses = ops.obs_path(weight, torch.eye(40)[None])

@@ -10,17 +10,9 @@
 namespace spade {
 namespace {
 
-// Columns from [block][component] to [component][block] order, in which the kernel wants them.
+// The last dimension from [block][component] to [component][block] order, in which the kernel wants columns.
 at::Tensor component_major(const at::Tensor& t, int64_t block) {
-  const int64_t count = t.size(2) / block;
-  if (block == 1) return t.contiguous();
-  if (t.size(1) != t.size(2)) return t.unflatten(2, {count, block}).transpose(2, 3).flatten(2).contiguous();
-  return t.unflatten(2, {count, block})
-      .unflatten(1, {count, block})
-      .permute({0, 2, 1, 4, 3})
-      .flatten(3)
-      .flatten(1, 2)
-      .contiguous();
+  return t.unflatten(2, {t.size(2) / block, block}).transpose(2, 3).flatten(2);
 }
 
 template <class T>
@@ -48,8 +40,9 @@ std::tuple<at::Tensor, at::Tensor> paths(const at::Tensor& weight, const at::Ten
   at::Tensor order = at::empty({weight.size(0), weight.size(1), steps}, weight.options().dtype(at::kInt));
   at::Tensor losses = at::empty(order.sizes(), weight.options());
   if (order.numel() == 0) return {order, losses};
-  const at::Tensor w = component_major(weight, block);
-  const at::Tensor h = component_major(hinv, block);
+  const at::Tensor w = component_major(weight, block).contiguous();
+  const at::Tensor h =
+      component_major(component_major(hinv, block).transpose(1, 2), block).transpose(1, 2).contiguous();
   if (weight.scalar_type() == at::kFloat) {
     run_paths<float>(w, h, block, n, m, order, losses);
   } else {
