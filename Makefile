@@ -42,6 +42,7 @@ format: build  ## format all code
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/*.cpp')
 
 bench: build  ## compare with the textbook implementation; prints a table and writes JSON
+	@mkdir -p out
 	$(BIN)/python -m pytest benchmarks --benchmark-json=out/benchmarks.json
 
 clean:  ## remove the virtual environment and what was built
