@@ -9,7 +9,7 @@ not one per pair of taps, and half of the symmetric ones. ``pytest --benchmark-j
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,15 +67,6 @@ SHAPES = {
     "depthwise_5x5x1152": Shape(1152, 7, kernel=5, groups=1152),
     "groups_3x3x32x4": Shape(128, 56, groups=32),
 }
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def best(function: Callable[[], object], rounds: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -183,10 +184,8 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"sparsity must lie between 0 and 1, got {settings.sparsity}")
     if settings.augmentations < 1:
         raise ValueError(f"augmentations must be at least 1, got {settings.augmentations}")
-    try:
-        import captum  # noqa: F401
-    except ImportError as error:
-        raise ImportError("explanations need captum: pip install 'spade_fast[captum]'") from error
+    if importlib.util.find_spec("captum") is None:
+        raise ImportError("explanations need captum: pip install 'spade_fast[captum]'")
 
 
 def _known(kind: str, names: Sequence[str], allowed: Mapping[str, object]) -> None:

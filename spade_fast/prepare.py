@@ -193,7 +193,7 @@ def _functions_to_modules(owner: nn.Module) -> bool:
         return False  # which of its ways such a forward goes is not known before the call
     try:
         graph = _ShallowTracer().trace(owner)
-    except Exception:  # as in _trace
+    except Exception:  # the model's own code runs here too, as in _trace: then this module stays as it is
         return False
     nodes = [node for node in graph.nodes if node.op in ("call_function", "call_method") and node.target in _FUNCTIONAL]
     for index, node in enumerate(nodes):
