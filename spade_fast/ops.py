@@ -141,7 +141,8 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tenso
     Notes
     -----
     The Cholesky form of the inverse that SparseGPT walks through (arXiv 2301.00774, section 3.3), from one
-    factorisation of the reversed matrix and one triangular inverse. Takes three more matrices of the size of `hessian`.
+    factorisation of the reversed matrix and one triangular inverse. Takes one more matrix of the size of a problem's
+    for each problem at hand: one, or as many as there are threads if there are at least that many problems.
     """
     home = _home(hessian)
     damp_tensor = torch.as_tensor(damp, dtype=hessian.dtype, device=home)
@@ -219,7 +220,7 @@ def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tenso
 def obs_solution(
     weight: Tensor, hessian: Tensor, hinv: Tensor, order: Tensor, counts: Tensor, block: int = 1
 ) -> Tensor:
-    """Optimal weights of every row once the first `counts` entries of its `order` are removed.
+    """Optimal weights of every row once the first `counts` entries of its `order` are removed, for one or more levels.
 
     Parameters
     ----------
@@ -229,14 +230,15 @@ def obs_solution(
         The Hessian and its inverse; each row uses the one that gives the smaller system.
     order : Tensor [B, R, P], int32 or int64
         Blocks in order of removal, as from `obs_path` or `nm_path`.
-    counts : Tensor [B, R], int32 or int64
-        Blocks to remove from each row, 0 … P.
+    counts : Tensor [..., B, R], int32 or int64
+        Blocks to remove from each row, 0 … P. Leading dimensions are levels of sparsity; levels of one call share
+        their factorisations.
     block : int
         Columns of a block.
 
     Returns
     -------
-    Tensor [B, R, C]
+    Tensor [..., B, R, C]
         Removed weights are exactly 0. Rows with a count of 0 are unchanged.
 
     Raises
@@ -249,7 +251,8 @@ def obs_solution(
     Notes
     -----
     The group OBS update (arXiv 2208.11580, equation 4) for the whole set at once, so that no path of weights is stored.
-    Per thread it takes a workspace of n² values, n being the smaller of the two counts (removed, kept), at most C/2.
+    Per thread it takes a workspace of n² values. For one level n is the smaller of the two counts (removed, kept), at
+    most C/2; for several at most 0.63 C.
     """
     home = _home(weight)
     given = (t.to(home) for t in (weight, hessian, hinv, order, counts))
@@ -343,7 +346,7 @@ def _(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("spade_fast::obs_solution")
 def _(weight: Tensor, hessian: Tensor, hinv: Tensor, order: Tensor, counts: Tensor, block: int) -> Tensor:
-    return weight.new_empty(weight.shape)
+    return weight.new_empty((*counts.shape, weight.shape[2]))
 
 
 @torch.library.register_fake("spade_fast::sparsegpt")

@@ -202,16 +202,18 @@ def obs_solution(
         Not used here; the argument exists so that the signature is that of the op.
     order : Tensor, [B, R, P]
         Block indices in order of removal.
-    counts : Tensor, [B, R]
-        Number of removals of each row.
+    counts : Tensor, [..., B, R]
+        Number of removals of each row, at any number of levels.
     block : int
         Columns of a block.
 
     Returns
     -------
-    Tensor, [B, R, C]
+    Tensor, [..., B, R, C]
         Removed weights are exactly 0.
     """
+    if counts.ndim > 2:
+        return torch.stack([obs_solution(weight, hessian, hinv, order, level, block) for level in counts])
     result = weight.double().clone()
     within = torch.arange(block, device=weight.device)
     for b in range(weight.shape[0]):

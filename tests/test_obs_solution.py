@@ -24,6 +24,19 @@ def test_float64(simd_level, columns, block):
         assert torch.equal((pruned == 0).sum(2), counts * block)
 
 
+@pytest.mark.parametrize(("columns", "block"), [(1, 1), (24, 3), (110, 1), (230, 1)])
+def test_levels_of_one_call(simd_level, columns, block):
+    """Levels share factorisations; in any order, they are what single calls give."""
+    weight, hessian, hinv = random_problem(2, 3, columns, torch.float64, seed=columns)
+    order, _ = ops.obs_path(weight, hinv, block)
+    counts = torch.randint(0, columns // block + 1, (2, 4, 2, 3), generator=torch.Generator().manual_seed(columns))
+    pruned = ops.obs_solution(weight, hessian, hinv, order, counts, block)
+    truth = reference.obs_solution(weight, hessian, hinv, order, counts, block)
+    torch.testing.assert_close(pruned, truth, rtol=1e-9, atol=1e-11)
+    assert torch.equal((pruned == 0).sum(4), counts * block)
+    assert ops.obs_solution(weight, hessian, hinv, order, counts[:0], block).shape == (0, 4, 2, 3, columns)
+
+
 def test_float32_is_as_good_as_torch(simd_level):
     """Rule of the package: at most twice the error of plain float32 torch, both against float64."""
     weight, hessian, hinv = random_problem(1, 6, 140, seed=4)
@@ -39,8 +52,10 @@ def test_float32_is_as_good_as_torch(simd_level):
             :, 0
         ]
         plain[0, r, gone] = 0
-    error = (ops.obs_solution(weight, hessian, hinv, order, counts) - truth).abs().max()
-    assert error <= 2 * (plain - truth).abs().max() + 1e-6
+    bound = 2 * (plain - truth).abs().max() + 1e-6
+    assert (ops.obs_solution(weight, hessian, hinv, order, counts) - truth).abs().max() <= bound
+    levels = torch.stack([counts // 2, counts, 140 - (140 - counts) // 4])
+    assert (ops.obs_solution(weight, hessian, hinv, order, levels)[1] - truth).abs().max() <= bound
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,6 +109,8 @@ def test_threads_do_not_matter():
         (dict(order=torch.tensor([[[0, 9, 1, 2]] * 2])), ValueError, "order must hold block indices 0..3, got 9"),
         (dict(counts=torch.tensor([[5, 0]])), ValueError, r"counts must lie in 0..4 .*, got 5"),
         (dict(counts=torch.tensor([[1.0, 0]])), TypeError, "counts must be int32 or int64"),
+        (dict(counts=torch.tensor([3, 2])), ValueError, r"counts must have shape \[..., 1, 2\], got \[2\]"),
+        (dict(counts=torch.zeros(3, 2, 2, dtype=torch.int64)), ValueError, r"counts must have shape \[..., 1, 2\]"),
         (dict(hessian=torch.eye(3)[None]), ValueError, "hessian must have shape"),
         (
             dict(hessian=-torch.eye(4)[None], hinv=-torch.eye(4)[None]),
@@ -117,4 +134,5 @@ def test_bad_arguments(change, error, message):
 def test_opcheck():
     weight, hessian, hinv = random_problem(2, 3, 12)
     order, _ = ops.obs_path(weight, hinv, 3)
-    torch.library.opcheck(torch.ops.spade_fast.obs_solution, (weight, hessian, hinv, order, torch.full((2, 3), 2), 3))
+    for counts in (torch.full((2, 3), 2), torch.full((4, 2, 3), 2)):
+        torch.library.opcheck(torch.ops.spade_fast.obs_solution, (weight, hessian, hinv, order, counts, 3))

@@ -1,30 +1,57 @@
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/diagonal.h>
-#include <ATen/ops/eye.h>
-#include <ATen/ops/linalg_cholesky_ex.h>
-#include <ATen/ops/linalg_solve_triangular.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "../checks.h"
+#include "dispatch.h"
+#include "parallel.h"
+#include "workspace.h"
 
 namespace spade {
 namespace {
 
-// With J the reversal and J H J = L Lᵀ, U = J L⁻¹ J is upper triangular and UᵀU = H⁻¹: one factorisation and one
-// triangular inverse, where Cholesky, inverse, Cholesky takes twice the work and rounds more.
+// Problem by problem where there are enough for all threads; else the threads share each problem.
+template <class T>
+void factor_problems(const at::Tensor& hessian, const at::Tensor& damp, at::Tensor& factor, at::Tensor& info) {
+  const int64_t columns = hessian.size(1);
+  const T* h = hessian.const_data_ptr<T>();
+  const T* d = damp.const_data_ptr<T>();
+  T* u = factor.mutable_data_ptr<T>();
+  int32_t* failed = info.mutable_data_ptr<int32_t>();
+  const KernelTable<T>& table = kernels_for<T>();
+  auto solve = [&](int64_t problem, T* workspace) {
+    const int64_t offset = problem * columns * columns;
+    const InverseCholeskyTask<T> task{columns, h + offset, d[problem], u + offset, workspace};
+    failed[problem] = static_cast<int32_t>(table.inverse_cholesky(task, kParallel));
+  };
+  const int64_t problems = hessian.size(0);
+  const int64_t size = table.inverse_cholesky_workspace(columns);
+  if (problems < at::get_num_threads()) {
+    Workspace<T> workspace(size);
+    for (int64_t problem = 0; problem < problems; ++problem) solve(problem, workspace.data());
+  } else {
+    share(problems, [&](auto& next) {
+      Workspace<T> workspace(size);
+      for (int64_t problem = next(); problem >= 0; problem = next()) solve(problem, workspace.data());
+    });
+  }
+}
+
 std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
   check_floating("inverse_cholesky", "hessian", hessian);
   check_dims("inverse_cholesky", "hessian", hessian, 3, "[problems, columns, columns]");
   check_shape("inverse_cholesky", "hessian", hessian, {hessian.size(0), hessian.size(2), hessian.size(2)});
   check_same_dtype("inverse_cholesky", "damp", damp, "hessian", hessian);
   check_shape("inverse_cholesky", "damp", damp, {hessian.size(0)});
-  const int64_t columns = hessian.size(2);
-  at::Tensor flipped = hessian.flip({1, 2});
-  flipped.diagonal(0, 1, 2).add_(damp.unsqueeze(1));
-  auto [lower, info] = at::linalg_cholesky_ex(flipped);
-  const at::Tensor identity = at::eye(columns, hessian.options());
-  const at::Tensor inverse = at::linalg_solve_triangular(lower, identity.expand_as(lower), /*upper=*/false);
-  return {inverse.flip({1, 2}).contiguous(), info};
+  const at::Tensor matrices = hessian.contiguous();
+  at::Tensor factor = at::empty_like(matrices);
+  at::Tensor info = at::empty_like(damp, damp.options().dtype(at::kInt));
+  if (hessian.scalar_type() == at::kFloat) {
+    factor_problems<float>(matrices, damp.contiguous(), factor, info);
+  } else {
+    factor_problems<double>(matrices, damp.contiguous(), factor, info);
+  }
+  return {factor, info};
 }
 
 }  // namespace

@@ -1,50 +1,79 @@
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
+#include <numeric>
 #include <vector>
 
 #include "../checks.h"
 #include "dispatch.h"
+#include "parallel.h"
 #include "workspace.h"
 
 namespace spade {
 namespace {
 
+// One row of one problem: its columns in order of removal, and how many are gone at each level.
+struct Removals {
+  std::vector<int32_t> order;
+  std::vector<int64_t> removed;  // ascending
+  std::vector<int64_t> level;    // the level that each entry of `removed` is
+};
+
+// Fills `row` from the blocks that order [rows, steps] removes and counts [levels, rows] allow.
+void read_removals(const int32_t* blocks, const int32_t* counts, int64_t rows, int64_t index, int64_t steps,
+                   int64_t block, Removals& row) {
+  auto count = [&](int64_t k) { return counts[k * rows + index]; };
+  std::iota(row.level.begin(), row.level.end(), 0);
+  std::stable_sort(row.level.begin(), row.level.end(), [&](int64_t a, int64_t b) { return count(a) < count(b); });
+  for (size_t i = 0; i < row.level.size(); ++i) row.removed[i] = count(row.level[i]) * block;
+  const int64_t most = row.removed.empty() ? 0 : row.removed.back();
+  std::vector<bool> gone(row.order.size());
+  for (int64_t i = 0; i < most; ++i) {
+    row.order[i] = static_cast<int32_t>(blocks[index * steps + i / block] * block + i % block);
+    gone[row.order[i]] = true;
+  }
+  int64_t next = most;
+  for (size_t c = 0; c < gone.size(); ++c) {
+    if (!gone[c]) row.order[next++] = static_cast<int32_t>(c);
+  }
+}
+
+// Returns a row whose system is not positive definite, or -1.
 template <class T>
-int64_t solve_rows(at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& hinv, const at::Tensor& order,
-                   const at::Tensor& counts, int64_t block) {
-  const int64_t rows = weight.size(1);
+int64_t solve_rows(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& hinv, const at::Tensor& order,
+                   const at::Tensor& counts, int64_t block, at::Tensor& pruned) {
+  const int64_t rows = weight.size(0) * weight.size(1);
   const int64_t columns = weight.size(2);
-  const int64_t steps = order.size(2);
+  const int64_t levels = counts.numel() / rows;
   const int32_t* blocks = order.const_data_ptr<int32_t>();
   const int32_t* count = counts.const_data_ptr<int32_t>();
+  const T* w = weight.const_data_ptr<T>();
   const T* h = hessian.const_data_ptr<T>();
   const T* inverse = hinv.const_data_ptr<T>();
-  T* w = weight.mutable_data_ptr<T>();
+  T* out = pruned.mutable_data_ptr<T>();
   const KernelTable<T>& table = kernels_for<T>();
-  int64_t largest = 0;
-  for (int64_t row = 0; row < weight.size(0) * rows; ++row) {
-    const int64_t removed = count[row] * block;
-    largest = std::max(largest, std::min(removed, columns - removed));
-  }
-  std::atomic<int64_t> next{0};
   std::atomic<int64_t> failed{-1};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    Workspace<T> workspace(table.obs_solution_workspace(columns, largest));
-    std::vector<int32_t> removed(columns);
-    for (int64_t row = next++; row < weight.size(0) * rows; row = next++) {
-      if (count[row] == 0) continue;
-      for (int64_t i = 0; i < count[row]; ++i) {
-        for (int64_t c = 0; c < block; ++c)
-          removed[i * block + c] = static_cast<int32_t>(blocks[row * steps + i] * block + c);
+  share(rows, [&](auto& next) {
+    Removals row{std::vector<int32_t>(columns), std::vector<int64_t>(levels), std::vector<int64_t>(levels)};
+    std::vector<T*> solutions(levels);
+    std::unique_ptr<Workspace<T>> workspace;
+    int64_t size = -1;
+    for (int64_t r = next(); r >= 0; r = next()) {
+      read_removals(blocks, count, rows, r, order.size(2), block, row);
+      const int64_t needed = table.obs_solution_workspace(columns, levels, row.removed.data());
+      if (needed > size) {
+        workspace = std::make_unique<Workspace<T>>(needed);
+        size = needed;
       }
-      const int64_t offset = row / rows * columns * columns;
-      const bool solved = table.obs_solution({columns, count[row] * block, removed.data(), h + offset, inverse + offset,
-                                              w + row * columns, workspace.data()});
-      if (!solved) failed = row;
+      for (int64_t k = 0; k < levels; ++k) solutions[k] = out + (row.level[k] * rows + r) * columns;
+      const int64_t offset = r / weight.size(1) * columns * columns;
+      const bool solved = table.obs_solution({columns, levels, row.removed.data(), row.order.data(), h + offset,
+                                              inverse + offset, w + r * columns, solutions.data(), workspace->data()});
+      if (!solved) failed = r;
     }
   });
   return failed;
@@ -53,12 +82,17 @@ int64_t solve_rows(at::Tensor& weight, const at::Tensor& hessian, const at::Tens
 void check_order(const at::Tensor& order, const at::Tensor& counts, int64_t blocks) {
   const int32_t* removed = order.const_data_ptr<int32_t>();
   const int32_t* count = counts.const_data_ptr<int32_t>();
+  const int64_t rows = order.size(0) * order.size(1);
   const int64_t steps = order.size(2);
+  std::vector<int32_t> most(rows, 0);
+  for (int64_t i = 0; i < counts.numel(); ++i) {
+    TORCH_CHECK_VALUE(count[i] >= 0 && count[i] <= steps, "obs_solution: counts must lie in 0..", steps,
+                      " (the length of order), got ", count[i]);
+    most[i % rows] = std::max(most[i % rows], count[i]);
+  }
   std::vector<int64_t> seen_in(blocks, -1);
-  for (int64_t row = 0; row < counts.numel(); ++row) {
-    TORCH_CHECK_VALUE(count[row] >= 0 && count[row] <= steps, "obs_solution: counts must lie in 0..", steps,
-                      " (the length of order), got ", count[row]);
-    for (int64_t i = 0; i < count[row]; ++i) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < most[row]; ++i) {
       const int32_t k = removed[row * steps + i];
       TORCH_CHECK_VALUE(k >= 0 && k < blocks, "obs_solution: order must hold block indices 0..", blocks - 1, ", got ",
                         k);
@@ -76,19 +110,24 @@ at::Tensor obs_solution(const at::Tensor& weight, const at::Tensor& hessian, con
   check_integer("obs_solution", "counts", counts);
   check_dims("obs_solution", "order", order, 3, "[problems, rows, steps]");
   check_shape("obs_solution", "order", order, {weight.size(0), weight.size(1), order.size(2)});
-  check_shape("obs_solution", "counts", counts, {weight.size(0), weight.size(1)});
+  TORCH_CHECK_VALUE(counts.dim() >= 2 && counts.size(-2) == weight.size(0) && counts.size(-1) == weight.size(1),
+                    "obs_solution: counts must have shape [..., ", weight.size(0), ", ", weight.size(1), "], got ",
+                    counts.sizes());
   TORCH_CHECK_VALUE(block >= 1 && weight.size(2) % block == 0, "obs_solution: block must divide the ", weight.size(2),
                     " columns, got ", block);
-  at::Tensor pruned = weight.clone(at::MemoryFormat::Contiguous);
+  std::vector<int64_t> shape = counts.sizes().vec();
+  shape.push_back(weight.size(2));
+  at::Tensor pruned = at::empty(shape, weight.options());
   if (pruned.numel() == 0) return pruned;
   const at::Tensor order32 = order.to(at::kInt).contiguous();
   const at::Tensor counts32 = counts.to(at::kInt).contiguous();
   check_order(order32, counts32, weight.size(2) / block);
+  const at::Tensor w = weight.contiguous();
   const at::Tensor h = hessian.contiguous();
   const at::Tensor inverse = hinv.contiguous();
   const int64_t failed = weight.scalar_type() == at::kFloat
-                             ? solve_rows<float>(pruned, h, inverse, order32, counts32, block)
-                             : solve_rows<double>(pruned, h, inverse, order32, counts32, block);
+                             ? solve_rows<float>(w, h, inverse, order32, counts32, block, pruned)
+                             : solve_rows<double>(w, h, inverse, order32, counts32, block, pruned);
   TORCH_CHECK_LINALG(failed < 0, "obs_solution: the Hessian of problem ", failed / weight.size(1),
                      " restricted to the columns of row ", failed % weight.size(1),
                      " is not positive definite in this precision; increase its damping");

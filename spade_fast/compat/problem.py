@@ -100,25 +100,25 @@ class ObsProblem:
         return order, losses
 
     def solution(self, order: Tensor, counts: Tensor, block: int) -> Tensor:
-        """Weights ``[rows, C]`` after the first ``counts[r]`` removals of each row."""
+        """Weights ``[levels, rows, C]`` after the first ``counts[level, r]`` removals of each row."""
         try:
             return self._solution(order, counts.to(torch.int32), block)
         except torch.linalg.LinAlgError:
             # A Hessian that is positive definite by its rounding alone. The published update rule needs no definite
             # matrices, so it gets through.
-            rows = zip(order, counts.tolist(), strict=True)
-            return torch.stack([self.replay(row, removed, block)[count] for row, (removed, count) in enumerate(rows)])
+            rows = zip(order, counts.T, strict=True)
+            return torch.stack([self.replay(row, removed, block)[at] for row, (removed, at) in enumerate(rows)], 1)
 
     def _solution(self, order: Tensor, counts: Tensor, block: int) -> Tensor:
-        shape = (*self.weight.shape[:2], -1)
+        groups = self.weight.shape[:2]
         weight = ops.obs_solution(
-            self.weight, self.hessian, self.hinv, order.reshape(shape), counts.reshape(shape[:2]), block
-        ).flatten(0, 1)
+            self.weight, self.hessian, self.hinv, order.unflatten(0, groups), counts.unflatten(1, groups), block
+        ).flatten(1, 2)
         for rows in self.private.split(_CHUNK):
             restricted, hinv = self._restricted(rows)
-            weight[rows] = ops.obs_solution(
-                self._single(rows), restricted, hinv, order[rows, None], counts[rows, None], block
-            )[:, 0]
+            weight[:, rows] = ops.obs_solution(
+                self._single(rows), restricted, hinv, order[rows, None], counts[:, rows, None], block
+            )[:, :, 0]
         return weight
 
     def replay(self, row: int, order: Tensor, block: int) -> Tensor:

@@ -24,8 +24,10 @@ class _Path:
     block: int
     natural: Callable[[Tensor], Tensor]
 
-    def weights(self, counts: Tensor) -> Tensor:
-        return self.natural(self.problem.solution(self.order, counts, self.block))
+    def weights(self, counts: list[Tensor]) -> list[Tensor]:
+        if not counts:
+            return []
+        return list(self.natural(self.problem.solution(self.order, torch.stack(counts), self.block)))
 
 
 class TrueOBS:
@@ -189,7 +191,7 @@ class TrueOBS:
         _check_sparsities(sparsities)
         ranked = torch.argsort(path.losses.flatten(), stable=True) // path.losses.shape[1]
         removals = [math.ceil(ranked.numel() * sparsity) for sparsity in sparsities]
-        return [path.weights(torch.bincount(ranked[:number], minlength=self.rows)) for number in removals]
+        return path.weights([torch.bincount(ranked[:number], minlength=self.rows) for number in removals])
 
     def prune_unstr_balanced(self, rem: int) -> Tensor:
         """Weight matrix ``[rows, columns]`` with ``rem`` weights left in every row.
@@ -206,7 +208,8 @@ class TrueOBS:
             raise RuntimeError(f"prune_unstr_balanced() needs prepare_unstr(), not prepare_blocked({path.block})")
         if not 0 <= rem <= self.columns:
             raise ValueError(f"rem must be between 0 and {self.columns}, got {rem}")
-        return path.weights(torch.full((self.rows,), self.columns - rem, device=self.dev))
+        (pruned,) = path.weights([torch.full((self.rows,), self.columns - rem, device=self.dev)])
+        return pruned
 
     def prune_struct(self, sparsities: Sequence[float], size: int = 1) -> list[Tensor]:
         """Weight matrices with whole groups of ``size`` neighbouring columns removed, the same ones for all rows.
@@ -251,8 +254,9 @@ class TrueOBS:
             raise ValueError(f"n must be between 1 and m = {m}, got {n}")
         problem = self._problem(self._matrix.tap_major)
         order, _ = ops.nm_path(problem.weight, problem.hinv, n, m)
-        counts = torch.full((self.rows,), order.shape[2], device=self.dev)
-        self._matrix.write(self._matrix.natural(problem.solution(order.flatten(0, 1), counts, 1)))
+        counts = torch.full((1, self.rows), order.shape[2], device=self.dev)
+        (pruned,) = problem.solution(order.flatten(0, 1), counts, 1)
+        self._matrix.write(self._matrix.natural(pruned))
 
     def free(self) -> None:
         """Drop the Hessian and all results."""

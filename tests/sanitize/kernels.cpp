@@ -83,20 +83,36 @@ void paths(const spade::KernelTable<T>& table, int64_t count, int64_t block, int
   }
 }
 
+constexpr spade::Parallel kSerial{[](int64_t count, void* context, void (*work)(void*, int64_t)) {
+  for (int64_t i = count - 1; i >= 0; --i) work(context, i);
+}};
+
 template <class T>
-void solutions(const spade::KernelTable<T>& table, int64_t columns, int64_t removed) {
+void factors(const spade::KernelTable<T>& table, int64_t columns) {
   const std::vector<T> hessian = positive_definite<T>(columns);
-  std::vector<T> weight = random_values<T>(columns);
-  std::vector<int32_t> order(removed);
-  for (int64_t i = 0; i < removed; ++i) order[i] = static_cast<int32_t>((i * 7 + 3) % columns);
-  if (columns % 7 == 0) {
-    for (int64_t i = 0; i < removed; ++i) order[i] = static_cast<int32_t>(i);
+  std::vector<T> factor(columns * columns);
+  Block<T> workspace(table.inverse_cholesky_workspace(columns));
+  if (table.inverse_cholesky({columns, hessian.data(), T(0.1), factor.data(), workspace.data()}, kSerial) != 0) {
+    std::exit(1);
   }
-  Block<T> workspace(table.obs_solution_workspace(columns, removed));
-  const bool solved = table.obs_solution(
-      {columns, removed, order.data(), hessian.data(), hessian.data(), weight.data(), workspace.data()});
+  expect_finite(factor, "inverse_cholesky");
+}
+
+template <class T>
+void solutions(const spade::KernelTable<T>& table, int64_t columns, const std::vector<int64_t>& removed) {
+  const std::vector<T> hessian = positive_definite<T>(columns);
+  const std::vector<T> weight = random_values<T>(columns);
+  std::vector<int32_t> order(columns);
+  for (int64_t i = 0; i < columns; ++i) order[i] = static_cast<int32_t>(columns % 7 == 0 ? i : (i * 7 + 3) % columns);
+  const int64_t levels = static_cast<int64_t>(removed.size());
+  std::vector<std::vector<T>> pruned(levels, std::vector<T>(columns, std::nan("")));
+  std::vector<T*> out;
+  for (std::vector<T>& one : pruned) out.push_back(one.data());
+  Block<T> workspace(table.obs_solution_workspace(columns, levels, removed.data()));
+  const bool solved = table.obs_solution({columns, levels, removed.data(), order.data(), hessian.data(), hessian.data(),
+                                          weight.data(), out.data(), workspace.data()});
   if (!solved) std::exit(1);
-  expect_finite(weight, "obs_solution");
+  for (const std::vector<T>& one : pruned) expect_finite(one, "obs_solution");
 }
 
 template <class T>
@@ -143,10 +159,12 @@ void all(const spade::KernelTable<T>& table) {
     paths(table, 8 * groups, 1, 4, 8);
   }
   for (int64_t columns : {1, 2, 5, 9, 16, 17, 33, 100, 150}) {
-    for (int64_t removed : {int64_t(0), int64_t(1), columns / 3, columns / 2, columns - 1, columns}) {
-      solutions(table, columns, removed);
-    }
+    const std::vector<int64_t> removed{0, columns / 3, columns / 2, columns - 1, columns};
+    for (int64_t one : removed) solutions<T>(table, columns, {one});
+    solutions<T>(table, columns, removed);
+    solutions<T>(table, columns, {});
   }
+  for (int64_t columns : {1, 2, 11, 12, 13, 31, 33, 95, 96, 97, 200, 300}) factors(table, columns);
   for (int64_t rows : {1, 2, 7, 16, 33}) {
     for (int64_t columns : {1, 3, 9, 17, 130, 260}) {
       for (int64_t mask_block : {1, 2, 9, 140, 300}) sweeps(table, rows, columns, std::min(mask_block, columns), 0, 0);

@@ -1,4 +1,7 @@
-// Blocked Cholesky factorisation and solution of one symmetric positive definite system.
+// Blocked Cholesky factorisation A = UᵀU of symmetric positive definite matrices, by panels of rows.
+//
+// A panel's diagonal block is factored first. Then the panel's rows are solved strip by strip: a strip holds
+// kStripColumns columns of the panel, k-major, so that it serves as either operand of the trailing update.
 #pragma once
 
 #include "tile.h"
@@ -6,38 +9,184 @@
 namespace spade {
 namespace SPADE_ISA {
 
-constexpr int64_t kCholeskyPanel = 64;
+// A multiple of the rows and of the columns of every register tile, so that panels and strips begin on its grid.
+constexpr int64_t kStripColumns = 96;
 
-template <class T>
-inline int64_t cholesky_stride(int64_t n) {
-  return padded_stride<T>(n + Tile<T>::cols + Tile<T>::rows);
+// Deeper panels pass over the trailing matrix less often; it matters once that has left the cache.
+SPADE_INLINE int64_t cholesky_depth(int64_t columns) {
+  return columns < 1500 ? kStripColumns : 2 * kStripColumns;
 }
 
-// Values that `a` must hold for cholesky_upper: a tile may be read past the last row.
 template <class T>
-inline int64_t cholesky_size(int64_t n) {
-  return (n + 1) * cholesky_stride<T>(n);
+struct CholeskyPanel {
+  int64_t depth;   // rows of the panel
+  int64_t stride;  // of `block`
+  int64_t strip;   // values of a strip
+  T* block;        // upper factor of the diagonal block
+  T* inverse;      // [depth] reciprocals of its diagonal
+  T* strips;       // [strips][depth][kStripColumns]
+
+  T* at(int64_t column) const {
+    return strips + column / kStripColumns * strip + column % kStripColumns;
+  }
+};
+
+template <class T>
+inline CholeskyPanel<T> take_panel(Arena<T>& arena, int64_t depth, int64_t columns) {
+  CholeskyPanel<T> panel;
+  const int64_t rows = round_up<int64_t>(depth, Tile<T>::rows);
+  panel.depth = depth;
+  panel.stride = padded_stride<T>(round_up<int64_t>(rows, Tile<T>::cols));
+  panel.strip = rows * kStripColumns;
+  panel.block = arena.take(rows * panel.stride);
+  panel.inverse = arena.take(rows);
+  panel.strips = arena.take((columns + kStripColumns - 1) / kStripColumns * panel.strip);
+  return panel;
 }
 
-// Overwrites the upper triangle of a [n][stride] by U with UᵀU = A. False if A is not positive definite.
+// Factors the diagonal block of `matrix` that begins at (first, first). Returns the row at which it is not positive
+// definite, or -1.
 template <class T>
-inline bool cholesky_upper(T* a, int64_t n, int64_t stride) {
-  T coefficient[kCholeskyPanel];
-  for (int64_t p = 0; p < n; p += kCholeskyPanel) {
-    const int64_t depth = smaller(kCholeskyPanel, n - p);
-    for (int64_t i = p; i < p + depth; ++i) {
-      T* row = a + i * stride;
-      for (int64_t t = p; t < i; ++t) coefficient[t - p] = a[t * stride + i];
-      subtract_combination(row + i, n - i, coefficient, a + p * stride + i, stride, i - p);
-      if (!(row[i] > T(0))) return false;
-      const T scale = T(1) / square_root(row[i]);
-      for (int64_t j = i; j < n; ++j) row[j] *= scale;
+inline int64_t factor_diagonal(const CholeskyPanel<T>& panel, const T* matrix, int64_t stride, int64_t first) {
+  constexpr int lanes = VectorOf<T>::lanes;
+  const int64_t n = panel.depth;
+  for (int64_t i = 0; i < n; ++i) {
+    const T* source = matrix + (first + i) * stride + first;
+    T* row = panel.block + i * panel.stride;
+    for (int64_t j = 0; j < panel.stride; ++j) row[j] = i <= j && j < n ? source[j] : T(0);
+  }
+  for (int64_t i = n; i < round_up<int64_t>(n, Tile<T>::rows); ++i) {
+    for (int64_t j = 0; j < panel.stride; ++j) panel.block[i * panel.stride + j] = T(0);
+    panel.inverse[i] = T(0);
+  }
+  for (int64_t q = 0; q < n; q += Tile<T>::rows) {
+    for (int64_t j = q / Tile<T>::cols * Tile<T>::cols; j < n; j += Tile<T>::cols) {
+      tile_product<-1>(q, panel.block + q, panel.stride, panel.block + j, panel.stride,
+                       panel.block + q * panel.stride + j, panel.stride);
     }
-    const T* panel = a + p * stride + p + depth;
-    product<-1, true>(depth, panel, stride, panel, stride, a + (p + depth) * (stride + 1), stride, n - p - depth,
-                      n - p - depth);
+    for (int64_t i = q; i < smaller<int64_t>(n, q + Tile<T>::rows); ++i) {
+      T* row = panel.block + i * panel.stride;
+      const int64_t begin = i / lanes * lanes;
+      for (int64_t j = begin; j < n; j += lanes) {
+        Vec<T> v = load(row + j);
+        for (int64_t t = q; t < i; ++t) {
+          const T* above = panel.block + t * panel.stride;
+          v -= broadcast(above[i]) * load(above + j);
+        }
+        store(row + j, v);
+      }
+      if (!(row[i] > T(0) && row[i] < T(__builtin_inf()))) return i;
+      panel.inverse[i] = T(1) / square_root(row[i]);
+      const Vec<T> scale = broadcast(panel.inverse[i]);
+      for (int64_t j = begin; j < n; j += lanes) store(row + j, load(row + j) * scale);
+    }
+  }
+  return -1;
+}
+
+// x <- U⁻ᵀ x for the first `columns` columns of a strip.
+template <class T>
+inline void solve_strip(const CholeskyPanel<T>& panel, T* x, int64_t columns) {
+  constexpr int rows = Tile<T>::rows;
+  constexpr int lanes = VectorOf<T>::lanes;
+  for (int64_t c = 0; c < columns; c += Tile<T>::cols) {
+    for (int64_t q = 0; q < panel.depth; q += rows) {
+      T* target = x + q * kStripColumns + c;
+      tile_product<-1>(q, panel.block + q, panel.stride, x + c, kStripColumns, target, kStripColumns);
+      const T* block = panel.block + q * (panel.stride + 1);
+      Vec<T> x0[rows], x1[rows];
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        x0[i] = load(target + i * kStripColumns);
+        x1[i] = load(target + i * kStripColumns + lanes);
+#pragma GCC unroll 16
+        for (int t = 0; t < i; ++t) {
+          const Vec<T> u = broadcast(block[t * panel.stride + i]);
+          x0[i] -= u * x0[t];
+          x1[i] -= u * x1[t];
+        }
+        const Vec<T> scale = broadcast(panel.inverse[q + i]);
+        x0[i] *= scale;
+        x1[i] *= scale;
+        store(target + i * kStripColumns, x0[i]);
+        store(target + i * kStripColumns + lanes, x1[i]);
+      }
+    }
+  }
+}
+
+// Subtracts panelᵀ panel from rows [first, last) and columns [begin, end) of a matrix whose row r begins at
+// matrix + r * stride. `first` and `begin` must lie on the tile's grid; the last tiles are computed whole.
+template <class T>
+inline void update_trailing(const CholeskyPanel<T>& panel, int64_t first, int64_t last, int64_t begin, int64_t end,
+                            T* matrix, int64_t stride) {
+  for (int64_t j = begin; j < end; j += Tile<T>::cols) {
+    for (int64_t i = first; i < last; i += Tile<T>::rows) {
+      tile_product<-1>(panel.depth, panel.at(i), kStripColumns, panel.at(j), kStripColumns, matrix + i * stride + j,
+                       stride);
+    }
+  }
+}
+
+// What cholesky_upper works on: a matrix whose rows are padded to whole tiles, and a panel.
+template <class T>
+struct CholeskySystem {
+  int64_t stride;
+  T* matrix;
+  CholeskyPanel<T> panel;
+};
+
+template <class T>
+inline CholeskySystem<T> take_system(Arena<T>& arena, int64_t n) {
+  CholeskySystem<T> system;
+  system.stride = padded_stride<T>(round_up<int64_t>(n, Tile<T>::cols));
+  system.matrix = arena.take(round_up<int64_t>(n, Tile<T>::rows) * system.stride);
+  system.panel = take_panel(arena, smaller(n, cholesky_depth(n)), n);
+  return system;
+}
+
+// Overwrites the upper triangle of the matrix [n][n] by U with UᵀU = A. False if A is not positive definite.
+template <class T>
+inline bool cholesky_upper(const CholeskySystem<T>& system, int64_t n) {
+  CholeskyPanel<T> panel = system.panel;
+  const int64_t stride = system.stride;
+  for (int64_t p = 0; p < n; p += system.panel.depth) {
+    panel.depth = smaller(system.panel.depth, n - p);
+    const int64_t end = p + panel.depth;
+    if (factor_diagonal(panel, system.matrix, stride, p) >= 0) return false;
+    for (int64_t i = 0; i < panel.depth; ++i) {
+      for (int64_t j = i; j < panel.depth; ++j)
+        system.matrix[(p + i) * stride + p + j] = panel.block[i * panel.stride + j];
+    }
+    for (int64_t first = end; first < n; first += kStripColumns) {
+      const int64_t width = smaller(kStripColumns, round_up<int64_t>(n - first, Tile<T>::cols));
+      T* strip = panel.at(first);
+      for (int64_t i = 0; i < panel.depth; ++i) {
+        const T* row = system.matrix + (p + i) * stride + first;
+        for (int64_t j = 0; j < width; ++j) strip[i * kStripColumns + j] = row[j];
+      }
+      solve_strip(panel, strip, width);
+      for (int64_t i = 0; i < panel.depth; ++i) {
+        T* row = system.matrix + (p + i) * stride + first;
+        for (int64_t j = 0; j < width; ++j) row[j] = strip[i * kStripColumns + j];
+      }
+    }
+    for (int64_t i = end; i < n; i += Tile<T>::rows) {
+      update_trailing(panel, i, i + Tile<T>::rows, i / Tile<T>::cols * Tile<T>::cols, n, system.matrix, stride);
+    }
   }
   return true;
+}
+
+// x <- U⁻ᵀ x
+template <class T>
+inline void solve_transposed(const CholeskySystem<T>& u, int64_t n, T* x) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T* row = u.matrix + i * u.stride;
+    x[i] /= row[i];
+    const T xi = x[i];
+    for (int64_t j = i + 1; j < n; ++j) x[j] -= row[j] * xi;
+  }
 }
 
 template <class T>
@@ -49,24 +198,22 @@ SPADE_INLINE T dot(const T* x, const T* y, int64_t n) {
     s0 += load(x + i) * load(y + i);
     s1 += load(x + i + lanes) * load(y + i + lanes);
   }
-  s0 += s1;
-  T sum = T(0);
-  for (int k = 0; k < lanes; ++k) sum += s0[k];
+  T partial[lanes];
+  store(partial, s0 + s1);
+#pragma GCC unroll 8
+  for (int half = lanes / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) partial[k] += partial[k + half];
+  }
+  T sum = partial[0];
   for (; i < n; ++i) sum += x[i] * y[i];
   return sum;
 }
 
-// x <- (UᵀU)⁻¹ x
+// x <- U⁻¹ x, for the leading n columns of U
 template <class T>
-inline void cholesky_solve(const T* u, int64_t n, int64_t stride, T* x) {
-  for (int64_t i = 0; i < n; ++i) {
-    const T* row = u + i * stride;
-    x[i] /= row[i];
-    const T xi = x[i];
-    for (int64_t j = i + 1; j < n; ++j) x[j] -= row[j] * xi;
-  }
+inline void solve_upper(const CholeskySystem<T>& u, int64_t n, T* x) {
   for (int64_t i = n - 1; i >= 0; --i) {
-    const T* row = u + i * stride;
+    const T* row = u.matrix + i * u.stride;
     x[i] = (x[i] - dot(row + i + 1, x + i + 1, n - i - 1)) / row[i];
   }
 }

@@ -1,6 +1,10 @@
-// The optimal weights of one row after a set P of columns is removed and K is kept, in closed form, from the smaller
-// system:
-//   w_K + (H_KK)⁻¹ H_KP w_P   or   w − H⁻¹_{:P} (H⁻¹_PP)⁻¹ w_P.
+// The optimal weights of one row after a set P of columns is removed and K is kept, in closed form:
+//   w − H⁻¹_{:P} (H⁻¹_PP)⁻¹ w_P   or   w_K + (H_KK)⁻¹ H_KP w_P.
+//
+// The sets of several levels of sparsity are nested. With columns in order of removal every H⁻¹_PP is a leading block
+// of the largest, in the opposite order every H_KK is, and the Cholesky factor of a leading block is a leading block of
+// the factor. So one factorisation serves all low levels and one all high levels; where to part them is decided by the
+// work.
 #pragma once
 
 #include "cholesky.h"
@@ -9,79 +13,145 @@
 namespace spade {
 namespace SPADE_ISA {
 
+// The first `low` levels are solved for what is removed, the others for what is kept.
+struct ObsSolutionPlan {
+  int64_t low;
+  int64_t size;  // of the larger system
+};
+
+inline ObsSolutionPlan plan_solution(int64_t columns, int64_t levels, const int64_t* removed) {
+  ObsSolutionPlan best{0, 0};
+  double least = __builtin_inf();
+  for (int64_t low = 0; low <= levels; ++low) {
+    const int64_t gone = low > 0 ? removed[low - 1] : 0;
+    const int64_t kept = low < levels ? columns - removed[low] : 0;
+    const double work = 1.0 * gone * gone * gone + 1.0 * kept * kept * kept;
+    if (work < least) {
+      least = work;
+      best = {low, larger(gone, kept)};
+    }
+  }
+  return best;
+}
+
 template <class T>
 struct ObsSolutionBuffers {
-  T* system;       // the smaller system
-  T* right;        // [columns] its right side, then its solution
-  T* removed;      // [columns] the removed weights, 0 elsewhere
-  int32_t* index;  // [columns] the columns of the smaller system
+  CholeskySystem<T> system;
+  T* right;     // [columns] right side
+  T* solution;  // [columns]
+  T* pull;      // [columns] H_{:P} w_P
 };
 
 template <class T>
-inline int64_t obs_solution_layout(ObsSolutionBuffers<T>& s, int64_t columns, int64_t removed, T* base) {
+inline int64_t obs_solution_layout(ObsSolutionBuffers<T>& s, int64_t columns, int64_t size, T* base) {
   Arena<T> arena{base};
-  s.system = arena.take(cholesky_size<T>(smaller(removed, columns - removed)));
+  s.system = take_system(arena, size);
   s.right = arena.take(columns);
-  s.removed = arena.take(columns);
-  s.index = reinterpret_cast<int32_t*>(arena.take(columns));
+  s.solution = arena.take(columns);
+  s.pull = arena.take(columns);
   return arena.used;
 }
 
 template <class T>
-int64_t obs_solution_workspace(int64_t columns, int64_t removed) {
+int64_t obs_solution_workspace(int64_t columns, int64_t levels, const int64_t* removed) {
   ObsSolutionBuffers<T> s;
-  return obs_solution_layout<T>(s, columns, removed, nullptr);
+  return obs_solution_layout<T>(s, columns, plan_solution(columns, levels, removed).size, nullptr);
 }
 
+// The rows come in an order that no hardware foresees.
 template <class T>
-inline bool factor_principal(const T* matrix, int64_t columns, const int32_t* index, int64_t n, T* system) {
-  const int64_t stride = cholesky_stride<T>(n);
-  for (int64_t i = 0; i < n; ++i) {
-    const T* row = matrix + index[i] * columns;
-    for (int64_t j = i; j < n; ++j) system[i * stride + j] = row[index[j]];
-  }
-  return cholesky_upper(system, n, stride);
+SPADE_INLINE void prefetch(const T* row, int64_t n) {
+  for (int64_t j = 0; j < n; j += 64 / sizeof(T)) __builtin_prefetch(row + j);
 }
 
-// False if the smaller system is not positive definite.
+// Factors the rows and columns of a matrix that `index(0)`, ..., `index(n - 1)` name.
+template <class T, class Index>
+inline bool factor_principal(const T* matrix, int64_t columns, int64_t n, Index index,
+                             const CholeskySystem<T>& system) {
+  for (int64_t i = 0; i < round_up<int64_t>(n, Tile<T>::rows); ++i) {
+    T* out = system.matrix + i * system.stride;
+    for (int64_t j = 0; j < system.stride; ++j) out[j] = T(0);
+    if (i >= n) continue;
+    const T* row = matrix + index(i) * columns;
+    if (i + 1 < n) prefetch(matrix + index(i + 1) * columns, columns);
+    for (int64_t j = i; j < n; ++j) out[j] = row[index(j)];
+  }
+  return cholesky_upper(system, n);
+}
+
+// y += sum over i < count of factor(i) * row(i)[0..n)
+template <class T, class Row, class Factor>
+SPADE_INLINE void add_multiples(int64_t count, Row row, Factor factor, int64_t n, T* y) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    const T *x0 = row(i), *x1 = row(i + 1), *x2 = row(i + 2), *x3 = row(i + 3);
+    for (int64_t next = i + 4; next < smaller(i + 8, count); ++next) prefetch(row(next), n);
+    const T f0 = factor(i), f1 = factor(i + 1), f2 = factor(i + 2), f3 = factor(i + 3);
+    for (int64_t j = 0; j < n; ++j) y[j] += (f0 * x0[j] + f1 * x1[j]) + (f2 * x2[j] + f3 * x3[j]);
+  }
+  for (; i < count; ++i) {
+    const T* x = row(i);
+    const T f = factor(i);
+    for (int64_t j = 0; j < n; ++j) y[j] += f * x[j];
+  }
+}
+
+// Levels whose removed columns make the smaller system.
+template <class T>
+inline bool solve_removed(const ObsSolutionTask<T>& task, const ObsSolutionBuffers<T>& s, int64_t levels) {
+  const int64_t columns = task.columns;
+  const int64_t size = task.removed[levels - 1];
+  auto index = [&](int64_t i) { return task.order[i]; };
+  if (!factor_principal(task.hinv, columns, size, index, s.system)) return false;
+  for (int64_t i = 0; i < size; ++i) s.right[i] = task.weight[index(i)];
+  solve_transposed(s.system, size, s.right);
+  for (int64_t k = 0; k < levels; ++k) {
+    const int64_t n = task.removed[k];
+    T* out = task.pruned[k];
+    for (int64_t j = 0; j < columns; ++j) out[j] = task.weight[j];
+    for (int64_t i = 0; i < n; ++i) s.solution[i] = s.right[i];
+    solve_upper(s.system, n, s.solution);
+    add_multiples(
+        n, [&](int64_t i) { return task.hinv + index(i) * columns; }, [&](int64_t i) { return -s.solution[i]; },
+        columns, out);
+  }
+  return true;
+}
+
+// Levels whose kept columns make the smaller system.
+template <class T>
+inline bool solve_kept(const ObsSolutionTask<T>& task, const ObsSolutionBuffers<T>& s, int64_t first_level) {
+  const int64_t columns = task.columns;
+  auto index = [&](int64_t i) { return task.order[columns - 1 - i]; };
+  if (!factor_principal(task.hessian, columns, columns - task.removed[first_level], index, s.system)) return false;
+  for (int64_t j = 0; j < columns; ++j) s.pull[j] = T(0);
+  int64_t gone = 0;
+  for (int64_t k = first_level; k < task.levels; ++k) {
+    const int32_t* more = task.order + gone;
+    add_multiples(
+        task.removed[k] - gone, [&](int64_t i) { return task.hessian + more[i] * columns; },
+        [&](int64_t i) { return task.weight[more[i]]; }, columns, s.pull);
+    gone = task.removed[k];
+    const int64_t n = columns - task.removed[k];
+    for (int64_t i = 0; i < n; ++i) s.solution[i] = s.pull[index(i)];
+    solve_transposed(s.system, n, s.solution);
+    solve_upper(s.system, n, s.solution);
+    for (int64_t i = 0; i < n; ++i) task.pruned[k][index(i)] = task.weight[index(i)] + s.solution[i];
+  }
+  return true;
+}
+
+// False if a system is not positive definite.
 template <class T>
 bool obs_solution(const ObsSolutionTask<T>& task) {
+  const ObsSolutionPlan plan = plan_solution(task.columns, task.levels, task.removed);
   ObsSolutionBuffers<T> s;
-  obs_solution_layout(s, task.columns, task.removed, task.workspace);
-  const int64_t columns = task.columns;
-  const int64_t kept = columns - task.removed;
-
-  if (task.removed <= kept) {
-    for (int64_t i = 0; i < task.removed; ++i) {
-      s.index[i] = task.order[i];
-      s.right[i] = task.weight[task.order[i]];
-    }
-    if (!factor_principal(task.hinv, columns, s.index, task.removed, s.system)) return false;
-    cholesky_solve(s.system, task.removed, cholesky_stride<T>(task.removed), s.right);
-    for (int64_t i = 0; i < task.removed; ++i) {
-      const T* row = task.hinv + s.index[i] * columns;
-      const T step = s.right[i];
-      for (int64_t j = 0; j < columns; ++j) task.weight[j] -= row[j] * step;
-    }
-  } else {
-    for (int64_t j = 0; j < columns; ++j) {
-      s.removed[j] = T(0);
-      s.right[j] = T(1);  // marks the kept columns for now
-    }
-    for (int64_t i = 0; i < task.removed; ++i) {
-      s.removed[task.order[i]] = task.weight[task.order[i]];
-      s.right[task.order[i]] = T(0);
-    }
-    int64_t n = 0;
-    for (int64_t j = 0; j < columns; ++j) {
-      if (s.right[j] != T(0)) s.index[n++] = static_cast<int32_t>(j);
-    }
-    for (int64_t i = 0; i < kept; ++i) s.right[i] = dot(task.hessian + s.index[i] * columns, s.removed, columns);
-    if (!factor_principal(task.hessian, columns, s.index, kept, s.system)) return false;
-    cholesky_solve(s.system, kept, cholesky_stride<T>(kept), s.right);
-    for (int64_t i = 0; i < kept; ++i) task.weight[s.index[i]] += s.right[i];
+  obs_solution_layout(s, task.columns, plan.size, task.workspace);
+  if (plan.low > 0 && !solve_removed(task, s, plan.low)) return false;
+  if (plan.low < task.levels && !solve_kept(task, s, plan.low)) return false;
+  for (int64_t k = 0; k < task.levels; ++k) {
+    for (int64_t i = 0; i < task.removed[k]; ++i) task.pruned[k][task.order[i]] = T(0);
   }
-  for (int64_t i = 0; i < task.removed; ++i) task.weight[task.order[i]] = T(0);
   return true;
 }
 

@@ -8,6 +8,21 @@
 
 namespace spade {
 
+// Runs work(context, index) for every index below count, in any order and on any number of threads.
+struct Parallel {
+  void (*run)(int64_t count, void* context, void (*work)(void* context, int64_t index));
+};
+
+// The upper factor U of an inverse: UᵀU = (H + damp·I)⁻¹.
+template <class T>
+struct InverseCholeskyTask {
+  int64_t columns;
+  const T* hessian;  // [columns][columns] symmetric; the lower triangle is read
+  T damp;
+  T* factor;     // [columns][columns] out
+  T* workspace;  // inverse_cholesky_workspace(columns) values, 64-byte aligned
+};
+
 // One row of weights along its pruning path. Columns are grouped in `count` blocks of `block`; column c of block k is
 // stored at index c * count + k ("component-major"), in hinv, diagonal and weight alike.
 template <class T>
@@ -24,16 +39,18 @@ struct ObsPathTask {
   T* workspace;     // obs_path_workspace(count, block) values, 64-byte aligned
 };
 
-// The weights of one row after its first `removed` columns in `order` are gone, in natural column order.
+// The weights of one row at several levels of sparsity, in natural column order.
 template <class T>
 struct ObsSolutionTask {
   int64_t columns;
-  int64_t removed;
-  const int32_t* order;  // [removed] columns
-  const T* hessian;      // [columns][columns]
-  const T* hinv;         // [columns][columns]
-  T* weight;             // [columns] in: dense, out: pruned
-  T* workspace;          // obs_solution_workspace(columns, removed) values, 64-byte aligned
+  int64_t levels;
+  const int64_t* removed;  // [levels] number of columns that are gone, ascending
+  const int32_t* order;    // [columns] in order of removal, those that stay at any level last
+  const T* hessian;        // [columns][columns]
+  const T* hinv;           // [columns][columns]
+  const T* weight;         // [columns] dense
+  T* const* pruned;        // [levels] out: [columns] each
+  T* workspace;            // obs_solution_workspace(columns, levels, removed) values, 64-byte aligned
 };
 
 // SparseGPT on one problem. Weights are stored transposed so that a column is contiguous.
@@ -54,9 +71,11 @@ struct SparseGptTask {
 
 template <class T>
 struct KernelTable {
+  int64_t (*inverse_cholesky_workspace)(int64_t columns);
+  int64_t (*inverse_cholesky)(const InverseCholeskyTask<T>&, const Parallel&);
   int64_t (*obs_path_workspace)(int64_t count, int64_t block);
   void (*obs_path)(const ObsPathTask<T>&);
-  int64_t (*obs_solution_workspace)(int64_t columns, int64_t removed);
+  int64_t (*obs_solution_workspace)(int64_t columns, int64_t levels, const int64_t* removed);
   bool (*obs_solution)(const ObsSolutionTask<T>&);
   int64_t (*sparsegpt_stride)(int64_t rows);
   int64_t (*sparsegpt_panel_end)(int64_t columns, int64_t mask_block, int64_t begin);
