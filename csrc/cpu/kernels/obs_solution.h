@@ -79,15 +79,26 @@ inline bool factor_principal(const T* matrix, int64_t columns, int64_t n, Index 
   return cholesky_upper(system, n);
 }
 
-// y += sum over i < count of factor(i) * row(i)[0..n)
+// y += sum over i < count of factor(i) * row(i)[0..n), four rows at a time.
 template <class T, class Row, class Factor>
 SPADE_INLINE void add_multiples(int64_t count, Row row, Factor factor, int64_t n, T* y) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {
     const T *x0 = row(i), *x1 = row(i + 1), *x2 = row(i + 2), *x3 = row(i + 3);
-    for (int64_t next = i + 4; next < smaller(i + 8, count); ++next) prefetch(row(next), n);
     const T f0 = factor(i), f1 = factor(i + 1), f2 = factor(i + 2), f3 = factor(i + 3);
-    for (int64_t j = 0; j < n; ++j) y[j] += (f0 * x0[j] + f1 * x1[j]) + (f2 * x2[j] + f3 * x3[j]);
+    const bool more = i + 8 <= count;
+    const T *p0 = more ? row(i + 4) : x0, *p1 = more ? row(i + 5) : x1;
+    const T *p2 = more ? row(i + 6) : x2, *p3 = more ? row(i + 7) : x3;
+    constexpr int64_t line = 64 / sizeof(T);
+    int64_t j = 0;
+    for (; j + line <= n; j += line) {
+      __builtin_prefetch(p0 + j);
+      __builtin_prefetch(p1 + j);
+      __builtin_prefetch(p2 + j);
+      __builtin_prefetch(p3 + j);
+      for (int64_t k = j; k < j + line; ++k) y[k] += (f0 * x0[k] + f1 * x1[k]) + (f2 * x2[k] + f3 * x3[k]);
+    }
+    for (; j < n; ++j) y[j] += (f0 * x0[j] + f1 * x1[j]) + (f2 * x2[j] + f3 * x3[j]);
   }
   for (; i < count; ++i) {
     const T* x = row(i);
