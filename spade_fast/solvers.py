@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spade_fast import ops
 from spade_fast.layers import Layer
+from spade_fast.stages import stage
 
 SOLVERS = ("exact", "sparsegpt")
 
@@ -287,7 +288,8 @@ def _solve(
     try:
         factor, shares, retries = _factorise(layer, hessian, scale, damping)
         if solver == "exact":
-            inverse = ops.mirror_upper_(factor.mT @ factor)
+            with stage("factor"):
+                inverse = ops.mirror_upper_(factor.mT @ factor)
             del factor
             diagonal += (shares * scale)[:, None]
             pruned, losses = _exact(weights, hessian, inverse, samples, removed, block)

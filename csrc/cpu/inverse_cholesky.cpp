@@ -3,6 +3,7 @@
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_solve_triangular.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include "../checks.h"
@@ -13,6 +14,7 @@ namespace {
 // With J the reversal and J H J = L Lᵀ, U = J L⁻¹ J is upper triangular and UᵀU = H⁻¹: one factorisation and one
 // triangular inverse, where Cholesky, inverse, Cholesky takes twice the work and rounds more.
 std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
+  RECORD_USER_SCOPE("spade_fast.factor");
   check_floating("inverse_cholesky", "hessian", hessian);
   check_dims("inverse_cholesky", "hessian", hessian, 3, "[problems, columns, columns]");
   check_shape("inverse_cholesky", "hessian", hessian, {hessian.size(0), hessian.size(2), hessian.size(2)});
