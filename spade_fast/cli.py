@@ -25,6 +25,13 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+_Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")]
+_Model = Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")]
+_Sparsity = Annotated[float | None, typer.Option(help="Share of weights removed; default by solver.")]
+_Augmentations = Annotated[int, typer.Option(help="Calibration images made from the photo.")]
+_Layers = Annotated[str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")]
+_Seed = Annotated[int, typer.Option(help="Of the augmentations.")]
+
 
 @app.callback()
 def _spade_fast() -> None:
@@ -33,19 +40,17 @@ def _spade_fast() -> None:
 
 @app.command()
 def explain(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")],
-    model: Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")] = "demo",
+    image: _Image,
+    model: _Model = "demo",
     solver: Annotated[str, typer.Option(help="exact (SPADE), sparsegpt (FastSPADE) or both.")] = "both",
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights removed; default by solver.")] = None,
+    sparsity: _Sparsity = None,
     methods: Annotated[
         str, typer.Option(help="Comma-separated; --methods list names them.")
     ] = "saliency,integrated-gradients,guided-gradcam,gradcam",
-    augmentations: Annotated[int, typer.Option(help="Calibration images made from the photo.")] = 256,
-    layers: Annotated[
-        str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")
-    ] = None,
+    augmentations: _Augmentations = 256,
+    layers: _Layers = None,
     target: Annotated[int | None, typer.Option(help="Class to explain; default: the one predicted.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the augmentations.")] = 0,
+    seed: _Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for pictures, traces, report.json.")] = Path(
         "explanation"
     ),
@@ -54,25 +59,46 @@ def explain(
     with _one_line_errors():
         from spade_fast.explain import METHODS, Settings
         from spade_fast.explain import explain as run
-        from spade_fast.models import demo_photo
 
         if methods == "list":
             _out.print("\n".join(METHODS))
             return
         settings = Settings(
-            image=demo_photo() if image == "demo" else Path(image),
+            image=_photo(image),
             model=model,
             solvers=("exact", "sparsegpt") if solver == "both" else (solver,),
             sparsity=sparsity,
             methods=tuple(methods.split(",")),
             augmentations=augmentations,
-            layers=None if layers is None else layers.split(","),
+            layers=_split(layers),
             target=target,
             seed=seed,
         )
         with _progress_bars() as report, _one_line_warnings():
             explanation = run(settings, out, report)
     _print_result(explanation)
+
+
+@app.command()
+def trace(
+    image: _Image,
+    model: _Model = "demo",
+    solver: Annotated[str, typer.Option(help="exact (SPADE) or sparsegpt (FastSPADE).")] = "exact",
+    sparsity: _Sparsity = None,
+    augmentations: _Augmentations = 256,
+    layers: _Layers = None,
+    seed: _Seed = 0,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the trace.")] = Path("trace.safetensors"),
+) -> None:
+    """Prune the network for one photo, and save the trace."""
+    with _one_line_errors():
+        from spade_fast.explain import TraceSettings, trace_photo
+
+        settings = TraceSettings(_photo(image), model, sparsity, augmentations, _split(layers), seed)
+        with _progress_bars() as report, _one_line_warnings():
+            made = trace_photo(settings, solver, out, report)
+    _out.print(made.summary(), markup=False)
+    _out.print(str(out), markup=False)
 
 
 @app.command()
@@ -98,6 +124,16 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line; the entry point ``spade-fast``."""
     app(prog_name="spade-fast")
+
+
+def _photo(image: str) -> Path:
+    from spade_fast.models import demo_photo
+
+    return demo_photo() if image == "demo" else Path(image)
+
+
+def _split(patterns: str | None) -> list[str] | None:
+    return None if patterns is None else patterns.split(",")
 
 
 @contextmanager
