@@ -20,6 +20,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from spade_fast.explain import Explanation
     from spade_fast.explain import Progress as ProgressCallback
+    from spade_fast.profiling import StageUse
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _out = Console(highlight=False, soft_wrap=True)
@@ -101,6 +102,22 @@ def trace(
     _out.print(str(out), markup=False)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def profile(
+    command: Annotated[list[str], typer.Argument(metavar="explain|trace ...", help="A command as it would be alone.")],
+    chrome: Annotated[Path, typer.Option(metavar="FILE", help="File for the Chrome trace.")] = Path("profile.json"),
+) -> None:
+    """Run a command under torch's profiler: a table of seconds by stage, and a Chrome trace."""
+    with _one_line_errors():
+        from spade_fast.profiling import profile as run_profiled
+
+        if command[0] not in ("explain", "trace"):
+            raise ValueError(f"profile runs explain or trace, got {command[0]!r}")
+        stages = run_profiled(lambda: _run_command(command), chrome)
+    _print_profile(stages)
+    _out.print(str(chrome), markup=False)
+
+
 @app.command()
 def doctor() -> None:
     """Print versions and what the machine offers, and check the native ops against plain float64."""
@@ -124,6 +141,12 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line; the entry point ``spade-fast``."""
     app(prog_name="spade-fast")
+
+
+def _run_command(arguments: list[str]) -> None:
+    status = app(arguments, prog_name="spade-fast", standalone_mode=False)
+    if status:
+        raise typer.Exit(status)
 
 
 def _photo(image: str) -> Path:
@@ -184,3 +207,18 @@ def _print_result(explanation: Explanation) -> None:
         _out.print(f"{network:>9}: {best['name']} {best['probability']:.1%}{kept}", markup=False)
     for path in explanation.files:
         _out.print(str(path), markup=False)
+
+
+def _print_profile(stages: list[StageUse]) -> None:
+    total = sum(use.seconds for use in stages)
+    table = Table("stage", "seconds", "share", "GFLOP/s", "peak memory, MB", title="profile by stage")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for use in stages:
+        rate = f"{use.operations / use.seconds / 1e9:.1f}" if use.operations else "-"
+        peak = "-" if use.peak_bytes is None else f"{use.peak_bytes / 1e6:.0f}"
+        table.add_row(use.stage, f"{use.seconds:.3f}", f"{use.seconds / total:.1%}", rate, peak)
+    table.add_section()
+    peaks = [use.peak_bytes for use in stages if use.peak_bytes is not None]
+    table.add_row("total", f"{total:.3f}", "100.0%", "", f"{max(peaks) / 1e6:.0f}" if peaks else "-")
+    _out.print(table)

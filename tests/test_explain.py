@@ -350,7 +350,7 @@ def test_errors_and_warnings_keep_their_brackets(small, photo, tmp_path, monkeyp
 
 
 def test_help_and_lists():
-    for command in ([], ["explain"], ["trace"], ["doctor"]):
+    for command in ([], ["explain"], ["trace"], ["profile"], ["doctor"]):
         assert invoke(*command, "--help").exit_code == 0
     assert invoke("explain", "x", "--methods", "list").output.split() == list(METHODS)
 
