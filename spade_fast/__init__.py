@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from spade_fast import ops
 from spade_fast.pipeline import FallbackError, FallbackWarning, trace, trace_batch
+from spade_fast.stages import emit_nvtx_if_asked_for
 from spade_fast.trace import Trace
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ _LAZY = {
     "Spade": "spade_fast.attribution",
     "prepare_for_attribution": "spade_fast.prepare",
 }
+
+
+emit_nvtx_if_asked_for()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spade_fast import pipeline
 from spade_fast.prepare import prepare_for_attribution
+from spade_fast.stages import stage
 from spade_fast.trace import Trace
 
 try:
@@ -160,7 +161,7 @@ class Spade(Attribution):
         self.traces = []
         if not callable(self.calibration):
             self.traces = [pipeline.trace(self.model, self.calibration, sample_id=",".join(ids), **self._settings)]
-            with self.traces[0].applied(self.model):
+            with self.traces[0].applied(self.model), stage("attribute"):
                 return self.attribution_method.attribute(inputs, **arguments)
 
         results = []
@@ -168,7 +169,7 @@ class Spade(Attribution):
             group = range(start, min(start + self.samples_per_solve, count))
             for index, trace in zip(group, self._trace(tensor, ids, group), strict=True):
                 sample = tensor[index : index + 1]
-                with trace.applied(self.model):
+                with trace.applied(self.model), stage("attribute"):
                     result = self.attribution_method.attribute(
                         (sample,) if isinstance(inputs, tuple) else sample, **per_sample[index]
                     )

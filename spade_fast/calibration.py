@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_fast import ops
 from spade_fast.layers import Layer
+from spade_fast.stages import stage
 
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Batches = Tensor | Iterable[Batch]
@@ -97,7 +98,7 @@ def calibrate(
     images = 0
     with _undisturbed(model):
         mark = time.perf_counter()
-        for index, given in enumerate(split_batches(batches)):
+        for index, given in enumerate(_awaited(split_batches(batches))):
             batch = _checked(given, index, device)
             images += _images(batch)
             ready = time.perf_counter()
@@ -108,11 +109,12 @@ def calibrate(
                 progress(images)
     if images == 0:
         raise ValueError("batches is empty: there is no image to calibrate on")
-    for name, gram in collector.grams.items():
-        # A value that is not finite reaches the diagonal, and finite diagonals bound all other entries.
-        if not bool(torch.isfinite(gram.diagonal(dim1=1, dim2=2)).all()):
-            raise ValueError(f"layer {name!r} got NaN, infinite or too large inputs during calibration")
-        ops.mirror_upper_(gram)
+    with stage("gram"):
+        for name, gram in collector.grams.items():
+            # A value that is not finite reaches the diagonal, and finite diagonals bound all other entries.
+            if not bool(torch.isfinite(gram.diagonal(dim1=1, dim2=2)).all()):
+                raise ValueError(f"layer {name!r} got NaN, infinite or too large inputs during calibration")
+            ops.mirror_upper_(gram)
     collecting = collector.seconds + time.perf_counter() - mark
     grams = {layer.name: collector.grams[layer.name] for layer in layers if layer.name in collector.grams}
     unreached = [layer.name for layer in layers if layer.name not in grams and layer.name not in collector.unsupported]
@@ -130,6 +132,17 @@ def split_batches(batches: Batches) -> Iterable[Batch]:
     if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
         raise TypeError(f"batches must be a tensor or an iterable of batches, got {type(batches).__name__}")
     return batches
+
+
+def _awaited(batches: Iterable[Batch]) -> Iterator[Batch]:
+    iterator = iter(batches)
+    while True:
+        with stage("augment"):
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield batch
 
 
 def gram_bytes(layer: Layer, model: nn.Module) -> int:
@@ -317,7 +330,7 @@ def _images(batch: Batch) -> int:
 
 def _run(model: nn.Module, batch: Batch, index: int, collector: _GramCollector) -> None:
     try:
-        with collector:
+        with stage("forward"), collector:
             if isinstance(batch, Tensor):
                 model(batch)
             elif isinstance(batch, Mapping):

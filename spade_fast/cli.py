@@ -20,10 +20,18 @@ except ImportError as error:
 if TYPE_CHECKING:
     from spade_fast.explain import Explanation
     from spade_fast.explain import Progress as ProgressCallback
+    from spade_fast.profiling import StageUse
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")]
+_Model = Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")]
+_Sparsity = Annotated[float | None, typer.Option(help="Share of weights removed; default by solver.")]
+_Augmentations = Annotated[int, typer.Option(help="Calibration images made from the photo.")]
+_Layers = Annotated[str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")]
+_Seed = Annotated[int, typer.Option(help="Of the augmentations.")]
 
 
 @app.callback()
@@ -33,19 +41,17 @@ def _spade_fast() -> None:
 
 @app.command()
 def explain(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")],
-    model: Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")] = "demo",
+    image: _Image,
+    model: _Model = "demo",
     solver: Annotated[str, typer.Option(help="exact (SPADE), sparsegpt (FastSPADE) or both.")] = "both",
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights removed; default by solver.")] = None,
+    sparsity: _Sparsity = None,
     methods: Annotated[
         str, typer.Option(help="Comma-separated; --methods list names them.")
     ] = "saliency,integrated-gradients,guided-gradcam,gradcam",
-    augmentations: Annotated[int, typer.Option(help="Calibration images made from the photo.")] = 256,
-    layers: Annotated[
-        str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")
-    ] = None,
+    augmentations: _Augmentations = 256,
+    layers: _Layers = None,
     target: Annotated[int | None, typer.Option(help="Class to explain; default: the one predicted.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the augmentations.")] = 0,
+    seed: _Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for pictures, traces, report.json.")] = Path(
         "explanation"
     ),
@@ -54,25 +60,62 @@ def explain(
     with _one_line_errors():
         from spade_fast.explain import METHODS, Settings
         from spade_fast.explain import explain as run
-        from spade_fast.models import demo_photo
 
         if methods == "list":
             _out.print("\n".join(METHODS))
             return
         settings = Settings(
-            image=demo_photo() if image == "demo" else Path(image),
+            image=_photo(image),
             model=model,
             solvers=("exact", "sparsegpt") if solver == "both" else (solver,),
             sparsity=sparsity,
             methods=tuple(methods.split(",")),
             augmentations=augmentations,
-            layers=None if layers is None else layers.split(","),
+            layers=_split(layers),
             target=target,
             seed=seed,
         )
         with _progress_bars() as report, _one_line_warnings():
             explanation = run(settings, out, report)
     _print_result(explanation)
+
+
+@app.command()
+def trace(
+    image: _Image,
+    model: _Model = "demo",
+    solver: Annotated[str, typer.Option(help="exact (SPADE) or sparsegpt (FastSPADE).")] = "exact",
+    sparsity: _Sparsity = None,
+    augmentations: _Augmentations = 256,
+    layers: _Layers = None,
+    seed: _Seed = 0,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the trace.")] = Path("trace.safetensors"),
+) -> None:
+    """Prune the network for one photo, and save the trace."""
+    with _one_line_errors():
+        from spade_fast.explain import TraceSettings, trace_photo
+
+        settings = TraceSettings(_photo(image), model, sparsity, augmentations, _split(layers), seed)
+        with _progress_bars() as report, _one_line_warnings():
+            made = trace_photo(settings, solver, out, report)
+    _out.print(made.summary(), markup=False)
+    _out.print(str(out), markup=False)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def profile(
+    command: Annotated[list[str], typer.Argument(metavar="explain|trace ...", help="A command as it would be alone.")],
+    chrome: Annotated[Path, typer.Option(metavar="FILE", help="File for the Chrome trace.")] = Path("profile.json"),
+) -> None:
+    """Run a command under torch's profiler: a table of seconds by stage, and a Chrome trace."""
+    with _one_line_errors():
+        from spade_fast.profiling import profile as run_profiled
+
+        if command[0] not in ("explain", "trace"):
+            raise ValueError(f"profile runs explain or trace, got {command[0]!r}")
+        stages = run_profiled(lambda: _run_command(command), chrome)
+    _print_profile(stages)
+    _out.print(str(chrome), markup=False)
 
 
 @app.command()
@@ -98,6 +141,22 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line; the entry point ``spade-fast``."""
     app(prog_name="spade-fast")
+
+
+def _run_command(arguments: list[str]) -> None:
+    status = app(arguments, prog_name="spade-fast", standalone_mode=False)
+    if status:
+        raise typer.Exit(status)
+
+
+def _photo(image: str) -> Path:
+    from spade_fast.models import demo_photo
+
+    return demo_photo() if image == "demo" else Path(image)
+
+
+def _split(patterns: str | None) -> list[str] | None:
+    return None if patterns is None else patterns.split(",")
 
 
 @contextmanager
@@ -148,3 +207,18 @@ def _print_result(explanation: Explanation) -> None:
         _out.print(f"{network:>9}: {best['name']} {best['probability']:.1%}{kept}", markup=False)
     for path in explanation.files:
         _out.print(str(path), markup=False)
+
+
+def _print_profile(stages: list[StageUse]) -> None:
+    total = sum(use.seconds for use in stages)
+    table = Table("stage", "seconds", "share", "GFLOP/s", "peak memory, MB", title="profile by stage")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for use in stages:
+        rate = f"{use.operations / use.seconds / 1e9:.1f}" if use.operations else "-"
+        peak = "-" if use.peak_bytes is None else f"{use.peak_bytes / 1e6:.0f}"
+        table.add_row(use.stage, f"{use.seconds:.3f}", f"{use.seconds / total:.1%}", rate, peak)
+    table.add_section()
+    peaks = [use.peak_bytes for use in stages if use.peak_bytes is not None]
+    table.add_row("total", f"{total:.3f}", "100.0%", "", f"{max(peaks) / 1e6:.0f}" if peaks else "-")
+    _out.print(table)

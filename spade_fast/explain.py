@@ -1,4 +1,4 @@
-"""Explains one photo: dense network against its traces, as pictures, trace files and a report."""
+"""Traces one photo, and explains it: dense network against its traces, as pictures, trace files and a report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from spade_fast.models import LoadedModel, load_model
 from spade_fast.overlay import Column, draw
 from spade_fast.pipeline import trace
 from spade_fast.prepare import prepare_for_attribution
+from spade_fast.trace import Trace
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,8 +41,8 @@ DEFAULT_METHODS = ("saliency", "integrated-gradients", "guided-gradcam", "gradca
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to explain, and how.
+class TraceSettings:
+    """What to trace, and how.
 
     Attributes
     ----------
@@ -49,31 +50,43 @@ class Settings:
         Path of a photo.
     model
         Name for `load_model`.
-    solvers
-        Some of ``"exact"`` and ``"sparsegpt"``.
     sparsity
         Share of weights to remove; None for the solver's own default.
-    methods
-        Keys of `METHODS`.
     augmentations
         Number of calibration images.
     layers
         Name patterns of the layers to prune; None for those with at least `LEAST_COLUMNS` weights an output.
-    target
-        Index of the class to explain; None for the one the dense network decides on.
     seed
         Of the augmentations.
     """
 
     image: Path
     model: str = "demo"
-    solvers: Sequence[str] = ("exact", "sparsegpt")
     sparsity: float | None = None
-    methods: Sequence[str] = DEFAULT_METHODS
     augmentations: int = 256
     layers: Sequence[str] | None = None
-    target: int | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Settings(TraceSettings):
+    """What to explain, and how.
+
+    Attributes
+    ----------
+    solvers
+        Some of ``"exact"`` and ``"sparsegpt"``.
+    methods
+        Keys of `METHODS`.
+    target
+        Index of the class to explain; None for the one the dense network decides on.
+
+    The others are those of `TraceSettings`.
+    """
+
+    solvers: Sequence[str] = ("exact", "sparsegpt")
+    methods: Sequence[str] = DEFAULT_METHODS
+    target: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,38 @@ class Explanation:
     files: list[Path]
     seconds: dict[str, float]
     report: dict[str, Any]
+
+
+def trace_photo(settings: TraceSettings, solver: str, out: Path, progress: Progress | None = None) -> Trace:
+    """Prune a network for one photo, and save the trace.
+
+    Parameters
+    ----------
+    settings
+        What to trace.
+    solver
+        ``"exact"`` or ``"sparsegpt"``.
+    out
+        File for the trace, in a folder that is there.
+    progress
+        Called as ``progress(stage, done, total)``.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, OSError, ImportError
+        As in `explain`.
+    """
+    _check(settings, [solver])
+    if not out.parent.is_dir() or out.is_dir():
+        what = f"{out} is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise OSError(f"cannot write the trace: {what}")
+    photo = _open_photo(settings.image)
+    model = load_model(settings.model)
+    image, _ = model.preprocess(photo)
+    _predict(model.module, image)
+    made = _trace(settings, solver, model, model.module, image, progress or _no_progress)
+    made.save(out)
+    return made
 
 
 def explain(settings: Settings, out: Path, progress: Progress | None = None) -> Explanation:
@@ -106,9 +151,12 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
     ImportError
         A package is missing; the message names the extra to install.
     """
-    _check(settings)
+    _check(settings, settings.solvers)
+    _known("method", settings.methods, METHODS)
+    if importlib.util.find_spec("captum") is None:
+        raise ImportError("explanations need captum: pip install 'spade_fast[captum]'")
     photo = _open_photo(settings.image)
-    report_progress = progress or (lambda stage, done, total: None)
+    report_progress = progress or _no_progress
     with _output_folder(out) as folder:
         seconds: dict[str, float] = {}
         with _timed(seconds, "load model"):
@@ -127,20 +175,9 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
         with _timed(seconds, "dense: attribution"):
             maps = {"dense": _maps(settings.methods, question, "Dense: attribution", report_progress)}
         traces = {}
-        layers = _wide_layers(prepared) if settings.layers is None else list(settings.layers)
         for solver in settings.solvers:
             title = SOLVER_TITLES[solver]
-            augmenter = ImageAugmenter(settings.augmentations, model.mean, model.std, settings.seed)
-            made = trace(
-                prepared,
-                augmenter(image, settings.image.name),
-                sparsity=_sparsity(settings, solver),
-                solver=solver,
-                layers=layers,
-                sample_id=settings.image.name,
-                seed=settings.seed,
-                progress=partial(_titled, report_progress, title),
-            )
+            made = _trace(settings, solver, model, prepared, image, partial(_titled, report_progress, title))
             made.save(folder / f"trace-{solver}.safetensors")
             seconds.update({f"{title}: {stage}": spent for stage, spent in made.header["seconds"].items()})
             with _timed(seconds, f"{title}: attribution"), made.applied(prepared):
@@ -158,7 +195,12 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
                 single = [Column(one.heading, one.captions, [one.maps[row]]) for one in columns]
                 draw(folder / f"{method}.png", pixels, single, titles[row : row + 1], title, subtitle)
         report = {
-            "settings": {**asdict(settings), "image": str(settings.image), "target": target, "layers": layers},
+            "settings": {
+                **asdict(settings),
+                "image": str(settings.image),
+                "target": target,
+                "layers": _layers(settings, prepared),
+            },
             "versions": versions(),
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
             "predictions": {name: _top(model, scores, target) for name, scores in networks.items()},
@@ -177,15 +219,12 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
     return Explanation([out / name for name in names], seconds, report)
 
 
-def _check(settings: Settings) -> None:
-    _known("method", settings.methods, METHODS)
-    _known("solver", settings.solvers, SOLVER_TITLES)
+def _check(settings: TraceSettings, solvers: Sequence[str]) -> None:
+    _known("solver", solvers, SOLVER_TITLES)
     if settings.sparsity is not None and not 0 <= settings.sparsity <= 1:
         raise ValueError(f"sparsity must lie between 0 and 1, got {settings.sparsity}")
     if settings.augmentations < 1:
         raise ValueError(f"augmentations must be at least 1, got {settings.augmentations}")
-    if importlib.util.find_spec("captum") is None:
-        raise ImportError("explanations need captum: pip install 'spade_fast[captum]'")
 
 
 def _known(kind: str, names: Sequence[str], allowed: Mapping[str, object]) -> None:
@@ -214,12 +253,39 @@ def _titled(progress: Progress, title: str, stage: str, done: int, total: int) -
     progress(f"{title}: {stage}", done, total)
 
 
-def _wide_layers(model: torch.nn.Module) -> list[str] | None:
+def _no_progress(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def _trace(
+    settings: TraceSettings,
+    solver: str,
+    model: LoadedModel,
+    module: torch.nn.Module,
+    image: Tensor,
+    progress: Progress,
+) -> Trace:
+    augmenter = ImageAugmenter(settings.augmentations, model.mean, model.std, settings.seed)
+    return trace(
+        module,
+        augmenter(image, settings.image.name),
+        sparsity=_sparsity(settings, solver),
+        solver=solver,
+        layers=_layers(settings, module),
+        sample_id=settings.image.name,
+        seed=settings.seed,
+        progress=progress,
+    )
+
+
+def _layers(settings: TraceSettings, model: torch.nn.Module) -> list[str] | None:
+    if settings.layers is not None:
+        return list(settings.layers)
     wide = [layer.name for layer in find_layers(model)[0] if layer.columns >= LEAST_COLUMNS]
     return wide or None
 
 
-def _sparsity(settings: Settings, solver: str) -> float:
+def _sparsity(settings: TraceSettings, solver: str) -> float:
     return DEFAULT_SPARSITY[solver] if settings.sparsity is None else settings.sparsity
 
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spade_fast.stages import stage
+
 _IG_STEPS, _IG_BATCH = 32, 16
 
 
@@ -116,7 +118,7 @@ def attribution_map(name: str, question: Question) -> Tensor:
     -------
     Tensor ``[H, W]``
     """
-    with warnings.catch_warnings():
+    with stage("attribute"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Setting (backward|forward).*hooks")
         warnings.filterwarnings("ignore", message="Input Tensor .* did not already require gradients")
         return METHODS[name].run(question).detach().cpu()

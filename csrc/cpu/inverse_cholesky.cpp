@@ -1,5 +1,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include "../checks.h"
@@ -38,6 +39,7 @@ void factor_problems(const at::Tensor& hessian, const at::Tensor& damp, at::Tens
 }
 
 std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
+  RECORD_USER_SCOPE("spade_fast.factor");
   check_floating("inverse_cholesky", "hessian", hessian);
   check_dims("inverse_cholesky", "hessian", hessian, 3, "[problems, columns, columns]");
   check_shape("inverse_cholesky", "hessian", hessian, {hessian.size(0), hessian.size(2), hessian.size(2)});

@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include "../checks.h"
@@ -37,6 +38,7 @@ void run_paths(const at::Tensor& weight, const at::Tensor& hinv, int64_t block, 
 
 std::tuple<at::Tensor, at::Tensor> paths(const at::Tensor& weight, const at::Tensor& hinv, int64_t block, int64_t steps,
                                          int64_t n, int64_t m) {
+  RECORD_USER_SCOPE("spade_fast.path");
   at::Tensor order = at::empty({weight.size(0), weight.size(1), steps}, weight.options().dtype(at::kInt));
   at::Tensor losses = at::empty(order.sizes(), weight.options());
   if (order.numel() == 0) return {order, losses};

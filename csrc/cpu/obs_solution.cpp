@@ -1,5 +1,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -104,6 +105,7 @@ void check_order(const at::Tensor& order, const at::Tensor& counts, int64_t bloc
 
 at::Tensor obs_solution(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& hinv,
                         const at::Tensor& order, const at::Tensor& counts, int64_t block) {
+  RECORD_USER_SCOPE("spade_fast.solution");
   check_problem("obs_solution", weight, "hessian", hessian);
   check_problem("obs_solution", weight, "hinv", hinv);
   check_integer("obs_solution", "order", order);

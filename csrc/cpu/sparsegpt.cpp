@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -57,6 +58,7 @@ void run(at::Tensor& transposed, const at::Tensor& factor, const at::Tensor& cou
 std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at::Tensor& factor,
                                              const at::Tensor& counts, int64_t mask_block, int64_t n, int64_t m,
                                              bool include_ties) {
+  RECORD_USER_SCOPE("spade_fast.sweep");
   check_problem("sparsegpt", weight, "factor", factor);
   const int64_t rows = weight.size(1);
   const int64_t columns = weight.size(2);
