@@ -42,7 +42,7 @@ class Spade(Attribution):
         Where a sample's trace comes from: an `ImageAugmenter`, or any function that is given the sample ``[1, ...]``
         and its id and returns batches. Batches given directly (a tensor, or an iterable of tensors that can be run over
         again) make one trace, used for all samples.
-    sparsity, solver, layers, block, damping, seed, memory_limit, strict, progress
+    sparsity, solver, layers, block, damping, precision, seed, memory_limit, strict, progress
         As in `spade_fast.trace`.
     samples_per_solve
         Samples that are traced together, by one solver call a layer. It changes memory and speed only.
@@ -79,6 +79,7 @@ class Spade(Attribution):
         layers: Any = None,
         block: Any = None,
         damping: float = 0.01,
+        precision: str = "float32",
         seed: int | None = None,
         memory_limit: int | None = None,
         strict: bool = False,
@@ -103,6 +104,7 @@ class Spade(Attribution):
             "layers": layers,
             "block": block,
             "damping": damping,
+            "precision": precision,
             "seed": getattr(calibration, "seed", None) if seed is None else seed,
             "memory_limit": memory_limit,
             "strict": strict,

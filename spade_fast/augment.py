@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spade_fast.settings import images_a_batch
+
 _CROP_TRIES = 10
 # Columns of the table of random numbers, after area and aspect ratio of each try.
 _TOP, _LEFT, _FLIP, _BRIGHTNESS, _HUE = range(2 * _CROP_TRIES, 2 * _CROP_TRIES + 5)
@@ -38,7 +40,7 @@ class ImageAugmenter:
     size
         Height and width of the images made (a number for both); None for those of the sample.
     batch_size
-        Images a batch. It changes memory and speed only.
+        Images a batch; None for 8 on a CPU and 64 elsewhere. It changes memory and speed only.
     scale
         Range of the crop's share of the image area.
     ratio
@@ -72,7 +74,7 @@ class ImageAugmenter:
         std: Sequence[float] | None = None,
         seed: int = 0,
         size: int | tuple[int, int] | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         *,
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -82,7 +84,7 @@ class ImageAugmenter:
     ) -> None:
         self.n = _integer("n", n, 1)
         self.seed = _integer("seed", seed)
-        self.batch_size = _integer("batch_size", batch_size, 1)
+        self.batch_size = None if batch_size is None else _integer("batch_size", batch_size, 1)
         self.mean, self.std = _normalisation(mean, std)
         self.size = None if size is None else _size(size)
         self.scale = _interval("scale", scale, 1.0)
@@ -144,16 +146,17 @@ class AugmentedImages:
     def __init__(self, augmenter: ImageAugmenter, image: Tensor, sample_id: str) -> None:
         self.augmenter = augmenter
         self.sample_id = sample_id
+        self.batch_size = augmenter.batch_size or images_a_batch(image.device)
         self._dtype = image.dtype
         # Half precision would round the colours more coarsely than an 8-bit photo.
         self._colours = self._undo_normalisation(image.to(torch.promote_types(image.dtype, torch.float32)))
         self._draws = _random_table(augmenter.seed, sample_id, augmenter.n)
 
     def __len__(self) -> int:
-        return -(-self.augmenter.n // self.augmenter.batch_size)
+        return -(-self.augmenter.n // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        n, step = self.augmenter.n, self.augmenter.batch_size
+        n, step = self.augmenter.n, self.batch_size
         return (self._batch(range(start, min(start + step, n))) for start in range(0, n, step))
 
     def _undo_normalisation(self, image: Tensor) -> Tensor:

@@ -19,13 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_fast import ops
 from spade_fast.layers import Layer
+from spade_fast.settings import images_a_batch
 from spade_fast.stages import stage
+
+PRECISIONS = ("float32", "bf16")
 
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Batches = Tensor | Iterable[Batch]
 
 _ConvolutionCall = tuple[Tensor, tuple[int, int], tuple[int, int], tuple[int, int]]
-_IMAGES_A_BATCH = 64
 _aten = torch.ops.aten
 # Matrix products by the positions of their two factors.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
@@ -66,6 +68,7 @@ def calibrate(
     batches: Batches,
     layers: Sequence[Layer],
     *,
+    precision: str = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Run the dense model over a calibration set and collect the Gram matrices of layers.
@@ -82,6 +85,9 @@ def calibrate(
         keyword arguments of the model. They are moved to the model's device; their first dimension counts images.
     layers
         Layers of the model (:func:`spade_fast.layers.find_layers`).
+    precision : "float32" or "bf16"
+        With ``"bf16"`` the model runs under autocast to bfloat16, images in channels-last memory, and the products of
+        its bfloat16 layer inputs are summed in float32. With ``"float32"`` all is as the model says.
     progress
         Called with the number of images after each batch.
 
@@ -100,9 +106,12 @@ def calibrate(
         mark = time.perf_counter()
         for index, given in enumerate(_awaited(split_batches(batches))):
             batch = _checked(given, index, device)
+            if precision == "bf16":
+                batch = _channels_last(batch)
             images += _images(batch)
             ready = time.perf_counter()
-            _run(model, batch, index, collector)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                _run(model, batch, index, collector)
             done = time.perf_counter()
             augmenting, forward, mark = augmenting + ready - mark, forward + done - ready, done
             if progress is not None:
@@ -128,7 +137,7 @@ def split_batches(batches: Batches) -> Iterable[Batch]:
         if batches.dim() == 0:
             raise ValueError("batches must be images [n, C, H, W] or an iterable of batches, got a single number")
         # Only for images is the first dimension known to be one of independent items.
-        return batches.split(_IMAGES_A_BATCH) if batches.dim() == 4 else [batches]
+        return batches.split(images_a_batch(batches.device)) if batches.dim() == 4 else [batches]
     if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
         raise TypeError(f"batches must be a tensor or an iterable of batches, got {type(batches).__name__}")
     return batches
@@ -170,9 +179,9 @@ class _GramCollector(TorchDispatchMode):
         self.collecting = False
         # By storage: every view of a weight shares it, and several parameters may be slices of one.
         self._tracked: dict[int, list[_Tracked]] = defaultdict(list)
+        self._casts: dict[str, _Tracked] = {}
         for layer in layers:
-            weight = layer.weight(model).detach()
-            self._tracked[weight.untyped_storage().data_ptr()].append(_Tracked(layer, weight))
+            self._track(_Tracked(layer, layer.weight(model).detach()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -189,12 +198,25 @@ class _GramCollector(TorchDispatchMode):
             start = time.perf_counter()
             self.collecting = True
             for tracked, tensor in uses:
-                if len(uses) > 1 or not self._collect(tracked, tensor, func.overloadpacket, args):
+                if len(uses) == 1 and func.overloadpacket is _aten._to_copy and tracked.is_whole(tensor):
+                    self._follow_cast(tracked, result)
+                elif len(uses) > 1 or not self._collect(tracked, tensor, func.overloadpacket, args):
                     self.unsupported.setdefault(tracked.layer.name, f"its weight is used by {func.overloadpacket}")
                     self.grams.pop(tracked.layer.name, None)
             self.collecting = False
             self.seconds += time.perf_counter() - start
         return result
+
+    def _track(self, tracked: _Tracked) -> None:
+        self._tracked[tracked.weight.untyped_storage().data_ptr()].append(tracked)
+
+    def _follow_cast(self, tracked: _Tracked, cast: Tensor) -> None:
+        """Take a layer's weight in another dtype, as autocast makes it, for the weight itself, until the next cast."""
+        before = self._casts.pop(tracked.layer.name, None)
+        if before is not None:
+            self._tracked[before.weight.untyped_storage().data_ptr()].remove(before)
+        self._casts[tracked.layer.name] = _Tracked(tracked.layer, cast)
+        self._track(self._casts[tracked.layer.name])
 
     def _overlapping(self, tensor: Tensor) -> list[_Tracked]:
         if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
@@ -214,13 +236,13 @@ class _GramCollector(TorchDispatchMode):
             call = _convolution_inputs(layer, weight, tensor, args)
             if call is not None and call[0].numel() > 0:
                 gram = self._gram(tracked, call[0])
-                ops.gram_conv2d_(gram[None], call[0].to(gram.dtype), layer.kernel, *call[1:])
+                ops.gram_conv2d_(gram[None], _summable(call[0], gram), layer.kernel, *call[1:])
             return call is not None
         if function in _PRODUCTS:
             inputs = _product_inputs(layer, weight, tensor, *(args[i] for i in _PRODUCTS[function]))
             if inputs is not None and inputs.numel() > 0:
                 gram = self._gram(tracked, inputs)
-                ops.gram_linear_(gram, inputs[None].to(gram.dtype))
+                ops.gram_linear_(gram, _summable(inputs[None], gram))
             return inputs is not None
         return False
 
@@ -233,11 +255,18 @@ class _GramCollector(TorchDispatchMode):
         return self.grams[layer.name]
 
 
+def _summable(inputs: Tensor, gram: Tensor) -> Tensor:
+    return inputs if inputs.dtype == torch.bfloat16 and gram.dtype == torch.float32 else inputs.to(gram.dtype)
+
+
 class _Tracked:
     """A layer with its weight and the bytes of the storage between which the weight lies."""
 
     def __init__(self, layer: Layer, weight: Tensor) -> None:
         self.layer, self.weight, self.extent = layer, weight, _extent(weight)
+
+    def is_whole(self, tensor: Tensor) -> bool:
+        return tensor.data_ptr() == self.weight.data_ptr() and _same_view(tensor, self.weight)
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
@@ -267,13 +296,13 @@ def _product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, 
     weight_on_left = factor is left
     if right.dim() == 1:
         right = right[:, None]
-    if left.dim() == 3:
-        if left.shape[0] != 1:
-            return None
-        left, right = left[0], right[0]
     matrix = weight.mT if layer.transposed else weight.reshape(layer.rows, layer.columns)
     if weight_on_left:
-        return right.mT if _same_view(left, matrix) and left.shape == matrix.shape else None
+        left, right = right.mT, left.mT
+    if left.dim() == 3:
+        if right.shape[0] > 1 and right.stride(0) != 0:
+            return None
+        left, right = left.flatten(0, 1), right[0]
     return left if _same_view(right, matrix.mT) and right.shape == matrix.mT.shape else None
 
 
@@ -318,6 +347,20 @@ def _checked_tensor(value: Any, index: int, device: torch.device) -> Any:
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise ValueError(f"batch {index} has NaN or infinite values")
     return value.to(device)
+
+
+def _channels_last(batch: Batch) -> Batch:
+    """The images of a batch in channels-last memory, in which convolutions in bfloat16 are fast on a CPU."""
+
+    def convert(value: Any) -> Any:
+        is_image = isinstance(value, Tensor) and value.dim() == 4
+        return value.contiguous(memory_format=torch.channels_last) if is_image else value
+
+    if isinstance(batch, Tensor):
+        return convert(batch)
+    if isinstance(batch, Mapping):
+        return {key: convert(value) for key, value in batch.items()}
+    return [convert(value) for value in batch]
 
 
 def _values(batch: Batch) -> Iterable[Any]:

@@ -32,6 +32,7 @@ _Sparsity = Annotated[float | None, typer.Option(help="Share of weights removed;
 _Augmentations = Annotated[int, typer.Option(help="Calibration images made from the photo.")]
 _Layers = Annotated[str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")]
 _Seed = Annotated[int, typer.Option(help="Of the augmentations.")]
+_Precision = Annotated[str, typer.Option(help="Of the calibration: float32 or bf16.")]
 
 
 @app.callback()
@@ -52,6 +53,7 @@ def explain(
     layers: _Layers = None,
     target: Annotated[int | None, typer.Option(help="Class to explain; default: the one predicted.")] = None,
     seed: _Seed = 0,
+    precision: _Precision = "float32",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for pictures, traces, report.json.")] = Path(
         "explanation"
     ),
@@ -74,6 +76,7 @@ def explain(
             layers=_split(layers),
             target=target,
             seed=seed,
+            precision=precision,
         )
         with _progress_bars() as report, _one_line_warnings():
             explanation = run(settings, out, report)
@@ -89,13 +92,14 @@ def trace(
     augmentations: _Augmentations = 256,
     layers: _Layers = None,
     seed: _Seed = 0,
+    precision: _Precision = "float32",
     out: Annotated[Path, typer.Option(metavar="FILE", help="File for the trace.")] = Path("trace.safetensors"),
 ) -> None:
     """Prune the network for one photo, and save the trace."""
     with _one_line_errors():
         from spade_fast.explain import TraceSettings, trace_photo
 
-        settings = TraceSettings(_photo(image), model, sparsity, augmentations, _split(layers), seed)
+        settings = TraceSettings(_photo(image), model, sparsity, augmentations, _split(layers), seed, precision)
         with _progress_bars() as report, _one_line_warnings():
             made = trace_photo(settings, solver, out, report)
     _out.print(made.summary(), markup=False)

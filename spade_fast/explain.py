@@ -58,6 +58,8 @@ class TraceSettings:
         Name patterns of the layers to prune; None for those with at least `LEAST_COLUMNS` weights an output.
     seed
         Of the augmentations.
+    precision
+        Of the calibration: ``"float32"`` or ``"bf16"``.
     """
 
     image: Path
@@ -66,6 +68,7 @@ class TraceSettings:
     augmentations: int = 256
     layers: Sequence[str] | None = None
     seed: int = 0
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,7 @@ def _trace(
         sparsity=_sparsity(settings, solver),
         solver=solver,
         layers=_layers(settings, module),
+        precision=settings.precision,
         sample_id=settings.image.name,
         seed=settings.seed,
         progress=progress,

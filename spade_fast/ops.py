@@ -53,7 +53,7 @@ def gram_linear_(gram: Tensor, x: Tensor) -> Tensor:
     gram : Tensor [S, C, C], contiguous
         Changed in the upper triangle, diagonal included; below it the contents are unspecified until `mirror_upper_`.
     x : Tensor [S, N, C]
-        Inputs, one row a position.
+        Inputs, one row a position, of the dtype of `gram`; or bfloat16, which is summed into a float32 `gram`.
 
     Returns
     -------
@@ -89,7 +89,8 @@ def gram_conv2d_(
         (kh, kw, in-channel).
         Changed in the upper triangle, diagonal included; below it the contents are unspecified until `mirror_upper_`.
     x : Tensor [S · n, C, H, W], any memory format
-        Inputs; images s·n … (s+1)·n belong to sample s. Any strides are read in place.
+        Inputs, of the dtype of `gram`; or bfloat16, which is summed into a float32 `gram`. Images s·n … (s+1)·n belong
+        to sample s. Any strides are read in place; bfloat16 is fast in channels-last memory.
     kernel_size, stride, padding, dilation : pairs of int
         Of the convolution; padding is with zeros.
 

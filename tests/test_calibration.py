@@ -260,7 +260,7 @@ def test_cross_attention_and_other_uses_are_reported():
             image = y.reshape(1, 4, 3, 1).expand(1, 4, 3, 3)
             F.conv_transpose2d(image, self.conv.weight)
             F.conv2d(image, self.grouped.weight.reshape(1, 4, 2, 1)[..., :1, :])
-            torch.bmm(self.batched.weight.expand(3, 4, 4), y.mT)
+            torch.bmm(self.batched.weight.reshape(2, 2, 4), y.mT[:2])
             return self.head(y)
 
     model = Odd()
@@ -329,6 +329,69 @@ def test_half_precision_models_have_float32_grams():
     assert_close(gram, linear_gram(x))
 
 
+def test_one_weight_for_a_batch_of_products():
+    """Frozen weights meet strided inputs as a batched product with the weight expanded."""
+
+    class Batched(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.bmm(self.weight.expand(3, 2, 4), x.mT)
+
+    x = torch.randn(3, 5, 4)
+    assert_close(grams_of(Batched(4, 2), x)["weight"], linear_gram(x))
+    linear = nn.Linear(4, 2).requires_grad_(False)
+    strided = torch.randn(3, 4, 5).mT
+    assert_close(grams_of(linear, strided)["weight"], linear_gram(strided))
+
+
+class Mixed(nn.Module):
+    """A convolution, a depthwise one, a batch norm, attention and a linear layer, some of them used functionally."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.depthwise = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, groups=32)
+        self.norm, self.attention = nn.BatchNorm2d(32), nn.MultiheadAttention(32, 2, batch_first=True)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.norm(self.conv(x)).relu()).flatten(2).mT
+        return F.linear(self.attention(x, x, x, need_weights=False)[0], self.head.weight)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_bf16_calibration_sums_bfloat16_inputs_in_float32(frozen):
+    """Frozen weights are cast anew in every call, others once."""
+    torch.manual_seed(0)
+    model = Mixed().eval().requires_grad_(not frozen)
+    x = torch.randn(19, 3, 12, 12)
+    plain = grams_of(model, x)
+    grams = grams_of(model, x[:8], x[8:], precision="bf16")
+    rounded = reference.gram_conv2d(x.to(torch.bfloat16), 1, (3, 3), (1, 1), (1, 1))[0]
+    assert_close(grams["conv"], rounded)
+    assert grams.keys() == plain.keys()
+    for name, gram in grams.items():
+        assert gram.dtype == torch.float32
+        relative = (gram - plain[name]).norm() / plain[name].norm()
+        assert 0 < relative < 2e-2, name
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_a_weight_that_is_cast_and_used_otherwise_is_reported():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole, self.scaled = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.linear(x.double(), self.whole.weight.double())
+            return F.linear(x, self.scaled.weight.double() * 2)
+
+    model = Scaled()
+    x = torch.randn(9, 6)
+    calibration = calibrate(model, [x], find_layers(model)[0])
+    assert_close(calibration.grams["whole"], linear_gram(x))
+    assert list(calibration.unsupported) == ["scaled"] and "mul" in calibration.unsupported["scaled"]
+
+
 def test_batches_may_be_tensors_sequences_mappings_and_streams():
     class Two(nn.Linear):
         def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
@@ -349,7 +412,7 @@ def test_a_tensor_of_images_is_run_in_parts():
     conv.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
     x = torch.randn(150, 1, 2, 2)
     calibration = calibrate(conv, x, find_layers(conv)[0])
-    assert sizes == [64, 64, 22] and calibration.images == 150
+    assert sizes == [8] * 18 + [6] and calibration.images == 150
     assert_close(calibration.grams["weight"], conv_gram(x, conv))
 
 

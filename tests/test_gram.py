@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -123,6 +123,34 @@ def test_linear(samples: int, positions: int, channels: int, dtype: torch.dtype,
     gram = torch.zeros(samples, channels, channels, dtype=dtype)
     assert ops.gram_linear_(gram, x) is gram
     assert_upper_close(gram, reference.gram_linear(x), EPSILON[dtype])
+
+
+@settings(max_examples=60, deadline=None)
+@given(conv=convolutions(), layout=st.sampled_from(LAYOUTS), images=st.integers(1, 5), data=st.data())
+def test_bfloat16_inputs(conv: Conv, layout: str, images: int, data: st.DataObject) -> None:
+    """Products of bfloat16 are exact in float32, so the sums are as good as those of float32 inputs."""
+    before = ops.simd_level()
+    conv = replace(conv, images=images)
+    x = conv.input(layout=layout).to(torch.bfloat16)
+    gram = torch.zeros(conv.gram_shape)
+    ops.set_simd_level(data.draw(st.sampled_from(ops.simd_levels())))
+    try:
+        ops.gram_conv2d_(gram, x, *conv.geometry)
+    finally:
+        ops.set_simd_level(before)
+    assert_upper_close(gram, conv.truth(x.float()), 4 * EPSILON[torch.float32])
+
+
+@pytest.mark.parametrize("positions", [1, 2, 3, 101, 1000])
+@pytest.mark.parametrize("channels", [1, 17, 48, 400])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_bfloat16_linear(simd_level: str, positions: int, channels: int, transposed: bool) -> None:
+    x = torch.randn(2, positions, channels).to(torch.bfloat16)
+    if transposed:
+        x = x.mT.contiguous().mT
+    gram = torch.zeros(2, channels, channels)
+    ops.gram_linear_(gram, x)
+    assert_upper_close(gram, reference.gram_linear(x), 4 * EPSILON[torch.float32])
 
 
 CASES = {

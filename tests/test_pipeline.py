@@ -337,6 +337,7 @@ def test_bad_arguments(model, images):
     refuse(TypeError, "block must be a whole number or None, got 2.5", block=2.5)
     for value in (-1, math.nan, math.inf, "x"):
         refuse(ValueError, "damping must be a number of at least 0", damping=value)
+    refuse(ValueError, "precision must be one of 'float32', 'bf16', got 'half'", precision="half")
     refuse(TypeError, "seed must be a whole number or None", seed="x")
     refuse(ValueError, "empty", batches=[])
     refuse(ValueError, "empty", batches=images[:0])
@@ -348,6 +349,23 @@ def test_bad_arguments(model, images):
         trace(model.forward, images, sparsity=0.5)
     with pytest.raises(ValueError, match=r"Flatten has no linear or convolutional layer"):
         trace(nn.Flatten(), images, sparsity=0.5)
+
+
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+def test_bf16_calibration_gives_nearly_the_same_trace(solver):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(576, 4)
+    )
+    x = torch.randn(64, 3, 8, 8)
+    plain = trace(model, x, sparsity=0.5, solver=solver)
+    made = trace(model, x, sparsity=0.5, solver=solver, precision="bf16")
+    assert made.header["settings"]["precision"] == "bf16" and plain.header["settings"]["precision"] == "float32"
+    for before, after in zip(plain.reports, made.reports, strict=True):
+        assert after.removed == before.removed
+        assert after.measured_error == pytest.approx(before.measured_error, rel=0.02)
+    with pytest.raises(ValueError, match=r"precision='bf16' needs float32 weights, but layer '0' has torch.float64"):
+        trace(model.double(), x.double(), sparsity=0.5, precision="bf16")
 
 
 def test_bad_samples(model, images):

@@ -43,6 +43,14 @@ const Kernels& kernels() {
   return *active().load(std::memory_order_relaxed);
 }
 
+bool has_bf16() {
+#ifdef __x86_64__
+  return kernels().gram_product_bf16 != nullptr && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 std::vector<std::string> simd_levels() {
   std::vector<std::string> names;
   for (const Kernels* k : supported()) names.push_back(k->name);

@@ -28,8 +28,8 @@ double tile_work(int64_t width, bool upper) {
 enum class Method { kBlocks, kIm2col, kLanes };
 
 // The method with the fewest vector operations for one image.
-template <class T>
-Method choose(const GramProblem<T>& p) {
+template <class T, class V>
+Method choose(const GramProblem<T, V>& p) {
   const KernelTable<T>& table = kernels_for<T>();
   const std::vector<AxisCell> y = axis_cells(p.rows);
   const std::vector<AxisCell> x = axis_cells(p.columns);
@@ -64,6 +64,7 @@ Method choose(const GramProblem<T>& p) {
 
 template <class T>
 void add_gram(const GramProblem<T>& problem) {
+  if (problem.rows.size == 0 || problem.columns.size == 0) return;
   switch (choose(problem)) {
     case Method::kBlocks:
       return run_job<T>(BlockJob<T>(problem));
@@ -72,6 +73,12 @@ void add_gram(const GramProblem<T>& problem) {
     case Method::kLanes:
       return run_job<T>(LanesJob<T>(problem));
   }
+}
+
+bool add_gram(const GramProblem<float, Bf16>& problem) {
+  if (!has_bf16() || choose(problem) != Method::kBlocks) return false;
+  run_job<float>(BlockJob<float, Bf16>(problem));
+  return true;
 }
 
 template void add_gram(const GramProblem<float>&);

@@ -8,10 +8,11 @@
 
 namespace spade {
 
-template <class T>
+template <class T, class V = T>
 struct GramProblem {
-  T* gram;               // [samples][groups][K][K], K = taps * channels
-  GramSource<T> source;  // [samples * images] images of groups * channels channels
+  T* gram;                  // [samples][groups][K][K], K = taps * channels
+  GramSource<T, V> source;  // images of groups * channels channels
+  int64_t sample;           // values between the images of two samples
   int64_t samples, images, groups, channels;
   Axis rows, columns;
 
@@ -23,5 +24,9 @@ struct GramProblem {
 // Adds to the upper triangles of gram, by the fastest of three methods.
 template <class T>
 void add_gram(const GramProblem<T>& problem);
+
+// The same for pairs of bfloat16 images. False, and nothing is done, if the processor or the fastest method has no
+// products of bfloat16.
+bool add_gram(const GramProblem<float, Bf16>& problem);
 
 }  // namespace spade

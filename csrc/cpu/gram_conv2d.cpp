@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "gram.h"
+#include "gram_inputs.h"
 
 namespace spade {
 namespace {
@@ -18,8 +19,7 @@ void check_pair(const char* name, at::IntArrayRef pair, int64_t least) {
 }
 
 void check_gram(const at::Tensor& gram, const at::Tensor& x, const Axis& rows, const Axis& columns) {
-  check_floating(kOp, "gram", gram);
-  check_same_dtype(kOp, "x", x, "gram", gram);
+  check_gram_types(kOp, gram, x);
   check_dims(kOp, "x", x, 4, "[images, channels, height, width]");
   check_dims(kOp, "gram", gram, 4, "[samples, groups, columns, columns]");
   TORCH_CHECK_VALUE(gram.is_contiguous(), kOp, ": gram must be contiguous, got strides ", gram.strides());
@@ -50,16 +50,14 @@ int64_t keep_visited(Axis& axis) {
   return first;
 }
 
-template <class T>
-void run(at::Tensor& gram, const at::Tensor& x, Axis rows, Axis columns) {
-  const T* data = x.const_data_ptr<T>();
-  const T* end = data + 1;
-  for (int64_t i = 0; i < 4; ++i) end += (x.size(i) - 1) * x.stride(i);
-  GramSource<T> source{data, end, x.stride(0), x.stride(2), x.stride(3), x.stride(1)};
+// The problem of x [samples, images, channels, height, width], or of its first `2 * images` bfloat16 images in pairs.
+template <class T, class V = T>
+GramProblem<T, V> problem(at::Tensor& gram, const at::Tensor& x, int64_t images, Axis rows, Axis columns) {
+  GramSource<T, V> source{begin_of<V>(x), end_of<V>(x), x.stride(1),         x.stride(3),
+                          x.stride(4),    x.stride(2),  images * x.stride(1)};
   const int64_t line_step = rows.kernel == 1 ? rows.stride : 1;
   const int64_t column_step = columns.kernel == 1 ? columns.stride : 1;
   const int64_t offset = keep_visited(rows) * source.line + keep_visited(columns) * source.column;
-  if (rows.size == 0 || columns.size == 0) return;
   source.data += offset;
   source.line *= line_step;
   source.column *= column_step;
@@ -68,8 +66,21 @@ void run(at::Tensor& gram, const at::Tensor& x, Axis rows, Axis columns) {
     rows.size = 1;
   }
   const int64_t groups = gram.size(1);
-  add_gram<T>({gram.mutable_data_ptr<T>(), source, gram.size(0), x.size(0) / gram.size(0), groups, x.size(1) / groups,
-               rows, columns});
+  return {gram.mutable_data_ptr<T>(), source, x.stride(0), x.size(0), images, groups,
+          x.size(2) / groups,         rows,   columns};
+}
+
+template <class T>
+void run(at::Tensor& gram, const at::Tensor& x, const Axis& rows, const Axis& columns) {
+  add_gram(problem<T>(gram, x, x.size(1), rows, columns));
+}
+
+// What makes no pairs goes in float32.
+void run_bf16(at::Tensor& gram, const at::Tensor& x, const Axis& rows, const Axis& columns) {
+  const int64_t pairs = x.size(1) / 2;
+  const bool paired = pairs > 0 && add_gram(problem<float, Bf16>(gram, x, pairs, rows, columns));
+  const int64_t done = paired ? 2 * pairs : 0;
+  if (done < x.size(1)) run<float>(gram, x.narrow(1, done, x.size(1) - done).to(at::kFloat), rows, columns);
 }
 
 void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
@@ -84,10 +95,13 @@ void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_
   const Axis columns{x.size(3), kernel_size[1], stride[1], padding[1], dilation[1]};
   check_gram(gram, x, rows, columns);
   if (x.numel() == 0) return;
-  if (gram.scalar_type() == at::kFloat) {
-    run<float>(gram, x, rows, columns);
+  const at::Tensor by_sample = x.unflatten(0, {gram.size(0), x.size(0) / gram.size(0)});
+  if (x.scalar_type() == at::kBFloat16) {
+    run_bf16(gram, by_sample, rows, columns);
+  } else if (gram.scalar_type() == at::kFloat) {
+    run<float>(gram, by_sample, rows, columns);
   } else {
-    run<double>(gram, x, rows, columns);
+    run<double>(gram, by_sample, rows, columns);
   }
 }
 

@@ -43,17 +43,17 @@ int64_t chunk_positions(const ChannelBlocks& blocks) {
   return std::clamp<int64_t>(kStripBytes / (2 * blocks.size * static_cast<int64_t>(sizeof(T))), 64, 512);
 }
 
-template <class T>
-GramSource<T> at_channel(GramSource<T> source, int64_t channel) {
+template <class T, class V>
+GramSource<T, V> at_channel(GramSource<T, V> source, int64_t channel) {
   source.data += channel * source.channel;
   return source;
 }
 
 // Blocks of channels by blocks of channels, for each shift between lines.
-template <class T>
+template <class T, class V = T>
 class BlockJob {
  public:
-  explicit BlockJob(const GramProblem<T>& problem)
+  explicit BlockJob(const GramProblem<T, V>& problem)
       : p_(problem), x_cells_(axis_cells(problem.columns)), blocks_(problem.channels, x_cells_.size(), sizeof(T)) {
     for (AxisCell& cell : axis_cells(p_.rows)) {
       if (cell.range.shift < 0) continue;
@@ -103,9 +103,9 @@ class BlockJob {
   void accumulate(int64_t index, int64_t cell, int64_t first_chunk, int64_t last_chunk, T* sums, T* workspace) const {
     const Unit& unit = at(index);
     const int64_t group = index / static_cast<int64_t>(units_.size());
-    GramSource<T> source = p_.source;
-    source.data += group / p_.groups * p_.images * source.image + group % p_.groups * p_.channels * source.channel;
-    GramProductTask<T> task;
+    GramSource<T, V> source = p_.source;
+    source.data += group / p_.groups * p_.sample + group % p_.groups * p_.channels * source.channel;
+    GramProductTask<T, V> task;
     task.first = at_channel(source, blocks_.begin(unit.row));
     task.second = at_channel(source, blocks_.begin(unit.col));
     task.rows = blocks_.length(unit.row);
@@ -122,7 +122,7 @@ class BlockJob {
     task.last_chunk = last_chunk;
     task.sums = sums;
     task.workspace = workspace;
-    table_.gram_product(task);
+    gram_product(task);
   }
 
   void finish(int64_t index, int64_t cell, const T* sums) const {
@@ -172,7 +172,7 @@ class BlockJob {
     return chunks_of(p_.images * cell.range.count, begin_, end_, chunk_positions<T>(blocks_));
   }
 
-  const GramProblem<T>& p_;
+  const GramProblem<T, V>& p_;
   const KernelTable<T>& table_ = kernels_for<T>();
   std::vector<AxisCell> x_cells_;
   std::vector<std::vector<AxisCell>> y_keys_;  // by shift
@@ -225,7 +225,7 @@ class Im2colJob {
     const int64_t group = index / static_cast<int64_t>(units_.size());
     GramIm2colTask<T> task;
     task.source = at_channel(p_.source, group % p_.groups * p_.channels);
-    task.source.data += group / p_.groups * p_.images * task.source.image;
+    task.source.data += group / p_.groups * p_.sample;
     task.shape = shape_;
     task.first_row = blocks_.begin(row);
     task.rows = blocks_.length(row);

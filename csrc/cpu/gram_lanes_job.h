@@ -66,7 +66,7 @@ class LanesJob {
     const int64_t group = unit % units_of_sample() * unit_groups_;
     GramLanesTask<T> task;
     task.source = at_channel(p_.source, group * p_.channels);
-    task.source.data += unit / units_of_sample() * p_.images * task.source.image;
+    task.source.data += unit / units_of_sample() * p_.sample;
     task.groups = std::min(unit_groups_, p_.groups - group);
     task.channels = p_.channels;
     task.keys = keys_.data();

@@ -4,36 +4,50 @@
 
 #include "../checks.h"
 #include "gram.h"
+#include "gram_inputs.h"
 
 namespace spade {
 namespace {
 
-// A sample is one image of a single line.
+// A sample is one image of a single line; the two halves of a line of bfloat16 are two images.
+template <class T, class V = T>
+GramProblem<T, V> problem(at::Tensor& gram, const at::Tensor& x, int64_t positions) {
+  const int64_t partner = positions * x.stride(1);
+  return {gram.mutable_data_ptr<T>(),
+          {begin_of<V>(x), end_of<V>(x), x.stride(0), 0, x.stride(1), x.stride(2), partner},
+          x.stride(0),
+          x.size(0),
+          1,
+          1,
+          x.size(2),
+          Axis{1, 1, 1, 0, 1},
+          Axis{positions, 1, 1, 0, 1}};
+}
+
 template <class T>
 void run(at::Tensor& gram, const at::Tensor& x) {
-  const T* data = x.const_data_ptr<T>();
-  const T* end = data + 1;
-  for (int64_t i = 0; i < 3; ++i) end += (x.size(i) - 1) * x.stride(i);
-  add_gram<T>({gram.mutable_data_ptr<T>(),
-               {data, end, x.stride(0), 0, x.stride(1), x.stride(2)},
-               x.size(0),
-               1,
-               1,
-               x.size(2),
-               Axis{1, 1, 1, 0, 1},
-               Axis{x.size(1), 1, 1, 0, 1}});
+  add_gram(problem<T>(gram, x, x.size(1)));
+}
+
+// What makes no pairs goes in float32.
+void run_bf16(at::Tensor& gram, const at::Tensor& x) {
+  const int64_t pairs = x.size(1) / 2;
+  const bool paired = pairs > 0 && add_gram(problem<float, Bf16>(gram, x, pairs));
+  const int64_t done = paired ? 2 * pairs : 0;
+  if (done < x.size(1)) run<float>(gram, x.narrow(1, done, x.size(1) - done).to(at::kFloat));
 }
 
 void gram_linear_(at::Tensor& gram, const at::Tensor& x) {
   RECORD_USER_SCOPE("spade_fast.gram");
   const char* op = "gram_linear_";
-  check_floating(op, "gram", gram);
-  check_same_dtype(op, "x", x, "gram", gram);
+  check_gram_types(op, gram, x);
   check_dims(op, "x", x, 3, "[samples, positions, channels]");
   check_shape(op, "gram", gram, {x.size(0), x.size(2), x.size(2)});
   TORCH_CHECK_VALUE(gram.is_contiguous(), op, ": gram must be contiguous, got strides ", gram.strides());
   if (x.numel() == 0) return;
-  if (gram.scalar_type() == at::kFloat) {
+  if (x.scalar_type() == at::kBFloat16) {
+    run_bf16(gram, x);
+  } else if (gram.scalar_type() == at::kFloat) {
     run<float>(gram, x);
   } else {
     run<double>(gram, x);

@@ -52,7 +52,8 @@ void check(int64_t samples, int64_t images, int64_t groups, int64_t channels, Ax
   const Batch<T> batch(samples * images, groups * channels, rows.size, columns.size, layout, generator);
   const int64_t size = rows.kernel * columns.kernel * channels;
   std::vector<T> gram(samples * groups * size * size, T(0));
-  spade::add_gram<T>({gram.data(), batch.source, samples, images, groups, channels, rows, columns});
+  spade::add_gram<T>(
+      {gram.data(), batch.source, images * batch.source.image, samples, images, groups, channels, rows, columns});
   std::vector<double> truth(gram.size());
   std::vector<double> column(size);
   for (int64_t m = 0; m < samples * groups; ++m) {

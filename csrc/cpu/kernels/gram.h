@@ -17,10 +17,16 @@ inline int64_t gram_product_workspace(int64_t lines, int64_t width, int64_t halo
   return lines * (2 * width + halo) * strip_stride<T>(rows, cols) + Tile<T>::cols;
 }
 
+template <class T>
+SPADE_INLINE void pack_positions(const GramSource<T>& s, const T* src, int64_t positions, int64_t channels, T* dst,
+                                 int64_t stride) {
+  pack_line(src, s.column, s.channel, positions, channels, s.end, dst, stride);
+}
+
 // Columns x0..x1 of the lines line0..line1, each moved by `shift`. Whole lines that follow each other in memory go as
 // one.
-template <class T>
-inline void pack_lines(const GramSource<T>& s, const GramRange& lines, int64_t shift, int64_t image_width,
+template <class T, class V>
+inline void pack_lines(const GramSource<T, V>& s, const GramRange& lines, int64_t shift, int64_t image_width,
                        int64_t line0, int64_t line1, int64_t x0, int64_t x1, int64_t channels, T* dst, int64_t stride) {
   const bool dense = lines.step == 1 && x1 - x0 == image_width && s.line == image_width * s.column;
   for (int64_t line = line0; line < line1;) {
@@ -28,15 +34,15 @@ inline void pack_lines(const GramSource<T>& s, const GramRange& lines, int64_t s
     const int64_t offset = line - image * lines.count;
     const int64_t together = dense ? smaller(lines.count - offset, line1 - line) : 1;
     const int64_t y = lines.begin + offset * lines.step + shift;
-    pack_line(s.data + image * s.image + y * s.line + x0 * s.column, s.column, s.channel, together * (x1 - x0),
-              channels, s.end, dst, stride);
+    pack_positions(s, s.data + image * s.image + y * s.line + x0 * s.column, together * (x1 - x0), channels, dst,
+                   stride);
     dst += together * (x1 - x0) * stride;
     line += together;
   }
 }
 
-template <class T>
-inline void gram_product(const GramProductTask<T>& t) {
+template <class T, class V>
+inline void gram_product(const GramProductTask<T, V>& t) {
   const bool shared = t.diagonal && t.lines.shift == 0;
   const int64_t stride = strip_stride<T>(t.rows, t.cols);
   const int64_t sum_size = padded_rows<T>(t.rows) * padded_cols<T>(t.cols);
@@ -65,8 +71,8 @@ inline void gram_product(const GramProductTask<T>& t) {
       if (skipped >= run.count || x >= x1) continue;
       const int64_t count = smaller(run.count - skipped, (x1 - x + run.step - 1) / run.step);
       const Walk walk = {line1 - line0, count, a_line, run.step * stride, b_line, run.step * stride};
-      walk_product(walk, a + (x - x0) * stride, b + (x + run.shift - b0) * stride, t.sums + r * sum_size, t.rows,
-                   t.cols, shared && run.shift == 0);
+      walk_product<V>(walk, a + (x - x0) * stride, b + (x + run.shift - b0) * stride, t.sums + r * sum_size, t.rows,
+                      t.cols, shared && run.shift == 0);
     }
   }
 }

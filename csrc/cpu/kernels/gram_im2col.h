@@ -96,7 +96,7 @@ inline void gram_im2col(const GramIm2colTask<T>& t) {
       line += lines;
     }
     const Walk walk = {1, (line1 - line0) * outputs, 0, stride, 0, stride};
-    walk_product(walk, a, b, t.sums, t.rows, t.cols, shared);
+    walk_product<T>(walk, a, b, t.sums, t.rows, t.cols, shared);
   }
 }
 

@@ -13,12 +13,19 @@
 
 namespace spade {
 
+// A bfloat16. Where values V are of this type, two images go together: a pair of values, which stand at the same place
+// of two images, takes the place of one float in strips, and a product of two pairs is the sum of two products.
+struct Bf16 {
+  uint16_t bits;
+};
+
 // A batch of images with any strides, counted in values. The images of a linear layer are single positions.
-template <class T>
+template <class T, class V = T>
 struct GramSource {
-  const T* data;
-  const T* end;  // behind the last value
+  const V* data;
+  const V* end;  // behind the last value
   int64_t image, line, column, channel;
+  int64_t partner = 0;  // from one value of a pair to the other
 };
 
 // begin, begin + step, ... (count of them), each paired with what lies `shift` further on: lines of an image, or
@@ -41,10 +48,10 @@ struct GramChunks {
 };
 
 // sums[run] += Σ x(p) x(p + shift)ᵀ for each run, over the chunks first_chunk..last_chunk.
-template <class T>
+template <class T, class V = T>
 struct GramProductTask {
-  GramSource<T> first, second;  // the two factors, at the first of their channels
-  int64_t rows, cols;           // channels of the two factors
+  GramSource<T, V> first, second;  // the two factors, at the first of their channels
+  int64_t rows, cols;              // channels of the two factors
   bool diagonal;  // they are the same: where the shift is zero, the sum is symmetric and its upper tiles suffice
   GramRange lines;
   int64_t image_width;

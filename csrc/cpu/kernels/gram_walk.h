@@ -12,8 +12,19 @@ struct Walk {
   int64_t a_line, a_step, b_line, b_step;
 };
 
+// How the entries of strips are multiplied.
+template <class V>
+struct Entry {
+  static SPADE_INLINE Vec<V> spread(const V* a) {
+    return broadcast(*a);
+  }
+  static SPADE_INLINE void add_product(Vec<V>& sum, Vec<V> a, Vec<V> b) {
+    sum += a * b;
+  }
+};
+
 // c[i][j] += Σ a(p)[i] b(p)[j] for a whole tile; the sums stay in registers over all positions.
-template <class T>
+template <class V, class T>
 SPADE_INLINE void tile_walk(const Walk& w, const T* a_line, const T* b_line, T* c, int64_t ldc) {
   constexpr int rows = Tile<T>::rows;
   constexpr int lanes = VectorOf<T>::lanes;
@@ -32,9 +43,9 @@ SPADE_INLINE void tile_walk(const Walk& w, const T* a_line, const T* b_line, T* 
       const Vec<T> b1 = load(b + lanes);
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
-        const Vec<T> ai = broadcast(a[i]);
-        acc0[i] += ai * b0;
-        acc1[i] += ai * b1;
+        const Vec<T> ai = Entry<V>::spread(a + i);
+        Entry<V>::add_product(acc0[i], ai, b0);
+        Entry<V>::add_product(acc1[i], ai, b1);
       }
       a += w.a_step;
       b += w.b_step;
@@ -72,10 +83,10 @@ constexpr int64_t kChain = 128;
 
 // sums[rows][cols] += Σ a(p) b(p)ᵀ in whole tiles: strips are read and sums written up to the next multiple of the
 // tile. With `upper`, tiles wholly below the diagonal are left out.
-template <class T>
+template <class V, class T>
 inline void walk_product(const Walk& w, const T* a, const T* b, T* sums, int64_t rows, int64_t cols, bool upper) {
   if (w.lines > 1 && w.a_step * w.count == w.a_line && w.b_step * w.count == w.b_line) {
-    return walk_product(Walk{1, w.lines * w.count, 0, w.a_step, 0, w.b_step}, a, b, sums, rows, cols, upper);
+    return walk_product<V>(Walk{1, w.lines * w.count, 0, w.a_step, 0, w.b_step}, a, b, sums, rows, cols, upper);
   }
   const int64_t ldc = padded_cols<T>(cols);
   const int64_t line_pieces = (w.count + kChain - 1) / kChain;
@@ -91,7 +102,7 @@ inline void walk_product(const Walk& w, const T* a, const T* b, T* sums, int64_t
       const T* pb = b + line * w.b_line + t * w.b_step;
       for (int64_t j = 0; j < cols; j += Tile<T>::cols) {
         const int64_t end = upper ? smaller<int64_t>(rows, j + Tile<T>::cols) : rows;
-        for (int64_t i = 0; i < end; i += Tile<T>::rows) tile_walk(part, pa + i, pb + j, sums + i * ldc + j, ldc);
+        for (int64_t i = 0; i < end; i += Tile<T>::rows) tile_walk<V>(part, pa + i, pb + j, sums + i * ldc + j, ldc);
       }
     }
   }

@@ -96,8 +96,11 @@ struct KernelTable {
   void (*gram_lanes)(const GramLanesTask<T>&);
 };
 
+using GramProductBf16 = void (*)(const GramProductTask<float, Bf16>&);
+
 struct Kernels {
   const char* name;
+  GramProductBf16 gram_product_bf16;  // null where the instruction set has no products of bfloat16
   KernelTable<float> f32;
   KernelTable<double> f64;
 };
