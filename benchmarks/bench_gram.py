@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spade_fast import ops, reference
 
 _CHECKED_IMAGES = 4
+_PLAIN_TOLERANCE = 1e-3  # plain torch sums millions of products one by one for depthwise layers: 4e-4 was seen
 
 
 def _convolution(
@@ -89,9 +90,9 @@ def _natural(gram: Tensor, taps: int) -> Tensor:
     return gram[..., order[:, None], order]
 
 
-def _assert_close(hessian: Tensor, expected: Tensor) -> None:
+def _assert_close(hessian: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     expected = expected.to(hessian.dtype).reshape(hessian.shape)
-    torch.testing.assert_close(hessian, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+    torch.testing.assert_close(hessian, expected, rtol=0, atol=tolerance * float(expected.max()))
 
 
 @by_implementation(CONVOLUTIONS)
@@ -110,7 +111,7 @@ def test_gram_conv2d(case: Case, implementation: str, report: Callable[..., None
         _assert_close(full(few).double(), reference.gram_conv2d(few, shape.groups, *geometry))
 
     def check_other(hessian: Tensor) -> None:
-        _assert_close(2 / len(x) * _natural(full(x), shape.kernel**2), hessian)
+        _assert_close(2 / len(x) * _natural(full(x), shape.kernel**2), hessian, _PLAIN_TOLERANCE)
 
     if implementation == OURS:
         report(case, implementation, lambda: ops.gram_conv2d_(gram, x, *geometry), check_ours)
@@ -135,7 +136,7 @@ def test_gram_linear(case: Case, implementation: str, report: Callable[..., None
 
     def check_other(hessian: Tensor) -> None:
         added = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(gram), x[None]))
-        _assert_close(2 / positions * added[0], hessian)
+        _assert_close(2 / positions * added[0], hessian, _PLAIN_TOLERANCE)
 
     if implementation == OURS:
         report(case, implementation, lambda: ops.gram_linear_(gram, x[None]), check_ours)
