@@ -6,6 +6,8 @@ EXTRAS ?= dev
 TESTS ?= tests
 OUT ?= out/demo
 BIN = $(VENV)/bin
+BENCH = $(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json=out/benchmarks.json
+BASE ?= benchmarks/results/benchmarks.json
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -41,12 +43,23 @@ format: build  ## format all code
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/*.cpp')
 
-bench: build  ## compare with the textbook implementation; prints a table and writes JSON
+bench: build  ## time each op in about ten minutes: one table, out/benchmarks.json; SPADE_REFERENCE=DIR adds the published code
 	@mkdir -p out
-	$(BIN)/python -m pytest benchmarks --benchmark-json=out/benchmarks.json
+	$(BENCH) -m "not slow"
+
+bench-all: build  ## the same with what takes minutes: whole published pipelines, 1024 augmentations, large layers
+	@mkdir -p out
+	$(BENCH)
+
+bench-compare: build  ## fail if out/benchmarks.json is slower than the saved run BASE beyond the noise
+	$(BIN)/python benchmarks/compare.py $(BASE) out/benchmarks.json
+
+bench-scaling: build  ## time against columns, rows, samples, images and threads: JSON and PNG in benchmarks/results
+	$(BIN)/python benchmarks/scaling.py measure
+	$(BIN)/python benchmarks/scaling.py plot
 
 clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/*.so spade_fast/built_with.json
 
-.PHONY: help build demo test lint format bench clean
+.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling clean
 .DEFAULT_GOAL := help

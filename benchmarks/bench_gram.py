@@ -1,133 +1,151 @@
-"""Gram matrices of layer inputs against im2col and a matrix product, in one process on two threads.
-
-Run with ``pytest benchmarks/bench_gram.py``. For each shape it prints the time of one call, how many times faster it is
-than the textbook Hessian, and the rate as a share of a large float32 matrix product's. Only the work that a
-convolution's Gram matrix cannot do without is counted: one product per position and difference between two kernel taps,
-not one per pair of taps, and half of the symmetric ones. ``pytest --benchmark-json=FILE`` writes the figures to a file.
-"""
+"""Gram matrices of layer inputs, against im2col and a matrix product."""
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import pytest
+import published
 import textbook
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from measuring import OURS, PUBLISHED, TEXTBOOK, THREADS, Case, by_implementation
+from shapes import Convolution
+from torch import Tensor, nn
 
-from spade_fast import ops
+from spade_fast import ops, reference
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A layer and its input: square images, kernels and strides, "same" padding."""
-
-    channels: int
-    image: int
-    kernel: int = 3
-    stride: int = 1
-    groups: int = 1
-    images: int = 64
-
-    @property
-    def padding(self) -> int:
-        return self.kernel // 2
-
-    @property
-    def outputs(self) -> int:
-        return (self.image + 2 * self.padding - self.kernel) // self.stride + 1
-
-    def operations(self) -> float:
-        """Floating-point operations of the distinct products."""
-        starts = [o * self.stride - self.padding for o in range(self.outputs)]
-        inside = [[p + i for i in range(self.kernel) if 0 <= p + i < self.image] for p in starts]
-        pairs = {(a, b) for field in inside for a in field for b in field if a <= b}  # along one axis
-        level = len({a for a, _ in pairs})
-        above = len(pairs) - level
-        both = above * (2 * above + level) + level * (above + level / 2)
-        return 2.0 * self.images * both * (self.channels // self.groups) ** 2 * self.groups
+_CHECKED_IMAGES = 4
+_PLAIN_TOLERANCE = 1e-3  # plain torch sums millions of products one by one for depthwise layers: 4e-4 was seen
 
 
-SHAPES = {
-    "3x3x64": Shape(64, 56),
-    "3x3x128": Shape(128, 28),
-    "3x3x256": Shape(256, 14),
-    "3x3x512": Shape(512, 7, images=256),
-    "3x3x256_stride2": Shape(256, 28, stride=2),
-    "1x1x256": Shape(256, 56, kernel=1),
-    "1x1x2048": Shape(2048, 7, kernel=1, images=256),
-    "first_7x7x3_stride2": Shape(3, 224, kernel=7, stride=2),
-    "depthwise_3x3x32": Shape(32, 112, groups=32),
-    "depthwise_3x3x144": Shape(144, 56, groups=144),
-    "depthwise_5x5x672": Shape(672, 14, kernel=5, groups=672),
-    "depthwise_5x5x1152": Shape(1152, 7, kernel=5, groups=1152),
-    "groups_3x3x32x4": Shape(128, 56, groups=32),
-}
+_STATED = 128e6 + THREADS * 2e6
 
 
-def best(function: Callable[[], object], rounds: int) -> float:
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def _convolution(
+    channels: int,
+    image: int,
+    kernel: int = 3,
+    *,
+    share_goal: float | None = 0.65,
+    ratio_goal: float | None = None,
+    **geometry: Any,
+) -> Case:
+    shape = Convolution(channels, image, kernel, **geometry)
+    dense = shape.groups == 1
+    return Case(
+        "gram_conv2d_",
+        str(shape),
+        shape,
+        work=shape.gram_work(),
+        moved=0.0 if dense else shape.read(),
+        stated=_STATED,
+        share_goal=share_goal,
+        ratio_goal=ratio_goal,
+        only=(OURS, TEXTBOOK, PUBLISHED) if dense else (OURS, TEXTBOOK),  # the published code fails on groups
+    )
 
 
-@pytest.fixture(scope="module")
-def matmul_rate() -> float:
-    """Floating-point operations per second of a float32 matrix product."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    a = torch.randn(3000, 3000)
-    seconds = best(lambda: a @ a, 10)
-    torch.set_num_threads(before)
-    return 2 * 3000**3 / seconds
+def _depthwise(channels: int, image: int, kernel: int, stride: int = 1) -> Case:
+    return _convolution(channels, image, kernel, stride=stride, groups=channels, share_goal=0.5)
 
 
-def by_im2col(shape: Shape, x: Tensor) -> Tensor:
-    if shape.groups == 1:
-        return textbook.conv_hessian(x, shape.kernel, shape.stride, shape.padding)
-    columns = F.unfold(x, shape.kernel, padding=shape.padding, stride=shape.stride)
-    columns = columns.unflatten(1, (shape.groups, -1)).permute(1, 2, 0, 3).flatten(2)
-    return (columns @ columns.mT).double()
+_GOALS: Any = {"share_goal": 0.6, "ratio_goal": 6}
+CONVOLUTIONS = [
+    # ResNet-50: the 3x3 of each stage, those that halve the image, 1x1, and the first layer
+    _convolution(64, 56, **_GOALS),
+    _convolution(128, 28, **_GOALS),
+    _convolution(256, 14, **_GOALS),
+    _convolution(512, 7, **_GOALS),
+    _convolution(64, 56, channels_last=True, share_goal=0.6),
+    _convolution(128, 56, stride=2, images=64, ratio_goal=1.7),
+    _convolution(256, 28, stride=2, images=64, ratio_goal=1.7),
+    _convolution(512, 14, stride=2, ratio_goal=1.7),
+    _convolution(256, 56, 1, images=64, ratio_goal=1.7),
+    _convolution(2048, 7, 1, ratio_goal=1.7),
+    _convolution(3, 224, 7, stride=2, images=64, share_goal=None),
+    # EfficientNet-Lite0: depthwise layers
+    _depthwise(32, 112, 3),
+    _depthwise(144, 56, 3),
+    _depthwise(144, 56, 5, stride=2),
+    _depthwise(480, 14, 3),
+    _depthwise(672, 14, 5),
+    _depthwise(1152, 7, 5),
+    _depthwise(1152, 7, 3),
+]
+# ViT-B/16: 64 images of 197 tokens; the classifier of ResNet-50
+LINEAR = [
+    Case("gram_linear_", f"{n} x {c}", (n, c), work=n * c * (c + 1), stated=_STATED, share_goal=0.65, ratio_goal=1.7)
+    for n, c in ((64 * 197, 768), (64 * 197, 3072), (1024, 2048))
+]
 
 
-@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("name", SHAPES)
-def test_gram_conv2d(
-    name: str, layout: str, benchmark: Any, matmul_rate: float, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shape = SHAPES[name]
-    x = torch.randn(shape.images, shape.channels, shape.image, shape.image)
-    textbook_seconds = best(lambda: by_im2col(shape, x), 1) if layout == "nchw" else None
-    if layout == "channels_last":
-        x = x.contiguous(memory_format=torch.channels_last)
-    size = shape.kernel**2 * (shape.channels // shape.groups)
-    gram = torch.zeros(1, shape.groups, size, size)
+def _add_batch(layer: nn.Module, x: Tensor) -> Tensor:
+    """Published Hessian of one batch."""
+    with published.running() as classes:
+        solver = classes.TrueOBS(layer, os.devnull)
+        solver.add_batch(x, None)
+        return solver.H
+
+
+def _natural(gram: Tensor, taps: int) -> Tensor:
+    """From (kh, kw, in-channel) to (in-channel, kh, kw) order."""
+    order = torch.arange(gram.shape[-1]).reshape(taps, -1).T.flatten()
+    return gram[..., order[:, None], order]
+
+
+def _assert_close(hessian: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    expected = expected.to(hessian.dtype).reshape(hessian.shape)
+    torch.testing.assert_close(hessian, expected, rtol=0, atol=tolerance * float(expected.max()))
+
+
+@by_implementation(CONVOLUTIONS)
+def test_gram_conv2d(case: Case, implementation: str, report: Callable[..., None]) -> None:
+    shape: Convolution = case.shape
+    x = shape.random_input()
     geometry = [(n, n) for n in (shape.kernel, shape.stride, shape.padding)]
-    benchmark.pedantic(lambda: ops.gram_conv2d_(gram, x, *geometry), rounds=5, warmup_rounds=1)
-    seconds = benchmark.stats.stats.min
-    share = shape.operations() / seconds / matmul_rate
-    benchmark.extra_info.update(share_of_matmul=round(share, 2))
-    line = f"\n{name} {layout}: {seconds * 1000:.1f} ms, {share:.0%} of the rate of matmul"
-    if textbook_seconds is not None:
-        ratio = textbook_seconds / seconds
-        benchmark.extra_info.update(textbook_seconds=round(textbook_seconds, 3), ratio=round(ratio, 1))
-        line += f", textbook {textbook_seconds:.2f} s, {ratio:.1f} times"
-    with capsys.disabled():
-        print(line)
+    gram = torch.zeros(1, shape.groups, shape.columns, shape.columns)
+
+    def full(images: Tensor) -> Tensor:
+        added = ops.gram_conv2d_(torch.zeros_like(gram), images, *geometry)
+        return ops.mirror_upper_(added)
+
+    def check_ours(_: object) -> None:
+        few = x[:_CHECKED_IMAGES]
+        _assert_close(full(few).double(), reference.gram_conv2d(few, shape.groups, *geometry))
+
+    def check_other(hessian: Tensor) -> None:
+        _assert_close(2 / len(x) * _natural(full(x), shape.kernel**2), hessian, _PLAIN_TOLERANCE)
+
+    if implementation == OURS:
+        report(case, implementation, lambda: ops.gram_conv2d_(gram, x, *geometry), check_ours)
+    elif implementation == TEXTBOOK:
+        settings = (shape.kernel, shape.stride, shape.padding, shape.groups)
+        report(case, implementation, lambda: textbook.conv_hessian(x, *settings), check_other)
+    else:
+        layer = nn.Conv2d(shape.channels, 1, shape.kernel, shape.stride, shape.padding)
+        report(case, implementation, lambda: _add_batch(layer, x), check_other)
 
 
-def test_gram_linear(benchmark: Any, matmul_rate: float, capsys: pytest.CaptureFixture[str]) -> None:
-    x = torch.randn(1, 8192, 1024)
-    gram = torch.zeros(1, 1024, 1024)
-    benchmark.pedantic(lambda: ops.gram_linear_(gram, x), rounds=5, warmup_rounds=1)
-    share = 8192 * 1024**2 / benchmark.stats.stats.min / matmul_rate
-    benchmark.extra_info.update(share_of_matmul=round(share, 2))
-    with capsys.disabled():
-        print(f"\nlinear 8192 x 1024: {benchmark.stats.stats.min * 1000:.1f} ms, {share:.0%} of the rate of matmul")
+@by_implementation(LINEAR)
+def test_gram_linear(case: Case, implementation: str, report: Callable[..., None]) -> None:
+    positions, columns = case.shape
+    x = torch.randn(positions, columns)
+    gram = torch.zeros(1, columns, columns)
+
+    def check_ours(_: object) -> None:
+        few = x[None, :512]
+        added = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(gram), few))
+        _assert_close(added.double(), reference.gram_linear(few))
+
+    def check_other(hessian: Tensor) -> None:
+        added = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(gram), x[None]))
+        _assert_close(2 / positions * added[0], hessian, _PLAIN_TOLERANCE)
+
+    if implementation == OURS:
+        report(case, implementation, lambda: ops.gram_linear_(gram, x[None]), check_ours)
+    elif implementation == TEXTBOOK:
+        report(case, implementation, lambda: textbook.linear_hessian(x), check_other)
+    else:
+        layer = nn.Linear(columns, 1, bias=False)
+        report(case, implementation, lambda: _add_batch(layer, x), check_other)

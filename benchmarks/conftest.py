@@ -1,17 +1,117 @@
-"""Setting shared by the benchmarks."""
+"""Threads, the `report` fixture that every benchmark ends in, and the table of all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 import torch
+from measuring import OURS, THREADS, Case, copy_bandwidth, extra_bytes, machine, matmul_rate
+from table import format_table, ratios
+
+Result = TypeVar("Result")
+Report = Callable[..., None]
+
+_ROWS = pytest.StashKey[list[dict[str, Any]]]()
+_SECONDS = 1.5  # that a benchmark of ours is repeated for
+_RATES = 5  # measurements of the machine between its calls
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes; left out by `make bench`, run by `make bench-all`")
+    config.stash[_ROWS] = []
 
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
+    """Checks an implementation, times it, and adds it to the JSON and to the table.
+
+    Our own op is checked first, then called for 1.5 s (3 to 200 times). The machine's rate, from which the floor
+    follows, is measured between the calls, five times or so, since other programs slow both down. Other implementations
+    take up to minutes: they are called once, unless `once` says otherwise, and their result is checked before anything
+    is reported.
+    """
+
+    def run(
+        case: Case,
+        implementation: str,
+        function: Callable[[], Result],
+        check: Callable[[Result], object],
+        *,
+        once: bool | None = None,
+        facts: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        benchmark.group = f"{case.op} {case.layer}"
+        ours = implementation == OURS
+        measure_rate = copy_bandwidth if case.moved else matmul_rate
+        rates = [measure_rate()] if ours else []
+        if once or (once is None and not ours):
+            memory: list[int | None] = []
+            results: list[Result] = []
+            benchmark.pedantic(lambda: memory.append(extra_bytes(lambda: results.append(function()))))
+            check(results[0])
+            taken = memory[0]
+        else:
+            check(function())
+            start = time.perf_counter()
+            taken = extra_bytes(function)
+            rounds = min(200, max(3, math.ceil(_SECONDS / (time.perf_counter() - start))))
+            calls = itertools.count()
+
+            def between() -> None:
+                if ours and next(calls) % math.ceil(rounds / _RATES) == 0:
+                    rates.append(measure_rate())
+
+            benchmark.pedantic(function, setup=between, rounds=rounds)
+        if ours:
+            rates.append(measure_rate())
+        rate = statistics.median(rates) if rates else None
+        seconds = benchmark.stats.stats.median
+        needed = case.moved or case.work
+        row = {
+            "op": case.op,
+            "layer": case.layer,
+            "implementation": implementation,
+            "bound": "copy" if case.moved else "matmul",
+            "floor_rate": rate,
+            "gflops": case.work / seconds / 1e9 if case.work else None,
+            "share": needed / rate / seconds if rate and needed else None,
+            "share_goal": case.share_goal,
+            "ratio_goal": case.ratio_goal,
+            "peak_mb": None if taken is None else taken / 1e6,
+            "stated_mb": None if case.stated is None else case.stated / 1e6,
+            **facts(),
+        }
+        benchmark.extra_info.update(row, machine=machine())
+        request.config.stash[_ROWS].append({**row, "seconds": seconds})
+
+    return run
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: object, output_json: dict[str, Any]) -> None:
+    found = ratios(config.stash[_ROWS])
+    for benchmark in output_json["benchmarks"]:
+        info = benchmark["extra_info"]
+        if info.get("implementation") == OURS:
+            info["ratios"] = found[info["op"], info["layer"]]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash[_ROWS]
+    if rows:
+        terminalreporter.section("benchmarks")
+        terminalreporter.write_line(format_table(rows))

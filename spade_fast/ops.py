@@ -1,7 +1,9 @@
 """The native ops. Each takes a leading batch of independent problems, in float32 or float64.
 
 Tensors on a device without native kernels are computed on the CPU, and the results are returned on the device the
-inputs came from. Shapes: S samples, B problems (samples x groups), R rows (outputs), C columns (inputs).
+inputs came from. What a docstring says of memory comes on top of inputs and results; inputs that are not contiguous are
+copied besides, unless it says that any strides are read in place. Shapes: S samples, B problems (samples x groups),
+R rows (outputs), C columns (inputs).
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def gram_linear_(gram: Tensor, x: Tensor) -> Tensor:
 
     Notes
     -----
-    ``X Xᵀ`` of SPADE (arXiv 2310.04519, section 3) before its scaling by 2/n.
+    ``X Xᵀ`` of SPADE (arXiv 2310.04519, section 3) before its scaling by 2/n. Takes at most 128 MB for sums that are
+    collected apart from each other, and 2 MB a thread; bfloat16 that is not multiplied as such is copied to float32.
     """
     return _in_place(_ops.gram_linear_, gram, x)
 
@@ -107,7 +110,8 @@ def gram_conv2d_(
     Notes
     -----
     Equals im2col followed by ``X Xᵀ`` (SPADE, arXiv 2310.04519, section 3), but im2col is never built: pairs of kernel
-    taps at the same distance share their products.
+    taps at the same distance share their products. Takes at most 128 MB for sums that are collected apart from each
+    other, and 2 MB a thread; bfloat16 that is not multiplied as such is copied to float32.
     """
     return _in_place(_ops.gram_conv2d_, gram, x, kernel_size, stride, padding, dilation)
 
@@ -179,7 +183,7 @@ def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tens
     Notes
     -----
     ExactOBS of OBC (arXiv 2208.11580, algorithm 1; blocks: section 4), computed as a pivoted Cholesky factorisation of
-    each row's own copy of `hinv`. Per thread it takes a workspace of C² values, and once C² more for blocks.
+    each row's own copy of `hinv`. Per thread it takes a workspace of C² values, and once the size of `hinv` for blocks.
     """
     home = _home(weight)
     order, losses = _ops.obs_path(weight.to(home), hinv.to(home), block)
@@ -303,7 +307,7 @@ def sparsegpt(
     -----
     SparseGPT (arXiv 2301.00774, algorithm 1) with its two block sizes told apart: masks are chosen per `mask_block`,
     trailing updates are applied about every 128 columns, which changes speed and rounding only. It takes one more copy
-    of `weight`.
+    of `weight` and, for each problem at hand, 128 (R + C) values.
     """
     home = _home(weight)
     given = (t.to(home) for t in (weight, factor, counts))

@@ -11,23 +11,18 @@
 namespace spade {
 namespace {
 
-// The last dimension from [block][component] to [component][block] order, in which the kernel wants columns.
-at::Tensor component_major(const at::Tensor& t, int64_t block) {
-  return t.unflatten(2, {t.size(2) / block, block}).transpose(2, 3).flatten(2);
-}
-
 template <class T>
 void run_paths(const at::Tensor& weight, const at::Tensor& hinv, int64_t block, int64_t n, int64_t m, at::Tensor& order,
                at::Tensor& losses) {
-  const int64_t rows = weight.size(1);
-  const int64_t columns = weight.size(2);
+  const int64_t rows = order.size(1);
+  const int64_t columns = weight.numel() / (order.size(0) * rows);
   const int64_t steps = order.size(2);
   const T* w = weight.const_data_ptr<T>();
   const T* h = hinv.const_data_ptr<T>();
   int32_t* out_order = order.mutable_data_ptr<int32_t>();
   T* out_losses = losses.mutable_data_ptr<T>();
   const KernelTable<T>& table = kernels_for<T>();
-  at::parallel_for(0, weight.size(0) * rows, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, order.size(0) * rows, 1, [&](int64_t begin, int64_t end) {
     Workspace<T> workspace(table.obs_path_workspace(columns / block, block));
     for (int64_t row = begin; row < end; ++row) {
       table.obs_path({columns / block, block, steps, n, m, h + row / rows * columns * columns, w + row * columns,
@@ -42,9 +37,11 @@ std::tuple<at::Tensor, at::Tensor> paths(const at::Tensor& weight, const at::Ten
   at::Tensor order = at::empty({weight.size(0), weight.size(1), steps}, weight.options().dtype(at::kInt));
   at::Tensor losses = at::empty(order.sizes(), weight.options());
   if (order.numel() == 0) return {order, losses};
-  const at::Tensor w = component_major(weight, block).contiguous();
+  // The kernel wants columns in [component][block] order.
+  const int64_t blocks = weight.size(2) / block;
+  const at::Tensor w = weight.unflatten(2, {blocks, block}).transpose(2, 3).contiguous();
   const at::Tensor h =
-      component_major(component_major(hinv, block).transpose(1, 2), block).transpose(1, 2).contiguous();
+      hinv.unflatten(2, {blocks, block}).unflatten(1, {blocks, block}).permute({0, 2, 1, 4, 3}).contiguous();
   if (weight.scalar_type() == at::kFloat) {
     run_paths<float>(w, h, block, n, m, order, losses);
   } else {

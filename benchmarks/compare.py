@@ -1,0 +1,68 @@
+"""Compares two saved runs and fails if anything of ours became slower beyond the noise.
+
+``python benchmarks/compare.py BASE NEW [--noise 0.15]``. Machines and moments differ, so times are not compared, but
+times multiplied by the rate at which the same machine multiplied (or copied) matrices at that moment: the inverse of
+the share of the floor. The noise of a benchmark is the spread (between quartiles) of both runs, at least ``--noise``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from table import load
+
+_OURS = "spade_fast"
+
+
+def costs(saved: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return, for each benchmark of ours, its cost (time by machine rate) and its relative spread."""
+    return {
+        f"{b['extra_info']['op']} {b['extra_info']['layer']}": (
+            b["stats"]["median"] * b["extra_info"]["floor_rate"],
+            b["stats"]["iqr"] / b["stats"]["median"],
+        )
+        for b in saved["benchmarks"]
+        if b["extra_info"].get("implementation") == _OURS
+    }
+
+
+def compare(base: dict[str, Any], new: dict[str, Any], least_noise: float) -> tuple[list[str], list[str]]:
+    """Return one line for each benchmark, and the names of those that became slower beyond the noise."""
+    before, after = costs(base), costs(new)
+    lines, slower = [], []
+    for name in [*before, *(name for name in after if name not in before)]:
+        if name not in after:
+            lines.append(f"missing   {name} (only in the saved run)")
+            continue
+        if name not in before:
+            lines.append(f"new       {name} (not in the saved run)")
+            continue
+        (old_cost, old_spread), (new_cost, new_spread) = before[name], after[name]
+        noise = max(least_noise, old_spread + new_spread)
+        ratio = new_cost / old_cost
+        if ratio > 1 + noise:
+            slower.append(name)
+        verdict = "SLOWER" if ratio > 1 + noise else "faster" if ratio < 1 / (1 + noise) else "same"
+        lines.append(f"{verdict:9} {name}: {ratio:.2f} of the saved cost (noise {noise:.0%})")
+    return lines, slower
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base", help="JSON of the saved run")
+    parser.add_argument("new", help="JSON of the run to judge")
+    parser.add_argument("--noise", type=float, default=0.15, help="relative change that always counts as noise")
+    args = parser.parse_args()
+    base, new = load(args.base), load(args.new)
+    lines, slower = compare(base, new, args.noise)
+    print("\n".join(lines))
+    if not costs(base).keys() & costs(new).keys():
+        sys.exit("no benchmark is in both runs")
+    if slower:
+        sys.exit(f"slower beyond the noise: {', '.join(slower)}")
+
+
+if __name__ == "__main__":
+    main()
