@@ -25,7 +25,8 @@ def _sparsegpt(shape: Weights, ratio_goal: float | None) -> Case:
         f"{shape.problems} x {shape.rows}x{shape.columns}, mask block {shape.block}",
         shape,
         work=shape.problems * (2 * shape.columns**3 / 3 + shape.rows * shape.columns**2),
-        stated=BYTES * (shape.problems * matrix + max(at_hand * matrix, 2 * weights)),
+        # Of both ops: the allocator may keep the memory of one while the other runs.
+        stated=BYTES * ((shape.problems + at_hand) * matrix + 2 * weights),
         ratio_goal=ratio_goal,
     )
 

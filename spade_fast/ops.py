@@ -256,8 +256,8 @@ def obs_solution(
     Notes
     -----
     The group OBS update (arXiv 2208.11580, equation 4) for the whole set at once, so that no path of weights is stored.
-    Per thread it takes a workspace of n² values. For one level n is the smaller of the two counts (removed, kept), at
-    most C/2; for several at most 0.63 C.
+    Per thread it takes a workspace of n (n + 100) values. For one level n is the smaller of the two counts (removed,
+    kept), at most C/2; for several at most 0.63 C.
     """
     home = _home(weight)
     given = (t.to(home) for t in (weight, hessian, hinv, order, counts))

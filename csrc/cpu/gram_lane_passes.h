@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <tuple>
 #include <vector>
 
 #include "gram_plan.h"
@@ -11,7 +12,8 @@
 
 namespace spade {
 
-// Where up to kernel-many runs overlap they share the loads of their first factor.
+// Where up to kernel-many runs overlap they share the loads of their first factor; so do the pieces left and right of
+// that which cover the same positions.
 class LanePasses {
  public:
   // Cells first.. of an axis; returns the index of the first of their passes.
@@ -35,6 +37,15 @@ class LanePasses {
       }
       join(cells, first, together);
     }
+    for (const auto& [positions, sharing] : pieces_) {
+      const auto& [begin, count, step] = positions;
+      for (size_t i = 0; i < sharing.size(); i += most_entries) {
+        const int64_t size = std::min<int64_t>(most_entries, sharing.size() - i);
+        passes.push_back({begin, count, step, static_cast<int64_t>(entries.size()), size});
+        entries.insert(entries.end(), sharing.begin() + i, sharing.begin() + i + size);
+      }
+    }
+    pieces_.clear();
     return start;
   }
 
@@ -43,9 +54,7 @@ class LanePasses {
 
  private:
   void single(const GramRange& run, int64_t sum) {
-    if (run.count <= 0) return;
-    passes.push_back({run.begin, run.count, run.step, static_cast<int64_t>(entries.size()), 1});
-    entries.push_back({run.shift, sum});
+    if (run.count > 0) pieces_[{run.begin, run.count, run.step}].push_back({run.shift, sum});
   }
 
   void join(const std::vector<AxisCell>& cells, int64_t first, std::vector<int64_t>& members) {
@@ -74,6 +83,8 @@ class LanePasses {
     }
     members.clear();
   }
+
+  std::map<std::tuple<int64_t, int64_t, int64_t>, std::vector<GramEntry>> pieces_;  // by begin, count and step
 };
 
 }  // namespace spade
