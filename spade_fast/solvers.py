@@ -19,6 +19,7 @@ SOLVERS = ("exact", "sparsegpt")
 _FEW_ROWS = 8
 _FIRST_RETRY = 1e-6
 _WORKING_BYTES = 1 << 30
+_ENERGY_COLUMNS = 512
 # Share of the largest weight that stands for weights of dead columns: they go before all but those that are zero
 # already, and the mask can be read off the result.
 _NEGLIGIBLE = 1e-12
@@ -276,7 +277,8 @@ def _solve(
     dense = dense.expand(samples, *dense.shape).flatten(0, 1)
     hessian = hessians.flatten(0, 1)
     if natural is not None:
-        hessian = hessian[:, natural[:, None], natural]
+        by_tap = hessian.unflatten(2, (layer.taps, -1)).unflatten(1, (layer.taps, -1))
+        hessian = by_tap.permute(0, 2, 1, 4, 3).flatten(3).flatten(1, 2)
 
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     undamped = diagonal.clone()
@@ -370,8 +372,15 @@ def _more_damping(layer: Layer, damping: float) -> float:
 
 
 def _energy(weight: Tensor, hessian: Tensor) -> float:
-    """``tr(W H Wᵀ)``, all groups together."""
-    return max(0.0, float((weight @ hessian).mul_(weight).sum(dtype=torch.float64)))
+    """``tr(W H Wᵀ)``, all groups together; pairs of column blocks are multiplied once, not once each way round."""
+    total = 0.0
+    for start in range(0, weight.shape[2], _ENERGY_COLUMNS):
+        block = slice(start, start + _ENERGY_COLUMNS)
+        own = weight[..., block]
+        product = own @ hessian[:, block, block]
+        product += 2 * (weight[..., :start] @ hessian[:, :start, block])
+        total += float(product.mul_(own).sum(dtype=torch.float64))
+    return max(0.0, total)
 
 
 def _relative_errors(weight: Tensor, solution: _Solution, hessian: Tensor) -> tuple[float, float]:
