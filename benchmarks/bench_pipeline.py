@@ -145,10 +145,9 @@ def test_exact_trace(case: Case, implementation: str, report: Callable[..., None
     model, layers = network.module, _layers(network.module)
     image, _ = network.preprocess(Image.open(demo_photo()))
     augmenter = spade_fast.ImageAugmenter(n=case.shape, mean=network.mean, std=network.std, seed=0)
-    batches = list(augmenter(image))
 
     def ours() -> Any:
-        return spade_fast.trace(model, batches, sparsity=_SPARSITY, solver="exact", layers=layers)
+        return spade_fast.trace(model, augmenter(image), sparsity=_SPARSITY, solver="exact", layers=layers)
 
     def check(trace: Any) -> None:
         assert len(trace.reports) == len(layers)

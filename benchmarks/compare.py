@@ -1,8 +1,9 @@
 """Compares two saved runs and fails if anything of ours became slower beyond the noise.
 
-``python benchmarks/compare.py BASE NEW [--noise 0.15]``. Machines and moments differ, so times are not compared, but
-times multiplied by the rate at which the same machine multiplied (or copied) matrices at that moment: the inverse of
-the share of the floor. The noise of a benchmark is the spread (between quartiles) of both runs, at least ``--noise``.
+``python benchmarks/compare.py BASE NEW [--noise 0.25]``. Machines and moments differ, so times are not compared, but
+the time of the fastest call, which other programs disturb least, multiplied by the rate at which the same machine
+multiplied (or copied) matrices at that moment: the inverse of the share of the floor. The noise of a benchmark is the
+spread (between quartiles) of both runs, at least ``--noise``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def costs(saved: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Return, for each benchmark of ours, its cost (time by machine rate) and its relative spread."""
     return {
         f"{b['extra_info']['op']} {b['extra_info']['layer']}": (
-            b["stats"]["median"] * b["extra_info"]["floor_rate"],
+            b["stats"]["min"] * b["extra_info"]["floor_rate"],
             b["stats"]["iqr"] / b["stats"]["median"],
         )
         for b in saved["benchmarks"]
@@ -53,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", help="JSON of the saved run")
     parser.add_argument("new", help="JSON of the run to judge")
-    parser.add_argument("--noise", type=float, default=0.15, help="relative change that always counts as noise")
+    parser.add_argument("--noise", type=float, default=0.25, help="relative change that always counts as noise")
     args = parser.parse_args()
     base, new = load(args.base), load(args.new)
     lines, slower = compare(base, new, args.noise)

@@ -72,7 +72,7 @@ def _curve(op: str, axis: str, values: Sequence[int], make: Callable[[int], Call
         rates, seconds = [], []
         for _ in range(_ROUNDS):
             rates.append(matmul_rate(1))
-            seconds.append(best(call, 1))
+            seconds.append(best(call, 3))  # the first after a product finds cold caches
         curve.seconds.append(statistics.median(seconds))
         curve.floor.append(work / statistics.median(rates))
         print(f"{op}, {axis} {value}: {curve.seconds[-1]:.4g} s, floor {curve.floor[-1]:.4g} s")

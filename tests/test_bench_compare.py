@@ -16,7 +16,7 @@ def run_of(seconds, rate=100e9, spread=0.01, implementation="spade_fast"):
     return {
         "benchmarks": [
             {
-                "stats": {"median": median, "iqr": spread * median},
+                "stats": {"min": median, "median": median, "iqr": spread * median},
                 "extra_info": {"op": "op", "layer": layer, "implementation": implementation, "floor_rate": rate},
             }
             for layer, median in seconds.items()

@@ -5,15 +5,13 @@
 // slices with sums of their own, which the thread that finishes the unit's last slice adds up in order.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <numeric>
 #include <vector>
 
-#include "workspace.h"
+#include "parallel.h"
 
 namespace spade {
 
@@ -21,22 +19,15 @@ constexpr int64_t kWantedTasks = 64;
 constexpr int64_t kChunksOfSlice = 4;
 constexpr int64_t kSliceBytes = int64_t{128} << 20;  // that the sums of all slices may take
 
-template <class Work>
-void for_each_task(int64_t count, const Work& work) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(count, at::get_num_threads());
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { work(next); });
-}
-
 template <class T, class Job>
 void run_units(const Job& job) {
   const int64_t units = job.units();
-  for_each_task(units, [&](std::atomic<int64_t>& next) {
+  share(units, [&](auto& next) {
     const int64_t size = job.workspace();
     Workspace<T> workspace(size);
     std::memset(workspace.data(), 0, size * sizeof(T));
     Workspace<T> sums(job.largest_sums());
-    for (int64_t unit = next++; unit < units; unit = next++) {
+    for (int64_t unit = next(); unit >= 0; unit = next()) {
       for (int64_t cell = 0; cell < job.cells(unit); ++cell) {
         std::memset(sums.data(), 0, job.sums(unit) * sizeof(T));
         job.accumulate(unit, cell, 0, job.chunks(unit, cell), sums.data(), workspace.data());
@@ -76,11 +67,11 @@ void run_slices(const Job& job, int64_t slices) {
   Workspace<T> sums(all_sums);
   std::vector<std::atomic<int64_t>> unfinished(job.units());
   for (int64_t unit = 0; unit < job.units(); ++unit) unfinished[unit] = first_task[unit + 1] - first_task[unit];
-  for_each_task(static_cast<int64_t>(tasks.size()), [&](std::atomic<int64_t>& next) {
+  share(static_cast<int64_t>(tasks.size()), [&](auto& next) {
     const int64_t size = job.workspace();
     Workspace<T> workspace(size);
     std::memset(workspace.data(), 0, size * sizeof(T));
-    for (int64_t i = next++; i < static_cast<int64_t>(tasks.size()); i = next++) {
+    for (int64_t i = next(); i >= 0; i = next()) {
       const GramSlice& task = tasks[order[i]];
       const int64_t n = job.sums(task.unit);
       T* own = sums.data() + task.sums;

@@ -6,12 +6,10 @@
 #include "../checks.h"
 #include "dispatch.h"
 #include "parallel.h"
-#include "workspace.h"
 
 namespace spade {
 namespace {
 
-// Problem by problem where there are enough for all threads; else the threads share each problem.
 template <class T>
 void factor_problems(const at::Tensor& hessian, const at::Tensor& damp, at::Tensor& factor, at::Tensor& info) {
   const int64_t columns = hessian.size(1);
@@ -25,17 +23,7 @@ void factor_problems(const at::Tensor& hessian, const at::Tensor& damp, at::Tens
     const InverseCholeskyTask<T> task{columns, h + offset, d[problem], u + offset, workspace};
     failed[problem] = static_cast<int32_t>(table.inverse_cholesky(task, kParallel));
   };
-  const int64_t problems = hessian.size(0);
-  const int64_t size = table.inverse_cholesky_workspace(columns);
-  if (problems < at::get_num_threads()) {
-    Workspace<T> workspace(size);
-    for (int64_t problem = 0; problem < problems; ++problem) solve(problem, workspace.data());
-  } else {
-    share(problems, [&](auto& next) {
-      Workspace<T> workspace(size);
-      for (int64_t problem = next(); problem >= 0; problem = next()) solve(problem, workspace.data());
-    });
-  }
+  share_problems<T>(hessian.size(0), table.inverse_cholesky_workspace(columns), solve);
 }
 
 std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {

@@ -1,4 +1,3 @@
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
@@ -6,7 +5,7 @@
 
 #include "../checks.h"
 #include "dispatch.h"
-#include "workspace.h"
+#include "parallel.h"
 
 namespace spade {
 namespace {
@@ -22,9 +21,9 @@ void run_paths(const at::Tensor& weight, const at::Tensor& hinv, int64_t block, 
   int32_t* out_order = order.mutable_data_ptr<int32_t>();
   T* out_losses = losses.mutable_data_ptr<T>();
   const KernelTable<T>& table = kernels_for<T>();
-  at::parallel_for(0, order.size(0) * rows, 1, [&](int64_t begin, int64_t end) {
+  share(order.size(0) * rows, [&](auto& next) {
     Workspace<T> workspace(table.obs_path_workspace(columns / block, block));
-    for (int64_t row = begin; row < end; ++row) {
+    for (int64_t row = next(); row >= 0; row = next()) {
       table.obs_path({columns / block, block, steps, n, m, h + row / rows * columns * columns, w + row * columns,
                       out_order + row * steps, out_losses + row * steps, workspace.data()});
     }

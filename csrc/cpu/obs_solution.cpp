@@ -5,42 +5,42 @@
 
 #include <algorithm>
 #include <atomic>
-#include <memory>
 #include <numeric>
 #include <vector>
 
 #include "../checks.h"
 #include "dispatch.h"
 #include "parallel.h"
-#include "workspace.h"
 
 namespace spade {
 namespace {
 
-// One row of one problem: its columns in order of removal, and how many are gone at each level.
-struct Removals {
-  std::vector<int32_t> order;
-  std::vector<int64_t> removed;  // ascending
-  std::vector<int64_t> level;    // the level that each entry of `removed` is
+// How many columns of a row are gone at each level, ascending, and the level that each entry is.
+struct Levels {
+  std::vector<int64_t> removed, level;
+
+  Levels(const int32_t* counts, int64_t levels, int64_t rows, int64_t row, int64_t block)
+      : removed(levels), level(levels) {
+    auto count = [&](int64_t k) { return counts[k * rows + row]; };
+    std::iota(level.begin(), level.end(), 0);
+    std::stable_sort(level.begin(), level.end(), [&](int64_t a, int64_t b) { return count(a) < count(b); });
+    for (int64_t i = 0; i < levels; ++i) removed[i] = count(level[i]) * block;
+  }
 };
 
-// Fills `row` from the blocks that order [rows, steps] removes and counts [levels, rows] allow.
-void read_removals(const int32_t* blocks, const int32_t* counts, int64_t rows, int64_t index, int64_t steps,
-                   int64_t block, Removals& row) {
-  auto count = [&](int64_t k) { return counts[k * rows + index]; };
-  std::iota(row.level.begin(), row.level.end(), 0);
-  std::stable_sort(row.level.begin(), row.level.end(), [&](int64_t a, int64_t b) { return count(a) < count(b); });
-  for (size_t i = 0; i < row.level.size(); ++i) row.removed[i] = count(row.level[i]) * block;
-  const int64_t most = row.removed.empty() ? 0 : row.removed.back();
-  std::vector<bool> gone(row.order.size());
-  for (int64_t i = 0; i < most; ++i) {
-    row.order[i] = static_cast<int32_t>(blocks[index * steps + i / block] * block + i % block);
-    gone[row.order[i]] = true;
+// All columns in order of removal: the first `removed` of them as `blocks` says, then the others.
+std::vector<int32_t> order_columns(const int32_t* blocks, int64_t removed, int64_t block, int64_t columns) {
+  std::vector<int32_t> order(columns);
+  std::vector<bool> gone(columns);
+  for (int64_t i = 0; i < removed; ++i) {
+    order[i] = static_cast<int32_t>(blocks[i / block] * block + i % block);
+    gone[order[i]] = true;
   }
-  int64_t next = most;
-  for (size_t c = 0; c < gone.size(); ++c) {
-    if (!gone[c]) row.order[next++] = static_cast<int32_t>(c);
+  int64_t next = removed;
+  for (int64_t c = 0; c < columns; ++c) {
+    if (!gone[c]) order[next++] = static_cast<int32_t>(c);
   }
+  return order;
 }
 
 // Returns a row whose system is not positive definite, or -1.
@@ -57,23 +57,23 @@ int64_t solve_rows(const at::Tensor& weight, const at::Tensor& hessian, const at
   const T* inverse = hinv.const_data_ptr<T>();
   T* out = pruned.mutable_data_ptr<T>();
   const KernelTable<T>& table = kernels_for<T>();
+  int64_t size = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const Levels row(count, levels, rows, r, block);
+    size = std::max(size, table.obs_solution_workspace(columns, levels, row.removed.data()));
+  }
   std::atomic<int64_t> failed{-1};
   share(rows, [&](auto& next) {
-    Removals row{std::vector<int32_t>(columns), std::vector<int64_t>(levels), std::vector<int64_t>(levels)};
     std::vector<T*> solutions(levels);
-    std::unique_ptr<Workspace<T>> workspace;
-    int64_t size = -1;
+    Workspace<T> workspace(size);
     for (int64_t r = next(); r >= 0; r = next()) {
-      read_removals(blocks, count, rows, r, order.size(2), block, row);
-      const int64_t needed = table.obs_solution_workspace(columns, levels, row.removed.data());
-      if (needed > size) {
-        workspace = std::make_unique<Workspace<T>>(needed);
-        size = needed;
-      }
+      const Levels row(count, levels, rows, r, block);
+      const std::vector<int32_t> in_order =
+          order_columns(blocks + r * order.size(2), row.removed.back(), block, columns);
       for (int64_t k = 0; k < levels; ++k) solutions[k] = out + (row.level[k] * rows + r) * columns;
       const int64_t offset = r / weight.size(1) * columns * columns;
-      const bool solved = table.obs_solution({columns, levels, row.removed.data(), row.order.data(), h + offset,
-                                              inverse + offset, w + r * columns, solutions.data(), workspace->data()});
+      const bool solved = table.obs_solution({columns, levels, row.removed.data(), in_order.data(), h + offset,
+                                              inverse + offset, w + r * columns, solutions.data(), workspace.data()});
       if (!solved) failed = r;
     }
   });

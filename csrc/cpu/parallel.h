@@ -7,6 +7,7 @@
 #include <atomic>
 
 #include "kernels/table.h"
+#include "workspace.h"
 
 namespace spade {
 
@@ -20,6 +21,20 @@ void share(int64_t count, const Loop& loop) {
   };
   const int64_t threads = std::min<int64_t>(count, at::in_parallel_region() ? 1 : at::get_num_threads());
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { loop(next); });
+}
+
+// solve(problem, workspace) for every problem: each by a single thread where there are enough of them, else one after
+// the other, so that threads can share a problem.
+template <class T, class Solve>
+void share_problems(int64_t problems, int64_t workspace_size, const Solve& solve) {
+  auto loop = [&](auto& next) {
+    Workspace<T> workspace(workspace_size);
+    for (int64_t problem = next(); problem >= 0; problem = next()) solve(problem, workspace.data());
+  };
+  if (problems >= at::get_num_threads()) return share(problems, loop);
+  int64_t taken = 0;
+  auto next = [&] { return taken < problems ? taken++ : -1; };
+  loop(next);
 }
 
 inline constexpr Parallel kParallel{[](int64_t count, void* context, void (*work)(void*, int64_t)) {

@@ -8,7 +8,7 @@
 
 #include "../checks.h"
 #include "dispatch.h"
-#include "workspace.h"
+#include "parallel.h"
 
 namespace spade {
 namespace {
@@ -41,18 +41,11 @@ void run(at::Tensor& transposed, const at::Tensor& factor, const at::Tensor& cou
   const T* u = factor.const_data_ptr<T>();
   T* loss = losses.mutable_data_ptr<T>();
   const int64_t* count = counts.const_data_ptr<int64_t>();
-  auto solve = [&](int64_t begin, int64_t end) {
-    Workspace<T> workspace(table.sparsegpt_workspace(rows, mask_block));
-    for (int64_t b = begin; b < end; ++b) {
-      sweep<T>({rows, columns, stride, mask_block, n, m, include_ties, count + b * counts.size(1),
-                u + b * columns * columns, w + b * columns * stride, loss + b * rows, workspace.data()});
-    }
+  auto solve = [&](int64_t b, T* workspace) {
+    sweep<T>({rows, columns, stride, mask_block, n, m, include_ties, count + b * counts.size(1),
+              u + b * columns * columns, w + b * columns * stride, loss + b * rows, workspace});
   };
-  if (problems >= at::get_num_threads()) {
-    at::parallel_for(0, problems, 1, solve);
-  } else {
-    solve(0, problems);
-  }
+  share_problems<T>(problems, table.sparsegpt_workspace(rows, mask_block), solve);
 }
 
 std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at::Tensor& factor,

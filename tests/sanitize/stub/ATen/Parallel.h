@@ -12,6 +12,10 @@ inline int get_num_threads() {
   return 3;
 }
 
+inline bool in_parallel_region() {
+  return false;
+}
+
 template <class Work>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Work& work) {
   std::vector<std::thread> threads;
