@@ -215,7 +215,7 @@ def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tenso
 
     Notes
     -----
-    The n:m variant of ExactOBS (arXiv 2208.11580, section 4).
+    The n:m variant of ExactOBS (arXiv 2208.11580, section 4). Per thread it takes a workspace of C² values.
     """
     home = _home(weight)
     order, losses = _ops.nm_path(weight.to(home), hinv.to(home), n, m)
