@@ -3,7 +3,8 @@
 ``python benchmarks/compare.py BASE NEW [--noise 0.25]``. Machines and moments differ, so times are not compared, but
 the time of the fastest call, which other programs disturb least, multiplied by the rate at which the same machine
 multiplied (or copied) matrices at that moment: the inverse of the share of the floor. The noise of a benchmark is the
-spread (between quartiles) of both runs, at least ``--noise``.
+spread (between quartiles) of its times and of that rate in both runs, at least ``--noise``. Calls of a few milliseconds
+also depend on what the allocator has kept: look at a verdict about them again in a second run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def costs(saved: dict[str, Any]) -> dict[str, tuple[float, float]]:
     return {
         f"{b['extra_info']['op']} {b['extra_info']['layer']}": (
             b["stats"]["min"] * b["extra_info"]["floor_rate"],
-            b["stats"]["iqr"] / b["stats"]["median"],
+            b["stats"]["iqr"] / b["stats"]["median"] + b["extra_info"].get("floor_spread", 0.0),
         )
         for b in saved["benchmarks"]
         if b["extra_info"].get("implementation") == _OURS

@@ -88,6 +88,7 @@ def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
             "implementation": implementation,
             "bound": "copy" if case.moved else "matmul",
             "floor_rate": rate,
+            "floor_spread": _quartile_range(rates) / rate if rate else None,
             "gflops": case.work / seconds / 1e9 if case.work else None,
             "share": needed / rate / seconds if rate and needed else None,
             "share_goal": case.share_goal,
@@ -100,6 +101,11 @@ def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
         request.config.stash[_ROWS].append({**row, "seconds": seconds})
 
     return run
+
+
+def _quartile_range(values: list[float]) -> float:
+    first, _, third = statistics.quantiles(values, n=4)
+    return third - first
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: object, output_json: dict[str, Any]) -> None:
