@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import published
-import pytest
 import textbook
 import torch
 from checks import layer_error
@@ -140,7 +139,6 @@ def test_fast_trace(case: Case, implementation: str, report: Callable[..., None]
 
 @by_implementation(EXACT)
 def test_exact_trace(case: Case, implementation: str, report: Callable[..., None]) -> None:
-    pytest.importorskip("efficientnet_lite_pytorch")
     network = load_model("demo")
     model, layers = network.module, _layers(network.module)
     image, _ = network.preprocess(Image.open(demo_photo()))
