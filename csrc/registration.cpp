@@ -1,7 +1,7 @@
 // The schemas of all native ops. Implementations register themselves in cpu/<op>.cpp and cuda/<op>.cu.
-#include <torch/library.h>
+#include "library.h"
 
-TORCH_LIBRARY(spade_fast, m) {
+SPADE_OPS(m) {
   m.def("gram_linear_(Tensor(a!) gram, Tensor x) -> ()");
   m.def(
       "gram_conv2d_(Tensor(a!) gram, Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation) -> "

@@ -10,19 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CPU = ROOT / "csrc" / "cpu"
+CSRC = ROOT / "csrc"
+CPU = CSRC / "cpu"
 FLAGS = ["-std=c++20", "-fno-math-errno", "-Wno-psabi"]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None or not CPU.exists(), reason="needs g++ and the C++ sources")
 
 
-SANITIZED = {"kernels": [], "gram": ["gram.cpp", "gram_plan.cpp"]}  # program: sources in csrc/cpu beside the kernels
+SANITIZED = {"kernels": [], "gram": ["cpu/gram.cpp", "gram_plan.cpp"]}  # program: sources in csrc beside the kernels
 
 
 @pytest.mark.parametrize("name", SANITIZED)
 def test_kernels_are_clean(tmp_path, name):
     folder = ROOT / "tests" / "sanitize"
-    sources = [folder / f"{name}.cpp", *(CPU / file for file in SANITIZED[name]), CPU / "dispatch.cpp"]
+    sources = [folder / f"{name}.cpp", *(CSRC / file for file in SANITIZED[name]), CPU / "dispatch.cpp"]
     sources += sorted((CPU / "isa").glob("*.cpp"))
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{folder / 'stub'}", "-pthread"]
     program = tmp_path / name

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "gram_plan.h"
+#include "../gram_plan.h"
 #include "kernels/gram_task.h"
 
 namespace spade {

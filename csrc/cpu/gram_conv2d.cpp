@@ -4,40 +4,12 @@
 
 #include <algorithm>
 
-#include "../checks.h"
+#include "../op_checks.h"
 #include "gram.h"
 #include "gram_inputs.h"
 
 namespace spade {
 namespace {
-
-const char* const kOp = "gram_conv2d_";
-
-void check_pair(const char* name, at::IntArrayRef pair, int64_t least) {
-  TORCH_CHECK_VALUE(pair.size() == 2 && std::min(pair[0], pair[1]) >= least, kOp, ": ", name,
-                    " must be two integers of at least ", least, ", got ", pair);
-}
-
-void check_gram(const at::Tensor& gram, const at::Tensor& x, const Axis& rows, const Axis& columns) {
-  check_gram_types(kOp, gram, x);
-  check_dims(kOp, "x", x, 4, "[images, channels, height, width]");
-  check_dims(kOp, "gram", gram, 4, "[samples, groups, columns, columns]");
-  TORCH_CHECK_VALUE(gram.is_contiguous(), kOp, ": gram must be contiguous, got strides ", gram.strides());
-  const int64_t samples = gram.size(0);
-  const int64_t groups = gram.size(1);
-  TORCH_CHECK_VALUE(samples > 0 ? x.size(0) % samples == 0 : x.size(0) == 0, kOp,
-                    ": the number of images must be a multiple of gram's samples (", samples, "), got ", x.size(0));
-  TORCH_CHECK_VALUE(groups > 0 && x.size(1) % groups == 0, kOp,
-                    ": the number of channels must be a multiple of gram's groups (", groups, "), got ", x.size(1));
-  const int64_t size = rows.kernel * columns.kernel * (x.size(1) / groups);
-  check_shape(kOp, "gram", gram, {samples, groups, size, size});
-  for (const Axis& axis : {rows, columns}) {
-    const int64_t span = axis.dilation * (axis.kernel - 1) + 1;
-    TORCH_CHECK_VALUE(axis.size + 2 * axis.padding >= span, kOp,
-                      ": the padded image must be at least as large as the dilated kernel (", span, "), got ",
-                      axis.size + 2 * axis.padding);
-  }
-}
 
 // An axis of a single tap visits every stride-th position: those alone are the axis. Returns the first of them.
 int64_t keep_visited(Axis& axis) {
@@ -86,14 +58,7 @@ void run_bf16(at::Tensor& gram, const at::Tensor& x, const Axis& rows, const Axi
 void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                   at::IntArrayRef padding, at::IntArrayRef dilation) {
   RECORD_USER_SCOPE("spade_fast.gram");
-  check_pair("kernel_size", kernel_size, 1);
-  check_pair("stride", stride, 1);
-  check_pair("padding", padding, 0);
-  check_pair("dilation", dilation, 1);
-  check_dims(kOp, "x", x, 4, "[images, channels, height, width]");
-  const Axis rows{x.size(2), kernel_size[0], stride[0], padding[0], dilation[0]};
-  const Axis columns{x.size(3), kernel_size[1], stride[1], padding[1], dilation[1]};
-  check_gram(gram, x, rows, columns);
+  const auto [rows, columns] = check_gram_conv2d(gram, x, kernel_size, stride, padding, dilation);
   if (x.numel() == 0) return;
   const at::Tensor by_sample = x.unflatten(0, {gram.size(0), x.size(0) / gram.size(0)});
   if (x.scalar_type() == at::kBFloat16) {

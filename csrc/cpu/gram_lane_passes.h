@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "gram_plan.h"
+#include "../gram_plan.h"
 #include "kernels/gram_task.h"
 
 namespace spade {

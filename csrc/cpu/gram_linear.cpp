@@ -2,7 +2,7 @@
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
-#include "../checks.h"
+#include "../op_checks.h"
 #include "gram.h"
 #include "gram_inputs.h"
 
@@ -39,11 +39,7 @@ void run_bf16(at::Tensor& gram, const at::Tensor& x) {
 
 void gram_linear_(at::Tensor& gram, const at::Tensor& x) {
   RECORD_USER_SCOPE("spade_fast.gram");
-  const char* op = "gram_linear_";
-  check_gram_types(op, gram, x);
-  check_dims(op, "x", x, 3, "[samples, positions, channels]");
-  check_shape(op, "gram", gram, {x.size(0), x.size(2), x.size(2)});
-  TORCH_CHECK_VALUE(gram.is_contiguous(), op, ": gram must be contiguous, got strides ", gram.strides());
+  check_gram_linear(gram, x);
   if (x.numel() == 0) return;
   if (x.scalar_type() == at::kBFloat16) {
     run_bf16(gram, x);

@@ -3,7 +3,7 @@
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
-#include "../checks.h"
+#include "../op_checks.h"
 #include "dispatch.h"
 #include "parallel.h"
 
@@ -28,11 +28,7 @@ void factor_problems(const at::Tensor& hessian, const at::Tensor& damp, at::Tens
 
 std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
   RECORD_USER_SCOPE("spade_fast.factor");
-  check_floating("inverse_cholesky", "hessian", hessian);
-  check_dims("inverse_cholesky", "hessian", hessian, 3, "[problems, columns, columns]");
-  check_shape("inverse_cholesky", "hessian", hessian, {hessian.size(0), hessian.size(2), hessian.size(2)});
-  check_same_dtype("inverse_cholesky", "damp", damp, "hessian", hessian);
-  check_shape("inverse_cholesky", "damp", damp, {hessian.size(0)});
+  check_inverse_cholesky(hessian, damp);
   const at::Tensor matrices = hessian.contiguous();
   at::Tensor factor = at::empty_like(matrices);
   at::Tensor info = at::empty_like(damp, damp.options().dtype(at::kInt));

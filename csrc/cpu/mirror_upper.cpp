@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../checks.h"
+#include "../op_checks.h"
 
 namespace spade {
 namespace {
@@ -34,10 +34,7 @@ void mirror_matrices(T* data, int64_t matrices, int64_t size) {
 }
 
 void mirror_upper_(at::Tensor& gram) {
-  check_floating("mirror_upper_", "gram", gram);
-  TORCH_CHECK_VALUE(gram.dim() >= 2 && gram.size(-1) == gram.size(-2),
-                    "mirror_upper_: gram must have shape [..., columns, columns], got ", gram.sizes());
-  TORCH_CHECK_VALUE(gram.is_contiguous(), "mirror_upper_: gram must be contiguous, got strides ", gram.strides());
+  check_mirror(gram);
   if (gram.numel() == 0) return;
   const int64_t size = gram.size(-1);
   const int64_t matrices = gram.numel() / (size * size);

@@ -3,7 +3,7 @@
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
-#include "../checks.h"
+#include "../op_checks.h"
 #include "dispatch.h"
 #include "parallel.h"
 
@@ -50,17 +50,12 @@ std::tuple<at::Tensor, at::Tensor> paths(const at::Tensor& weight, const at::Ten
 }
 
 std::tuple<at::Tensor, at::Tensor> obs_path(const at::Tensor& weight, const at::Tensor& hinv, int64_t block) {
-  check_problem("obs_path", weight, "hinv", hinv);
-  TORCH_CHECK_VALUE(block >= 1 && weight.size(2) % block == 0, "obs_path: block must divide the ", weight.size(2),
-                    " columns, got ", block);
+  check_obs_path(weight, hinv, block);
   return paths(weight, hinv, block, weight.size(2) / block, 0, 0);
 }
 
 std::tuple<at::Tensor, at::Tensor> nm_path(const at::Tensor& weight, const at::Tensor& hinv, int64_t n, int64_t m) {
-  check_problem("nm_path", weight, "hinv", hinv);
-  TORCH_CHECK_VALUE(m >= 1 && weight.size(2) % m == 0, "nm_path: m must divide the ", weight.size(2), " columns, got ",
-                    m);
-  TORCH_CHECK_VALUE(n >= 0 && n <= m, "nm_path: n must lie in 0..m = ", m, ", got ", n);
+  check_nm_path(weight, hinv, n, m);
   return paths(weight, hinv, 1, weight.size(2) / m * n, n, m);
 }
 

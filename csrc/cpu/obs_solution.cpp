@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../checks.h"
+#include "../op_checks.h"
 #include "dispatch.h"
 #include "parallel.h"
 
@@ -106,17 +106,7 @@ void check_order(const at::Tensor& order, const at::Tensor& counts, int64_t bloc
 at::Tensor obs_solution(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& hinv,
                         const at::Tensor& order, const at::Tensor& counts, int64_t block) {
   RECORD_USER_SCOPE("spade_fast.solution");
-  check_problem("obs_solution", weight, "hessian", hessian);
-  check_problem("obs_solution", weight, "hinv", hinv);
-  check_integer("obs_solution", "order", order);
-  check_integer("obs_solution", "counts", counts);
-  check_dims("obs_solution", "order", order, 3, "[problems, rows, steps]");
-  check_shape("obs_solution", "order", order, {weight.size(0), weight.size(1), order.size(2)});
-  TORCH_CHECK_VALUE(counts.dim() >= 2 && counts.size(-2) == weight.size(0) && counts.size(-1) == weight.size(1),
-                    "obs_solution: counts must have shape [..., ", weight.size(0), ", ", weight.size(1), "], got ",
-                    counts.sizes());
-  TORCH_CHECK_VALUE(block >= 1 && weight.size(2) % block == 0, "obs_solution: block must divide the ", weight.size(2),
-                    " columns, got ", block);
+  check_obs_solution(weight, hessian, hinv, order, counts, block);
   std::vector<int64_t> shape = counts.sizes().vec();
   shape.push_back(weight.size(2));
   at::Tensor pruned = at::empty(shape, weight.options());

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "../checks.h"
+#include "../op_checks.h"
 #include "dispatch.h"
 #include "parallel.h"
 
@@ -52,25 +52,15 @@ std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at:
                                              const at::Tensor& counts, int64_t mask_block, int64_t n, int64_t m,
                                              bool include_ties) {
   RECORD_USER_SCOPE("spade_fast.sweep");
-  check_problem("sparsegpt", weight, "factor", factor);
+  const auto [width, blocks] = check_sparsegpt(weight, factor, counts, mask_block, n, m);
   const int64_t rows = weight.size(1);
   const int64_t columns = weight.size(2);
-  TORCH_CHECK_VALUE(mask_block >= 1, "sparsegpt: mask_block must be at least 1, got ", mask_block);
-  TORCH_CHECK_VALUE(m >= 0 && n >= 0 && n <= m, "sparsegpt: n and m must fulfil 0 <= n <= m, got n = ", n, ", m = ", m);
-  if (m > 0) {
-    TORCH_CHECK_VALUE(columns % m == 0, "sparsegpt: m must divide the ", columns, " columns, got ", m);
-    mask_block = m;
-  }
-  mask_block = std::min(mask_block, std::max<int64_t>(columns, 1));
-  const int64_t blocks = (columns + mask_block - 1) / mask_block;
   at::Tensor counts64 = at::zeros({weight.size(0), blocks}, weight.options().dtype(at::kLong));
   if (m == 0) {
-    check_integer("sparsegpt", "counts", counts);
-    check_shape("sparsegpt", "counts", counts, {weight.size(0), blocks});
     counts64.copy_(counts);
     const int64_t* count = counts64.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < counts64.numel(); ++i) {
-      const int64_t size = rows * (std::min(columns, (i % blocks + 1) * mask_block) - i % blocks * mask_block);
+      const int64_t size = rows * (std::min(columns, (i % blocks + 1) * width) - i % blocks * width);
       TORCH_CHECK_VALUE(count[i] >= 0 && count[i] <= size, "sparsegpt: counts must lie in 0..", size,
                         " (the weights of mask block ", i % blocks, "), got ", count[i]);
     }
@@ -85,9 +75,9 @@ std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at:
   view.copy_(weight.transpose(1, 2));
   const at::Tensor u = factor.contiguous();
   if (single) {
-    run<float>(transposed, u, counts64, losses, mask_block, n, m, include_ties);
+    run<float>(transposed, u, counts64, losses, width, n, m, include_ties);
   } else {
-    run<double>(transposed, u, counts64, losses, mask_block, n, m, include_ties);
+    run<double>(transposed, u, counts64, losses, width, n, m, include_ties);
   }
   return {view.transpose(1, 2).contiguous(), losses};
 }

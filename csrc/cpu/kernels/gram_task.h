@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "../../gram_range.h"
+
 // These functions are outside the instruction sets' namespaces, so none of them may be left for the linker to choose
 // from.
 #define SPADE_TASK_INLINE inline __attribute__((always_inline))
@@ -26,12 +28,6 @@ struct GramSource {
   const V* end;  // behind the last value
   int64_t image, line, column, channel;
   int64_t partner = 0;  // from one value of a pair to the other
-};
-
-// begin, begin + step, ... (count of them), each paired with what lies `shift` further on: lines of an image, or
-// positions of a line.
-struct GramRange {
-  int64_t begin, count, step, shift;
 };
 
 // How the lines of a batch (numbered image by image) and the columns begin..end are cut into chunks, columns fastest.

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/gram_task.h"
+#include "gram_range.h"
 
 namespace spade {
 
