@@ -3,6 +3,7 @@
 SPADE_FAST_CUDA=auto|0|1   CUDA kernels: auto (default) builds them if torch has CUDA and a toolkit of the same major
                            version is found; 0 never; 1 fails where auto would warn. Never asks for a GPU.
 CUDA_HOME                  folder of the CUDA toolkit.
+TORCH_CUDA_ARCH_LIST       architectures to compile for; by default that of the GPU here, without one 8.0 and 9.0+PTX.
 MAX_JOBS                   compiler processes at once.
 """
 
@@ -25,6 +26,7 @@ except ImportError:
     )
 
 ROOT = Path(__file__).parent
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
 
 def toolkit() -> tuple[str, str] | None:
@@ -72,24 +74,30 @@ class BuildExtension(cpp_extension.BuildExtension):
         (package / "spade_fast" / "built_with.json").write_text(json.dumps(record) + "\n")
 
 
+def sources(with_cuda: bool) -> list[str]:
+    cpp = [path for path in ROOT.glob("csrc/**/*.cpp") if with_cuda or path.parent.name != "cuda"]
+    return sorted(str(path.relative_to(ROOT)) for path in [*cpp, *(ROOT.glob("csrc/cuda/*.cu") if with_cuda else [])])
+
+
 def extension():
-    use_cuda, decision = decide_cuda(os.environ.get("SPADE_FAST_CUDA", "auto"), torch.version.cuda, toolkit())
-    sources = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.cpp"))]
-    cuda_sources = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/cuda/*.cu"))]
-    if use_cuda and not cuda_sources:
-        use_cuda, decision = False, "CPU only (this version has no CUDA kernels yet)"
+    found = toolkit()
+    use_cuda, decision = decide_cuda(os.environ.get("SPADE_FAST_CUDA", "auto"), torch.version.cuda, found)
     print(f"spade_fast: building for {decision}, torch {torch.__version__}")
     macros = [("SPADE_TORCH_VERSION", torch.__version__)]
     # Without -fopenmp, at::parallel_for compiles to a plain loop.
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     flags = {"cxx": ["-O3", "-g0", "-fno-math-errno", "-Wall", "-Wno-psabi", "-fvisibility=hidden", *openmp]}
+    make = cpp_extension.CppExtension
     if use_cuda:
+        make = cpp_extension.CUDAExtension
+        cpp_extension.CUDA_HOME = found[0]
         macros.append(("SPADE_CUDA_VERSION", torch.version.cuda))
         flags["nvcc"] = ["-O3"]
-    make = cpp_extension.CUDAExtension if use_cuda else cpp_extension.CppExtension
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     return make(
         "spade_fast._C",
-        sources + (cuda_sources if use_cuda else []),
+        sources(use_cuda),
         include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,
         extra_compile_args=flags,

@@ -1,0 +1,69 @@
+// Gram matrices of im2col columns that are read straight from the images: any kernel, stride, padding, dilation.
+//
+// Grid: a block for each part of the positions, sample, group and tile of N x N on or above the diagonal. Block: 256
+// threads. Shared memory: 4 * 8 * (N + 4) values and 32 N bytes: 11 KB
+// at N = 64 in float32.
+// Operations: about P K² for P positions and K columns (the upper half, a product and a sum). Bytes: each value is read
+// K / N times a tap, from the second-level cache if the images of a slice fit there.
+// Bound on an H100: the float32 rate, from K = 128; below that the reading of x.
+#pragma once
+
+#include "gram_values.cuh"
+#include "tile.cuh"
+
+namespace spade {
+
+template <class T, int N>
+struct GramIm2colShared {
+  TileShared<T, N> tiles;
+  GramColumn left[N], right[N];
+};
+
+template <class T, class V>
+struct Im2colSource {
+  const GramTask<T, V>& task;
+  const volatile GramColumn *left_columns, *right_columns;  // volatile: not to be held in registers
+  int64_t sample, first;
+
+  __device__ __forceinline__ GramPosition<V> at(int64_t k) const {
+    return gram_position(task, sample, first + k);
+  }
+  __device__ __forceinline__ T left(const GramPosition<V>& at, int i) const {
+    return gram_value(task, at, left_columns[i]);
+  }
+  __device__ __forceinline__ T right(const GramPosition<V>& at, int j) const {
+    return gram_value(task, at, right_columns[j]);
+  }
+};
+
+template <class T, class V, int N>
+__global__ void __launch_bounds__(kTileThreads, 2) gram_im2col(const __grid_constant__ GramTask<T, V> task) {
+  auto& shared = shared_memory<GramIm2colShared<T, N>>();
+  const int64_t side = (task.size + N - 1) / N;
+  const int64_t tiles = side * (side + 1) / 2;
+  const TilePlace tile = upper_tile(blockIdx.x % tiles, side);
+  const int64_t matrix = blockIdx.x / tiles % task.matrices;
+  const int64_t split = blockIdx.x / tiles / task.matrices;
+  for (int i = static_cast<int>(threadIdx.x); i < 2 * N; i += kTileThreads) {
+    GramColumn* column = i < N ? &shared.left[i] : &shared.right[i - N];
+    *column = gram_column(task, matrix % task.groups, i < N ? tile.row * N + i : tile.column * N + i - N);
+  }
+  __syncthreads();
+
+  const int64_t first = split * task.split_length;
+  const int64_t length = min(task.split_length, task.positions() - first);
+  T* out = task.sums + (split * task.matrices + matrix) * task.size * task.size;
+  const int32_t row = static_cast<int32_t>(tile.row * N);
+  const int32_t column = static_cast<int32_t>(tile.column * N);
+  auto inside = [&](int i, int j) { return row + i <= column + j && column + j < task.size; };
+  auto place = [&](int i, int j) { return static_cast<int64_t>(row + i) * task.size + column + j; };
+  TileSums<T, N> sums;
+  sums.for_each([&](int i, int j, T& sum) { sum = task.splits == 1 && inside(i, j) ? out[place(i, j)] : T(0); });
+  multiply_tile(shared.tiles, length, task.along_positions,
+                Im2colSource<T, V>{task, shared.left, shared.right, matrix / task.groups, first}, sums);
+  sums.for_each([&](int i, int j, T& sum) {
+    if (inside(i, j)) out[place(i, j)] = sum;
+  });
+}
+
+}  // namespace spade

@@ -1,0 +1,64 @@
+// Adds up partial Gram matrices, and mirrors finished ones.
+//
+// gram_reduce: a thread for each entry, 256 a block; reads every part once, adds them in order. mirror_upper: a block
+// of 32 x 8 threads for each square of 32 x 32 on or above the diagonal, by way of shared memory (4 or 8 KB).
+// Bytes: those of the parts, and twice those of the result. Bound on an H100: device memory.
+#pragma once
+
+#include "tile.cuh"
+
+namespace spade {
+
+template <class T>
+struct GramReduceTask {
+  T* gram;         // [matrices][size][size]
+  const T* parts;  // [splits][matrices][size][size]
+  int64_t matrices, size, splits;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kTileThreads) gram_reduce(const __grid_constant__ GramReduceTask<T> task) {
+  const int64_t values = task.matrices * task.size * task.size;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
+  if (i >= values || i / task.size % task.size > i % task.size) return;
+  T sum = T(0);
+  for (int64_t s = 0; s < task.splits; ++s) sum += task.parts[s * values + i];
+  task.gram[i] += sum;
+}
+
+constexpr int kSquare = 32;
+constexpr int kSquareRows = 8;
+
+template <class T>
+struct MirrorTask {
+  T* matrix;  // [matrices][size][size]
+  int64_t size;
+};
+
+template <class T>
+struct MirrorShared {
+  T value[kSquare][kSquare + 1];
+};
+
+template <class T>
+__global__ void __launch_bounds__(kSquare* kSquareRows) mirror_upper(const __grid_constant__ MirrorTask<T> task) {
+  auto& shared = shared_memory<MirrorShared<T>>();
+  const int64_t side = (task.size + kSquare - 1) / kSquare;
+  const int64_t squares = side * (side + 1) / 2;
+  const TilePlace square = upper_tile(blockIdx.x % squares, side);
+  T* matrix = task.matrix + blockIdx.x / squares * task.size * task.size;
+  const int x = static_cast<int>(threadIdx.x) % kSquare;
+  for (int y = static_cast<int>(threadIdx.x) / kSquare; y < kSquare; y += kSquareRows) {
+    const int64_t row = square.row * kSquare + y;
+    const int64_t column = square.column * kSquare + x;
+    if (row < task.size && column < task.size) shared.value[y][x] = matrix[row * task.size + column];
+  }
+  __syncthreads();
+  for (int y = static_cast<int>(threadIdx.x) / kSquare; y < kSquare; y += kSquareRows) {
+    const int64_t row = square.column * kSquare + y;
+    const int64_t column = square.row * kSquare + x;
+    if (column < row && row < task.size) matrix[row * task.size + column] = shared.value[x][y];
+  }
+}
+
+}  // namespace spade

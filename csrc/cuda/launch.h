@@ -1,0 +1,50 @@
+// Launches of kernels on the current stream, and the memory they work in. Nothing here waits for the device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace spade {
+
+template <class Task>
+void launch(void (*kernel)(Task), int64_t blocks, int threads, size_t shared_bytes, const Task& task) {
+  TORCH_CHECK_VALUE(blocks <= std::numeric_limits<int32_t>::max(), "spade_fast: the problem needs ", blocks,
+                    " thread blocks at once, more than CUDA has; pass fewer samples");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = c10::cuda::getCurrentCUDAStream();
+  C10_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, task));
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Memory from torch's allocator, which hands it on in the stream's order: it may be given back before the kernels ran.
+class Scratch {
+ public:
+  explicit Scratch(const at::Tensor& like) : options_(like.options().dtype(at::kByte)) {}
+
+  template <class T>
+  T* take(int64_t values) {
+    tensors_.push_back(at::empty({values * static_cast<int64_t>(sizeof(T))}, options_));
+    return static_cast<T*>(tensors_.back().mutable_data_ptr());
+  }
+
+ private:
+  at::TensorOptions options_;
+  std::vector<at::Tensor> tensors_;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace spade
