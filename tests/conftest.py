@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backends import BACKENDS, running_on
 
-from spade_fast import ops
+from spade_fast import _native
 
 SMALL_NETWORK = """
 import torch
@@ -41,13 +43,26 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=ops.simd_levels())
-def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs a test once per instruction set of this processor."""
-    before = ops.simd_level()
-    ops.set_simd_level(request.param)
-    yield request.param
-    ops.set_simd_level(before)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need a GPU where there is none, or fail them if SPADE_FAST_REQUIRE_CUDA=1."""
+    if item.get_closest_marker("cuda") is None:
+        return
+    missing = None
+    if not torch.cuda.is_available():
+        missing = "torch finds no GPU"
+    elif _native._C.build_info()["cuda"] is None:
+        missing = "spade_fast was built without CUDA kernels"
+    if missing and os.environ.get("SPADE_FAST_REQUIRE_CUDA") == "1":
+        pytest.fail(f"SPADE_FAST_REQUIRE_CUDA=1, but {missing}", pytrace=False)
+    elif missing:
+        pytest.skip(missing)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test of ops on each instruction set of this processor, on emulated CUDA kernels and on a GPU."""
+    with running_on(request.param):
+        yield request.param
 
 
 @pytest.fixture

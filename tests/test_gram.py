@@ -1,4 +1,4 @@
-"""Gram matrices of linear and convolutional layers against the oracle, for every instruction set and memory layout."""
+"""Gram matrices of linear and convolutional layers against the oracle, on every backend and memory layout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import BACKENDS, running_on
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -91,22 +92,20 @@ def assert_upper_close(gram: Tensor, truth: Tensor, tolerance: float) -> None:
     assert error <= tolerance * (1 + truth.abs().max().item())
 
 
-@settings(max_examples=150, deadline=None)
-@given(conv=convolutions(), dtype=st.sampled_from(list(EPSILON)), layout=st.sampled_from(LAYOUTS), data=st.data())
-def test_conv2d(conv: Conv, dtype: torch.dtype, layout: str, data: st.DataObject) -> None:
-    before = ops.simd_level()
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=60, deadline=None)
+@given(conv=convolutions(), dtype=st.sampled_from(list(EPSILON)), layout=st.sampled_from(LAYOUTS))
+def test_conv2d(backend: str, conv: Conv, dtype: torch.dtype, layout: str) -> None:
     x = conv.input(dtype, layout)
     start = torch.randn(conv.gram_shape, dtype=dtype)
     gram = start.clone()
-    ops.set_simd_level(data.draw(st.sampled_from(ops.simd_levels())))
-    try:
+    with running_on(backend):
         ops.gram_conv2d_(gram, x, *conv.geometry)
-    finally:
-        ops.set_simd_level(before)
     assert_upper_close(gram - start, conv.truth(x), 2 * EPSILON[dtype])
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=30, deadline=None)
 @given(
     samples=st.integers(1, 3),
     positions=st.sampled_from([1, 2, 3, 100, 1000]),
@@ -114,37 +113,35 @@ def test_conv2d(conv: Conv, dtype: torch.dtype, layout: str, data: st.DataObject
     dtype=st.sampled_from(list(EPSILON)),
     layout=st.sampled_from(["rows", "columns", "positions_first"]),
 )
-def test_linear(samples: int, positions: int, channels: int, dtype: torch.dtype, layout: str) -> None:
+def test_linear(backend: str, samples: int, positions: int, channels: int, dtype: torch.dtype, layout: str) -> None:
     x = torch.randn(samples, positions, channels, dtype=dtype)
     if layout == "columns":
         x = x.mT.contiguous().mT
     elif layout == "positions_first":
         x = x.transpose(0, 1).contiguous().transpose(0, 1)
     gram = torch.zeros(samples, channels, channels, dtype=dtype)
-    assert ops.gram_linear_(gram, x) is gram
+    with running_on(backend):
+        assert ops.gram_linear_(gram, x) is gram
     assert_upper_close(gram, reference.gram_linear(x), EPSILON[dtype])
 
 
-@settings(max_examples=60, deadline=None)
-@given(conv=convolutions(), layout=st.sampled_from(LAYOUTS), images=st.integers(1, 5), data=st.data())
-def test_bfloat16_inputs(conv: Conv, layout: str, images: int, data: st.DataObject) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=30, deadline=None)
+@given(conv=convolutions(), layout=st.sampled_from(LAYOUTS), images=st.integers(1, 5))
+def test_bfloat16_inputs(backend: str, conv: Conv, layout: str, images: int) -> None:
     """Products of bfloat16 are exact in float32, so the sums are as good as those of float32 inputs."""
-    before = ops.simd_level()
     conv = replace(conv, images=images)
     x = conv.input(layout=layout).to(torch.bfloat16)
     gram = torch.zeros(conv.gram_shape)
-    ops.set_simd_level(data.draw(st.sampled_from(ops.simd_levels())))
-    try:
+    with running_on(backend):
         ops.gram_conv2d_(gram, x, *conv.geometry)
-    finally:
-        ops.set_simd_level(before)
     assert_upper_close(gram, conv.truth(x.float()), 4 * EPSILON[torch.float32])
 
 
 @pytest.mark.parametrize("positions", [1, 2, 3, 101, 1000])
 @pytest.mark.parametrize("channels", [1, 17, 48, 400])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_bfloat16_linear(simd_level: str, positions: int, channels: int, transposed: bool) -> None:
+def test_bfloat16_linear(backend: str, positions: int, channels: int, transposed: bool) -> None:
     x = torch.randn(2, positions, channels).to(torch.bfloat16)
     if transposed:
         x = x.mT.contiguous().mT
@@ -171,7 +168,7 @@ CASES = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
-def test_error_of_float32(name: str, layout: str, simd_level: str) -> None:
+def test_error_of_float32(name: str, layout: str, backend: str) -> None:
     """At most twice the error of im2col and a matrix product, give or take four units in the last place."""
     conv = CASES[name]
     x = conv.input(layout=layout)
@@ -183,7 +180,7 @@ def test_error_of_float32(name: str, layout: str, simd_level: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_calls_add_up_and_mirror(name: str) -> None:
+def test_calls_add_up_and_mirror(name: str, backend: str) -> None:
     conv = CASES[name]
     first, second = conv.input(torch.float64), conv.input(torch.float64, "channels_last")
     gram = torch.zeros(conv.gram_shape, dtype=torch.float64)
@@ -209,7 +206,7 @@ def test_threads_do_not_change_a_bit(name: str) -> None:
     assert all(torch.equal(results[0], r) for r in results)
 
 
-def test_what_lies_beside_the_channels_does_not_leak() -> None:
+def test_what_lies_beside_the_channels_does_not_leak(backend: str) -> None:
     """NaN next to the data, in memory that a vector may reach, must not show."""
     for channels in CHANNELS:
         x = torch.full((1, 40, channels + 64), torch.nan)
@@ -219,14 +216,14 @@ def test_what_lies_beside_the_channels_does_not_leak() -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 2, 31, 32, 33, 100])
-def test_mirror(columns: int) -> None:
+def test_mirror(columns: int, backend: str) -> None:
     gram = torch.randn(2, 3, columns, columns)
     upper = gram.triu()
     ops.mirror_upper_(gram)
     assert torch.equal(gram, upper + upper.triu(1).mT)
 
 
-def test_empty_batches_change_nothing() -> None:
+def test_empty_batches_change_nothing(backend: str) -> None:
     gram = torch.randn(2, 1, 36, 36)
     before = gram.clone()
     ops.gram_conv2d_(gram, torch.randn(0, 4, 5, 5), (3, 3))
@@ -254,7 +251,7 @@ def test_empty_batches_change_nothing() -> None:
         (ValueError, "dilation must be two", {"dilation": (1, 1, 1)}),
     ],
 )
-def test_bad_convolutions(error: type[Exception], message: str, change: dict[str, object]) -> None:
+def test_bad_convolutions(error: type[Exception], message: str, change: dict[str, object], backend: str) -> None:
     arguments: dict[str, object] = {
         "gram": torch.zeros(1, 1, 36, 36),
         "x": torch.zeros(2, 4, 5, 5),
@@ -264,7 +261,7 @@ def test_bad_convolutions(error: type[Exception], message: str, change: dict[str
         ops.gram_conv2d_(**{**arguments, **change})
 
 
-def test_bad_linear_and_mirror() -> None:
+def test_bad_linear_and_mirror(backend: str) -> None:
     with pytest.raises(ValueError, match="gram must have shape"):
         ops.gram_linear_(torch.zeros(1, 3, 3), torch.zeros(1, 7, 4))
     with pytest.raises(ValueError, match="x must have shape"):

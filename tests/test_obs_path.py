@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backends import BACKENDS, running_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import random_problem
@@ -31,7 +32,7 @@ def assert_path_agrees(weight, hinv, block, order, losses, band):
 
 
 @pytest.mark.parametrize("columns", SIZES)
-def test_unstructured_float64(simd_level, columns):
+def test_unstructured_float64(backend, columns):
     weight, _, hinv = random_problem(2, 3, columns, torch.float64, seed=columns)
     order, losses = ops.obs_path(weight, hinv)
     true_order, true_losses = reference.obs_path(weight, hinv)
@@ -40,7 +41,7 @@ def test_unstructured_float64(simd_level, columns):
 
 
 @pytest.mark.parametrize(("count", "block"), BLOCKS)
-def test_blocks_float64(simd_level, count, block):
+def test_blocks_float64(backend, count, block):
     weight, _, hinv = random_problem(2, 2, count * block, torch.float64, seed=count)
     order, losses = ops.obs_path(weight, hinv, block)
     true_order, true_losses = reference.obs_path(weight, hinv, block)
@@ -49,20 +50,20 @@ def test_blocks_float64(simd_level, count, block):
 
 
 @pytest.mark.parametrize("columns", SIZES)
-def test_unstructured_float32(simd_level, columns):
+def test_unstructured_float32(backend, columns):
     weight, _, hinv = random_problem(1, 4, columns, seed=100 + columns)
     assert_path_agrees(weight, hinv, 1, *ops.obs_path(weight, hinv), band=2e-5)
 
 
 @pytest.mark.parametrize(("count", "block"), BLOCKS)
-def test_blocks_float32(simd_level, count, block):
+def test_blocks_float32(backend, count, block):
     weight, _, hinv = random_problem(1, 3, count * block, seed=200 + count)
     assert_path_agrees(weight, hinv, block, *ops.obs_path(weight, hinv, block), band=2e-5)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 4), (3, 4), (0, 4), (4, 4), (1, 1)])
 @pytest.mark.parametrize("groups", [1, 5, 33])
-def test_nm(simd_level, n, m, groups):
+def test_nm(backend, n, m, groups):
     weight, _, hinv = random_problem(2, 3, m * groups, torch.float64, seed=groups)
     order, losses = ops.nm_path(weight, hinv, n, m)
     true_order, true_losses = reference.nm_path(weight, hinv, n, m)
@@ -70,7 +71,8 @@ def test_nm(simd_level, n, m, groups):
     torch.testing.assert_close(losses, true_losses, rtol=1e-8, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25, deadline=None)
 @given(
     problems=st.integers(0, 3),
     rows=st.integers(0, 4),
@@ -78,28 +80,29 @@ def test_nm(simd_level, n, m, groups):
     block=st.integers(1, 6),
     seed=st.integers(0, 2**31),
 )
-def test_random_shapes(problems, rows, count, block, seed):
+def test_random_shapes(backend, problems, rows, count, block, seed):
     weight, _, hinv = random_problem(problems, rows, count * block, torch.float64, seed)
-    order, losses = ops.obs_path(weight, hinv, block)
+    with running_on(backend):
+        order, losses = ops.obs_path(weight, hinv, block)
     assert order.shape == losses.shape == (problems, rows, count)
     if order.numel():
         assert torch.equal(order, reference.obs_path(weight, hinv, block)[0])
 
 
 @pytest.mark.parametrize("block", [1, 2, 4])
-def test_as_many_rows_as_columns(block):
+def test_as_many_rows_as_columns(block, backend):
     weight, _, hinv = random_problem(2, 8, 8, torch.float64, seed=block)
     assert torch.equal(ops.obs_path(weight, hinv, block)[0], reference.obs_path(weight, hinv, block)[0])
 
 
-def test_ties_go_to_the_lowest_index(simd_level):
+def test_ties_go_to_the_lowest_index(backend):
     weight = torch.ones(1, 2, 40)
     order, losses = ops.obs_path(weight, torch.eye(40)[None])
     assert torch.equal(order, torch.arange(40, dtype=torch.int32).expand(1, 2, 40))
     assert torch.equal(losses, torch.full((1, 2, 40), 0.5))
 
 
-def test_zero_weights_go_first_at_no_loss(simd_level):
+def test_zero_weights_go_first_at_no_loss(backend):
     weight, _, hinv = random_problem(1, 3, 70, torch.float64, seed=5)
     zero = [3, 4, 40, 69]
     weight[:, :, zero] = 0
@@ -108,7 +111,7 @@ def test_zero_weights_go_first_at_no_loss(simd_level):
     assert (losses[..., :4] == 0).all() and (losses[..., 4:] > 0).all()
 
 
-def test_nearly_singular_hessian_gives_a_permutation(simd_level):
+def test_nearly_singular_hessian_gives_a_permutation(backend):
     inputs = torch.randn(1, 50, 10)
     hessian = inputs @ inputs.mT + 1e-5 * torch.eye(50)
     hinv = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double())).float()
@@ -133,7 +136,7 @@ def test_a_row_does_not_depend_on_its_company():
     assert torch.equal(order[1:, 4:5], alone[0]) and torch.equal(losses[1:, 4:5], alone[1])
 
 
-def test_inputs_may_be_strided():
+def test_inputs_may_be_strided(backend):
     weight, _, hinv = random_problem(2, 3, 18, torch.float64, seed=1)
     strided = torch.empty(2, 18, 3, dtype=torch.float64).mT.copy_(weight)
     for block in (1, 9):
@@ -151,13 +154,13 @@ def test_inputs_may_be_strided():
         (dict(block=0), ValueError, "block must divide"),
     ],
 )
-def test_bad_arguments(change, error, message):
+def test_bad_arguments(change, error, message, backend):
     arguments = dict(weight=torch.zeros(1, 2, 4), hinv=torch.eye(4)[None], block=1) | change
     with pytest.raises(error, match=message):
         ops.obs_path(**arguments)
 
 
-def test_bad_nm():
+def test_bad_nm(backend):
     weight, hinv = torch.zeros(1, 2, 6), torch.eye(6)[None]
     with pytest.raises(ValueError, match="m must divide the 6 columns, got 4"):
         ops.nm_path(weight, hinv, 2, 4)

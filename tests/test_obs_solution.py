@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backends import BACKENDS, running_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import layer_errors, random_problem
@@ -12,7 +13,7 @@ from spade_fast import ops, reference
 
 
 @pytest.mark.parametrize(("columns", "block"), [(1, 1), (2, 1), (9, 1), (17, 1), (18, 9), (100, 4), (150, 1)])
-def test_float64(simd_level, columns, block):
+def test_float64(backend, columns, block):
     weight, hessian, hinv = random_problem(2, 3, columns, torch.float64, seed=columns)
     order, _ = ops.obs_path(weight, hinv, block)
     steps = order.shape[2]
@@ -25,7 +26,7 @@ def test_float64(simd_level, columns, block):
 
 
 @pytest.mark.parametrize(("columns", "block"), [(1, 1), (24, 3), (110, 1), (230, 1)])
-def test_levels_of_one_call(simd_level, columns, block):
+def test_levels_of_one_call(backend, columns, block):
     """Levels share factorisations; in any order, they are what single calls give."""
     weight, hessian, hinv = random_problem(2, 3, columns, torch.float64, seed=columns)
     order, _ = ops.obs_path(weight, hinv, block)
@@ -37,7 +38,7 @@ def test_levels_of_one_call(simd_level, columns, block):
     assert ops.obs_solution(weight, hessian, hinv, order, counts[:0], block).shape == (0, 4, 2, 3, columns)
 
 
-def test_float32_is_as_good_as_torch(simd_level):
+def test_float32_is_as_good_as_torch(backend):
     """Rule of the package: at most twice the error of plain float32 torch, both against float64."""
     weight, hessian, hinv = random_problem(1, 6, 140, seed=4)
     order, _ = ops.obs_path(weight, hinv)
@@ -58,16 +59,18 @@ def test_float32_is_as_good_as_torch(simd_level):
     assert (ops.obs_solution(weight, hessian, hinv, order, levels)[1] - truth).abs().max() <= bound
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2), st.integers(0, 3), st.integers(0, 14), st.integers(1, 4), st.integers(0, 2**31), st.data())
-def test_random_shapes(problems, rows, count, block, seed, data):
+def test_random_shapes(backend, problems, rows, count, block, seed, data):
     weight, hessian, hinv = random_problem(problems, rows, count * block, torch.float64, seed)
     order, losses = ops.obs_path(weight, hinv, block)
     counts = torch.tensor(
         data.draw(st.lists(st.integers(0, count), min_size=problems * rows, max_size=problems * rows)),
         dtype=torch.int32,
     ).reshape(problems, rows)
-    pruned = ops.obs_solution(weight, hessian, hinv, order, counts, block)
+    with running_on(backend):
+        pruned = ops.obs_solution(weight, hessian, hinv, order, counts, block)
     assert pruned.shape == weight.shape
     if weight.numel() == 0:
         return
@@ -76,7 +79,7 @@ def test_random_shapes(problems, rows, count, block, seed, data):
     torch.testing.assert_close(layer_errors(weight, pruned, hessian), expected, rtol=1e-7, atol=1e-9)
 
 
-def test_rows_without_removals_are_untouched_bits():
+def test_rows_without_removals_are_untouched_bits(backend):
     weight, hessian, hinv = random_problem(1, 2, 20, seed=9)
     order, _ = ops.obs_path(weight, hinv)
     pruned = ops.obs_solution(weight, hessian, hinv, order, torch.tensor([[0, 20]]))

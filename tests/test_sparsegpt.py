@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backends import BACKENDS, running_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import layer_errors, random_problem
@@ -29,7 +30,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("problems", "rows", "columns", "mask_block"), SHAPES)
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
-def test_float64(simd_level, problems, rows, columns, mask_block, share):
+def test_float64(backend, problems, rows, columns, mask_block, share):
     weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed=columns)
     factor, _ = ops.inverse_cholesky(hessian)
     counts = mask_counts(problems, rows, columns, mask_block, share)
@@ -40,7 +41,7 @@ def test_float64(simd_level, problems, rows, columns, mask_block, share):
     assert torch.equal((pruned == 0).sum((1, 2)), counts.sum(1))
 
 
-def test_float32_masks(simd_level):
+def test_float32_masks(backend):
     """float32 masks are those of float64 except for a weight in a thousand, and the layer error is the same."""
     weight, hessian, _ = random_problem(2, 64, 256, seed=8)
     factor, _ = ops.inverse_cholesky(hessian)
@@ -53,7 +54,7 @@ def test_float32_masks(simd_level):
     )
 
 
-def test_losses_are_the_layer_error():
+def test_losses_are_the_layer_error(backend):
     weight, hessian, _ = random_problem(2, 6, 150, torch.float64, seed=6)
     factor, _ = ops.inverse_cholesky(hessian)
     pruned, losses = ops.sparsegpt(weight, factor, mask_counts(2, 6, 150, 1, 0.5), 1)
@@ -62,7 +63,7 @@ def test_losses_are_the_layer_error():
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 3), (0, 4), (4, 4)])
 @pytest.mark.parametrize("groups", [1, 6, 40])
-def test_nm(simd_level, n, m, groups):
+def test_nm(backend, n, m, groups):
     weight, hessian, _ = random_problem(2, 5, m * groups, torch.float64, seed=groups)
     factor, _ = ops.inverse_cholesky(hessian)
     none = torch.zeros(2, 0, dtype=torch.int64)
@@ -73,7 +74,7 @@ def test_nm(simd_level, n, m, groups):
     assert ((pruned.unflatten(2, (groups, m)) == 0).sum(3) == n).all()
 
 
-def test_ties(simd_level):
+def test_ties(backend):
     weight, factor = torch.ones(1, 4, 6), torch.eye(6)[None]
     counts = torch.tensor([[3, 0]])
     pruned, _ = ops.sparsegpt(weight, factor, counts, 3)
@@ -82,15 +83,17 @@ def test_ties(simd_level):
     assert (pruned[0, :, :3] == 0).all() and (pruned[0, :, 3:] == 1).all()
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 3), st.integers(0, 6), st.integers(0, 40), st.integers(1, 45), st.floats(0, 1), st.integers(0, 2**31)
 )
-def test_random_shapes(problems, rows, columns, mask_block, share, seed):
+def test_random_shapes(backend, problems, rows, columns, mask_block, share, seed):
     weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed)
     factor, _ = ops.inverse_cholesky(hessian)
     counts = mask_counts(problems, rows, columns, min(mask_block, max(columns, 1)), share)
-    pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block)
+    with running_on(backend):
+        pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block)
     assert pruned.shape == weight.shape and losses.shape == weight.shape[:2]
     if weight.numel():
         truth, _ = reference.sparsegpt(weight, factor, counts, mask_block)

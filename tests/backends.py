@@ -1,0 +1,56 @@
+"""Where a test of the ops runs: an instruction set of the CPU, CUDA kernels emulated, or CUDA kernels on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from simt import emulator
+from torch import Tensor
+from torch.utils import _pytree
+
+from spade_fast import ops
+
+BACKENDS = [
+    *ops.simd_levels(),
+    pytest.param("emulated", marks=pytest.mark.emulated),
+    pytest.param("cuda", marks=pytest.mark.cuda),
+]
+
+
+class _OnGpu:
+    """The attributes of torch.ops.spade_fast for tensors on the CPU, computed on a GPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        op = getattr(torch.ops.spade_fast, name)
+
+        def call(*arguments: Any) -> Any:
+            moved = _pytree.tree_map_only(Tensor, lambda tensor: tensor.cuda(), arguments)
+            results = op(*moved)
+            if name.endswith("_"):
+                arguments[0].copy_(moved[0])
+            return _pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu(), results)
+
+        return call
+
+
+@contextmanager
+def running_on(backend: str) -> Iterator[None]:
+    """Let `spade_fast.ops` compute there, also for tensors on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "emulated":
+            patch.setattr(ops, "_ops", emulator.ops)
+            yield
+        elif backend == "cuda":
+            patch.setattr(ops, "_ops", _OnGpu())
+            yield
+        else:
+            before = ops.simd_level()
+            ops.set_simd_level(backend)
+            try:
+                yield
+            finally:
+                ops.set_simd_level(before)
