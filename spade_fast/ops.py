@@ -1,9 +1,12 @@
 """The native ops. Each takes a leading batch of independent problems, in float32 or float64.
 
-Tensors on a device without native kernels are computed on the CPU, and the results are returned on the device the
-inputs came from. What a docstring says of memory comes on top of inputs and results; inputs that are not contiguous are
-copied besides, unless it says that any strides are read in place. Shapes: S samples, B problems (samples x groups),
-R rows (outputs), C columns (inputs).
+There are kernels for the CPU and, where the build has them, for CUDA. Tensors on another device are computed on the
+CPU, and the results are returned on the device the inputs came from. On a GPU no op waits for the device or copies to
+the host; what would have to be looked at there for an error is said where it applies.
+
+What a docstring says of memory comes on top of inputs and results; inputs that are not contiguous are copied besides,
+unless it says that any strides are read in place. Shapes: S samples, B problems (samples x groups), R rows (outputs),
+C columns (inputs).
 """
 
 from __future__ import annotations
@@ -34,10 +37,12 @@ def set_simd_level(name: str) -> None:
     _C.set_simd_level(name)
 
 
+_NATIVE = {"cpu", "meta", "cuda"} if _C.build_info()["cuda"] else {"cpu", "meta"}
+
+
 def _home(tensor: Tensor) -> torch.device:
     """Where to compute: the tensor's own device if it has native kernels (or only shapes), else the CPU."""
-    native = tensor.device.type in ("cpu", "meta")
-    return tensor.device if native else torch.device("cpu")
+    return tensor.device if tensor.device.type in _NATIVE else torch.device("cpu")
 
 
 def _in_place(op: Callable[..., None], gram: Tensor, *arguments: Any) -> Tensor:

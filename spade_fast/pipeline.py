@@ -18,6 +18,7 @@ from torch import nn
 
 from spade_fast.calibration import PRECISIONS, Batches, Calibration, calibrate, gram_bytes, split_batches
 from spade_fast.layers import Layer, find_layers
+from spade_fast.removals import count_zeros
 from spade_fast.settings import (
     Sparsity,
     group_by_memory,
@@ -239,6 +240,7 @@ class _Run:
                 raise ValueError(f"parameter {name!r} is on the meta device: it has no values")
             if not bool(torch.isfinite(parameter).all()):
                 raise ValueError(f"parameter {name!r} of the model has NaN or infinite values")
+        self.zeros = {layer.name: count_zeros(layer.matrix(layer.weight(model).detach())) for layer in self.layers}
         self.left_alone = {}
         for name, reason in unsupported.items():
             share = self.sparsity[name]
@@ -335,7 +337,7 @@ class _Run:
                 self._fall_back("left alone, as the calibration data did not reach them", layer.name)
             else:
                 self._fall_back("left alone, as they cannot be pruned", f"{layer.name} ({note})")
-            zeros = 1 - int(weight.count_nonzero()) / layer.numel
+            zeros = int(self.zeros[layer.name].sum()) / layer.numel
             builder.reports[layer.name] = LayerReport(
                 layer.name, layer.shape, sparsity, zeros, 0, self.solver, block, note=note
             )
@@ -346,7 +348,14 @@ class _Run:
         del grams
         matrix = layer.matrix(weight).to(hessians)
         pruned, reports = solve_layer(
-            layer, matrix, hessians, solver=self.solver, sparsity=sparsity, block=block, damping=self.damping
+            layer,
+            matrix,
+            hessians,
+            solver=self.solver,
+            sparsity=sparsity,
+            block=block,
+            damping=self.damping,
+            zeros=self.zeros[layer.name],
         )
         for builder, solution, report in zip(reached, pruned, reports, strict=True):
             if report.retries:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spade_fast import ops
 from spade_fast.layers import Layer
+from spade_fast.removals import count_zeros, mask_block_counts, removal_target, smallest
 
 SOLVERS = ("exact", "sparsegpt")
 
@@ -88,63 +89,6 @@ def check_block(layer: Layer, block: int) -> None:
         raise ValueError(f"block {block} does not divide the {layer.columns} columns of layer {layer.name!r}")
 
 
-def removal_counts(total: int, sizes: Tensor, zeros: Tensor) -> Tensor:
-    """Spread removals over the mask blocks of a layer, as evenly as whole numbers can be.
-
-    A block gets at least as many as it has zeros, since these stay zero where a column is dead; the others then get
-    fewer, so that the total is kept.
-
-    Parameters
-    ----------
-    total
-        Weights to remove in the whole layer, at most all.
-    sizes : Tensor of int64
-        Weights in each mask block.
-    zeros : Tensor of int64
-        Weights in each mask block that are zero before.
-
-    Returns
-    -------
-    Tensor of int64
-        Removals in each mask block; they add up to `total`.
-    """
-    if int(zeros.sum()) >= total:
-        return _in_proportion(total, zeros)
-    counts = zeros.clone()
-    free = torch.ones_like(zeros, dtype=torch.bool)
-    while True:
-        shares = _in_proportion(total - int(zeros[~free].sum()), sizes[free])
-        enough = shares >= zeros[free]
-        if bool(enough.all()):
-            counts[free] = shares
-            return counts
-        free[free.clone()] = enough
-
-
-def _in_proportion(total: int, sizes: Tensor) -> Tensor:
-    """Whole numbers that add up to `total`, each within one of its part by size."""
-    ends = sizes.cumsum(0)
-    size = max(1, int(sizes.sum()))
-    return ((2 * total * ends + size) // (2 * size)).diff(prepend=ends.new_zeros(1))
-
-
-def smallest(losses: Tensor, count: int) -> Tensor:
-    """Mark the `count` smallest entries of a tensor; of equal ones, those that come first.
-
-    Returns
-    -------
-    Tensor of bool, of the shape of `losses`
-    """
-    flat = losses.flatten()
-    if count == 0:
-        return torch.zeros_like(losses, dtype=torch.bool)
-    threshold = flat.kthvalue(count).values
-    chosen = flat < threshold
-    ties = (flat == threshold).nonzero()[: count - int(chosen.sum())]
-    chosen[ties] = True
-    return chosen.reshape(losses.shape)
-
-
 def solve_layer(
     layer: Layer,
     weight: Tensor,
@@ -154,6 +98,7 @@ def solve_layer(
     sparsity: float,
     block: int | None = None,
     damping: float = 0.01,
+    zeros: Tensor | None = None,
 ) -> tuple[Tensor, list[LayerReport]]:
     """Prune one layer for one or more samples.
 
@@ -182,6 +127,8 @@ def solve_layer(
         Share of a problem's mean diagonal (over inputs that are not dead) added to its diagonal. A problem that cannot
         be factorised is tried again with ten times more (at least 1e-6), and so on up to 1; a sample whose solution
         fails later, likewise.
+    zeros : Tensor, [groups, columns], or None
+        Zero weights of each column, on the CPU, if they were counted before (:func:`count_zeros`).
 
     Returns
     -------
@@ -194,89 +141,149 @@ def solve_layer(
         `block` does not divide the columns.
     torch.linalg.LinAlgError
         A Hessian is not positive definite even with damping 1.
+
+    Notes
+    -----
+    On a GPU, whether all went well is looked at once, when the work of the layer is done; samples that failed are then
+    solved again, one by one.
     """
     block = default_block(layer, solver) if block is None else block
     check_block(layer, block)
     start = time.perf_counter()
     removed = removal_target(layer, sparsity, block if solver == "exact" else 1)
+    zeros = count_zeros(weight) if zeros is None else zeros
+    settings = (removed, solver, block, zeros)
     chunk = max(1, _WORKING_BYTES // (4 * hessians[0].nbytes))
-    solutions: list[_Solution] = []
+    pruned: list[Tensor] = []
+    facts: list[_Facts] = []
     for part in hessians.split(chunk):
         if 0 < removed < layer.numel:
-            solutions += _solve_stably(layer, weight, part, removed, solver, block, damping)
+            solution = _solve(layer, weight, part, *settings, damping, look=_looking_is_free(weight.device))
         else:
-            rest = weight.clone() if removed == 0 else torch.zeros_like(weight)
-            dead = (part.diagonal(dim1=2, dim2=3) == 0).sum((1, 2)).tolist()
-            losses = [_energy(weight - rest, hessian) / 2 for hessian in part]
-            solutions += [_Solution(rest, loss, 0.0, 0, d) for loss, d in zip(losses, dead, strict=True)]
-    pruned = torch.stack([solution.pruned for solution in solutions])
-    errors = [_relative_errors(weight, *pair) for pair in zip(solutions, hessians, strict=True)]
-    seconds = (time.perf_counter() - start) / len(solutions)
+            solution = _all_or_nothing(weight, part, removed)
+        of_part = _facts(weight, solution, part)
+        for s, fact in enumerate(of_part):
+            if fact.failed:
+                alone = _solve_stably(layer, weight, part[s : s + 1], settings, damping)
+                solution.pruned[s] = alone.pruned[0]
+                (of_part[s],) = _facts(weight, alone, part[s : s + 1])
+        pruned.append(solution.pruned)
+        facts += of_part
+    seconds = (time.perf_counter() - start) / len(facts)
     reports = [
         LayerReport(
             name=layer.name,
             shape=layer.shape,
             sparsity=sparsity,
-            reached=1 - int(solution.pruned.count_nonzero()) / layer.numel,
+            reached=1 - fact.nonzero / layer.numel,
             removed=removed,
             solver=solver,
             block=block,
-            damping=solution.damping,
-            retries=solution.retries,
-            dead_columns=solution.dead_columns,
-            predicted_error=predicted,
-            measured_error=measured,
+            damping=fact.damping,
+            retries=int(fact.retries),
+            dead_columns=int(fact.dead_columns),
+            predicted_error=fact.relative_error(2 * fact.loss),
+            measured_error=fact.relative_error(fact.energy_of_change),
             seconds=seconds,
         )
-        for solution, (predicted, measured) in zip(solutions, errors, strict=True)
+        for fact in facts
     ]
-    return pruned, reports
+    return torch.cat(pruned), reports
 
 
-def removal_target(layer: Layer, sparsity: float, block: int) -> int:
-    """Return how many weights to remove: the multiple of `block` nearest to ``sparsity * numel``."""
-    return round(sparsity * layer.numel / block) * block
+def _looking_is_free(device: torch.device) -> bool:
+    """Whether values can be looked at without waiting for queued work."""
+    return device.type == "cpu"
 
 
 @dataclass
 class _Solution:
-    """One sample's weights ``[groups, rows, columns]`` and what the solver says about them."""
+    """Weights ``[samples, groups, rows, columns]``, and for each sample what the solver says about them."""
 
     pruned: Tensor
+    loss: Tensor
+    damping: Tensor
+    retries: Tensor
+    dead_columns: Tensor
+    failed: Tensor
+
+
+class _Facts(NamedTuple):
+    """What is to be known of one sample's solution on the host."""
+
+    failed: float
     loss: float
     damping: float
-    retries: int
-    dead_columns: int
+    retries: float
+    dead_columns: float
+    nonzero: float
+    energy: float
+    energy_of_change: float
+
+    def relative_error(self, energy: float) -> float:
+        """Relative output error of a change of this energy."""
+        return math.sqrt(max(0.0, energy) / self.energy) if self.energy > 0 else 0.0
 
 
-class _UnstableError(Exception):
-    """The factorisation went well, but not what is computed from it."""
+def _facts(weight: Tensor, solution: _Solution, hessians: Tensor) -> list[_Facts]:
+    """Look at a solution: the one copy to the host that a layer needs."""
+    columns = (
+        solution.failed,
+        solution.loss,
+        solution.damping,
+        solution.retries,
+        solution.dead_columns,
+        solution.pruned.count_nonzero((1, 2, 3)),
+        torch.stack([_energy(weight, hessian) for hessian in hessians]),
+        torch.stack(
+            [_energy(pruned - weight, hessian) for pruned, hessian in zip(solution.pruned, hessians, strict=True)]
+        ),
+    )
+    table = torch.stack([column.double() for column in columns], 1)
+    return [_Facts(*row) for row in table.tolist()]
+
+
+def _all_or_nothing(weight: Tensor, hessians: Tensor, removed: int) -> _Solution:
+    rest = weight if removed == 0 else torch.zeros_like(weight)
+    none = torch.zeros(len(hessians), device=weight.device)
+    loss = torch.stack([_energy(weight - rest, hessian) / 2 for hessian in hessians])
+    dead = (hessians.diagonal(dim1=2, dim2=3) == 0).sum((1, 2))
+    return _Solution(rest.repeat(len(hessians), 1, 1, 1), loss, none, none, dead, none)
 
 
 def _solve_stably(
-    layer: Layer, weight: Tensor, hessians: Tensor, removed: int, solver: str, block: int, damping: float
-) -> list[_Solution]:
-    """Solve, with more damping for each sample that would have no finite solution."""
-    settings = (removed, solver, block)
-    try:
-        return _solve(layer, weight, hessians, *settings, damping)
-    except _UnstableError:
-        if len(hessians) > 1:
-            alone = [_solve_stably(layer, weight, one, *settings, damping) for one in hessians.split(1)]
-            return [solution for (solution,) in alone]
-        (solution,) = _solve_stably(layer, weight, hessians, *settings, _more_damping(layer, damping))
-        return [replace(solution, retries=solution.retries + 1)]
+    layer: Layer, weight: Tensor, hessian: Tensor, settings: tuple[int, str, int, Tensor], damping: float
+) -> _Solution:
+    """Solve for one sample, with more damping for as long as there is no finite solution."""
+    tries = 0
+    while True:
+        solution = _solve(layer, weight, hessian, *settings, damping, look=True)
+        if not solution.failed.any():
+            return replace(solution, retries=solution.retries + tries)
+        damping = _more_damping(layer, damping)
+        tries += 1
 
 
 def _solve(
-    layer: Layer, weight: Tensor, hessians: Tensor, removed: int, solver: str, block: int, damping: float
-) -> list[_Solution]:
+    layer: Layer,
+    weight: Tensor,
+    hessians: Tensor,
+    removed: int,
+    solver: str,
+    block: int,
+    zeros: Tensor,
+    damping: float,
+    *,
+    look: bool,
+) -> _Solution:
+    """Solve for all samples; if it may `look`, factorisations that failed are repeated with more damping."""
     samples = len(hessians)
     natural = layer.natural_order(weight.device) if solver == "sparsegpt" and layer.taps > 1 else None
     dense = weight if natural is None else weight[..., natural]
     dense = dense.expand(samples, *dense.shape).flatten(0, 1)
     hessian = hessians.flatten(0, 1)
     if natural is not None:
+        zeros = zeros[:, layer.natural_order(zeros.device)]
         by_tap = hessian.unflatten(2, (layer.taps, -1)).unflatten(1, (layer.taps, -1))
         hessian = by_tap.permute(0, 2, 1, 4, 3).flatten(3).flatten(1, 2)
 
@@ -287,36 +294,32 @@ def _solve(
     diagonal += torch.where(dead, torch.where(scale > 0, scale, 1)[:, None], 0)
     weights = torch.where(dead[:, None], dense.sign() * (_NEGLIGIBLE * weight.abs().max()), dense)
     try:
-        factor, shares, retries = _factorise(layer, hessian, scale, damping)
+        factor, positive, shares, retries = _factorise(layer, hessian, scale, damping, look)
         if solver == "exact":
             inverse = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(factor), factor))
             del factor
             diagonal += (shares * scale)[:, None]
             pruned, losses = _exact(weights, hessian, inverse, samples, removed, block)
         else:
-            counts = _mask_block_counts(dense[: layer.groups], removed, block)
+            counts = mask_block_counts(zeros, layer.rows, removed, block).to(weight.device, non_blocking=True)
             pruned, losses = ops.sparsegpt(weights, factor, counts.repeat(samples, 1), block)
     finally:
         diagonal.copy_(undamped)
-    if not bool(torch.isfinite(pruned).all() & torch.isfinite(losses).all()):
-        raise _UnstableError
+    good = positive & torch.isfinite(pruned).all(2).all(1) & torch.isfinite(losses).all(1)
     pruned = torch.where(dead[:, None] & (pruned != 0), dense, pruned)
     if natural is not None:
         pruned = torch.empty_like(pruned).index_copy_(2, natural, pruned)
-
-    pruned, losses, dead, shares, retries = (
-        result.unflatten(0, (samples, layer.groups)) for result in (pruned, losses, dead, shares, retries)
+    pruned, losses, dead, shares, retries, good = (
+        result.unflatten(0, (samples, layer.groups)) for result in (pruned, losses, dead, shares, retries, good)
     )
-    return [
-        _Solution(
-            pruned[s],
-            float(losses[s].sum(dtype=torch.float64)),
-            float(shares[s].max()),
-            int(retries[s].sum()),
-            int(dead[s].sum()),
-        )
-        for s in range(samples)
-    ]
+    return _Solution(
+        pruned,
+        losses.sum((1, 2), dtype=torch.float64),
+        shares.amax(1),
+        retries.sum(1),
+        dead.sum((1, 2)),
+        ~good.all(1),
+    )
 
 
 def _exact(
@@ -328,28 +331,21 @@ def _exact(
     counts = torch.cat([smallest(of_sample, removed // block).sum(2) for of_sample in by_sample])
     try:
         pruned = ops.obs_solution(weights, hessian, inverse, order, counts, block)
-    except torch.linalg.LinAlgError as error:
-        raise _UnstableError from error
+    except torch.linalg.LinAlgError:  # on a GPU such rows are not a number instead
+        pruned = torch.full_like(weights, math.nan)
     done = torch.arange(losses.shape[2], device=losses.device) < counts[:, :, None]
     return pruned, torch.where(done, losses, 0).sum(2)
 
 
-def _mask_block_counts(weight: Tensor, removed: int, block: int) -> Tensor:
-    """Removals in each mask block of a layer's weight ``[groups, rows, columns]``."""
-
-    def by_block(of_columns: Tensor) -> Tensor:
-        return F.pad(of_columns, (0, -of_columns.shape[1] % block)).unflatten(1, (-1, block)).sum(2).cpu()
-
-    zeros = by_block((weight == 0).sum(1))
-    sizes = by_block(torch.ones_like(weight, dtype=torch.int64).sum(1))
-    return removal_counts(removed, sizes.flatten(), zeros.flatten()).reshape(sizes.shape).to(weight.device)
-
-
-def _factorise(layer: Layer, hessian: Tensor, scale: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors of the damped inverses, the share of `scale` that damps each problem, and failed tries of each."""
+def _factorise(
+    layer: Layer, hessian: Tensor, scale: Tensor, damping: float, look: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Factors of the damped inverses; for each problem whether it has one, its share of `scale`, and failed tries."""
     shares = torch.full_like(scale, damping)
     retries = torch.zeros(len(scale), dtype=torch.int64, device=scale.device)
     factor, info = ops.inverse_cholesky(hessian, shares * scale)
+    if not look:
+        return factor, info == 0, shares, retries
     failed = info.nonzero().flatten()
     share = damping
     while failed.numel() > 0:
@@ -359,7 +355,7 @@ def _factorise(layer: Layer, hessian: Tensor, scale: Tensor, damping: float) -> 
         again, info = ops.inverse_cholesky(hessian[failed], share * scale[failed])
         factor[failed] = again
         failed = failed[info != 0]
-    return factor, shares, retries
+    return factor, torch.ones_like(scale, dtype=torch.bool), shares, retries
 
 
 def _more_damping(layer: Layer, damping: float) -> float:
@@ -371,22 +367,13 @@ def _more_damping(layer: Layer, damping: float) -> float:
     return _FIRST_RETRY if damping < _FIRST_RETRY else min(10 * damping, 1.0)
 
 
-def _energy(weight: Tensor, hessian: Tensor) -> float:
+def _energy(weight: Tensor, hessian: Tensor) -> Tensor:
     """``tr(W H Wᵀ)``, all groups together; pairs of column blocks are multiplied once, not once each way round."""
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=weight.device)
     for start in range(0, weight.shape[2], _ENERGY_COLUMNS):
         block = slice(start, start + _ENERGY_COLUMNS)
         own = weight[..., block]
         product = own @ hessian[:, block, block]
         product += 2 * (weight[..., :start] @ hessian[:, :start, block])
-        total += float(product.mul_(own).sum(dtype=torch.float64))
-    return max(0.0, total)
-
-
-def _relative_errors(weight: Tensor, solution: _Solution, hessian: Tensor) -> tuple[float, float]:
-    """Predicted and measured ``‖ΔW X‖ / ‖W X‖``."""
-    output = _energy(weight, hessian)
-    if output == 0:
-        return 0.0, 0.0
-    measured = _energy(solution.pruned - weight, hessian)
-    return math.sqrt(2 * solution.loss / output), math.sqrt(measured / output)
+        total += product.mul_(own).sum(dtype=torch.float64)
+    return total

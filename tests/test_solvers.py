@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from backends import running_on
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from spade_fast import ops, reference
+from spade_fast import ops, reference, solvers
 from spade_fast.layers import Layer, find_layers
-from spade_fast.solvers import check_block, default_block, removal_counts, smallest, solve_layer
+from spade_fast.removals import removal_counts, smallest
+from spade_fast.solvers import check_block, default_block, solve_layer
+
+
+@pytest.fixture(params=["cpu", pytest.param("as on a GPU", marks=pytest.mark.emulated)], autouse=True)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs all tests also with emulated CUDA kernels and no look at values before a layer is done."""
+    if request.param == "cpu":
+        yield
+        return
+    monkeypatch.setattr(solvers, "_looking_is_free", lambda device: False)
+    with running_on("emulated"):
+        yield
 
 
 def layer_of(module: nn.Module) -> Layer:
@@ -133,7 +149,7 @@ def test_sparsegpt_mask_blocks_of_many_rows_are_the_taps_of_one_channel():
     assert (solve(layer, weight, grams, solver="sparsegpt", block=1)[0][0] == 0).sum((0, 1)).tolist() == [8] * 18
 
 
-@settings(max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 9),
     channels=st.integers(1, 4),
@@ -362,3 +378,41 @@ def test_unstable_solutions_get_more_damping(failure, monkeypatch):
     limit = limit + math.inf
     with pytest.raises(torch.linalg.LinAlgError, match=r"layer 'weight'"):
         solve(layer, weight, grams, damping=0.001)
+
+
+class _Looks(TorchDispatchMode):
+    """Counts the ops that would make a GPU hand values to the host."""
+
+    _WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self._WAIT or by_mask:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_nothing_is_looked_at_before_a_layer_is_done(name, solver, monkeypatch):
+    monkeypatch.setattr(solvers, "_looking_is_free", lambda device: False)
+    layer = layer_of(LAYERS[name])
+    weight, grams = problem(layer, samples=2)
+    zeros = solvers.count_zeros(weight)
+    facts = solvers._facts
+    looks = _Looks()
+
+    def when_done(*arguments: Any) -> Any:
+        looks.__exit__(None, None, None)
+        return facts(*arguments)
+
+    monkeypatch.setattr(solvers, "_facts", when_done)
+    monkeypatch.setattr("spade_fast.removals.removal_counts", lambda total, sizes, zeros: sizes // 2)  # on the host
+    looks.__enter__()
+    solve(layer, weight, grams, solver=solver, zeros=zeros)
+    assert looks.seen == []
