@@ -62,7 +62,7 @@ SOLVERS = {"TrueOBS": exact, "SparseGPT": single, "SparseGPTSuperFast": batch}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_golden(name: str) -> None:
+def test_golden(name: str, backend: str) -> None:
     case = CASES[name]
     with np.load(GOLDEN / f"{name}.npz") as arrays:
         golden = {key: torch.from_numpy(array) for key, array in arrays.items()}

@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t kWantedBlocks = 2048;
 constexpr int64_t kLongestSum = 8192;  // positions that one float32 sum takes in
 constexpr int64_t kShortestSum = 256;
-constexpr int64_t kPartBytes = int64_t{128} << 20;
-constexpr int64_t kCellBytes = int64_t{256} << 20;
+constexpr int64_t kPartBytes = kWorkingBytes / 16;
+constexpr int64_t kCellBytes = kWorkingBytes / 8;
 constexpr int kTile = 64;
 constexpr int64_t kWideTileColumns = 192;  // from here on, tiles of 128
 constexpr int64_t kLeastOfCells = 32;      // channels; with fewer, tiles hold channels of several taps instead

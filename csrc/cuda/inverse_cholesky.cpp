@@ -28,7 +28,7 @@ std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, c
   reversed.diagonal(0, 1, 2).add_(damp.unsqueeze(1));
   const at::Tensor lower = std::get<0>(at::linalg_cholesky_ex(reversed));
   const at::Tensor identity = at::eye(columns, hessian.options()).expand_as(hessian);
-  const at::Tensor factor = at::linalg_solve_triangular(lower, identity, /*upper=*/false).flip({1, 2});
+  const at::Tensor factor = at::linalg_solve_triangular(lower, identity, /*upper=*/false).flip({1, 2}).contiguous();
 
   // Not every backend reports pivots that are infinite or not a number, so the first bad one is looked up.
   const at::Tensor pivots = lower.diagonal(0, 1, 2);

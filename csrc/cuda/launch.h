@@ -12,7 +12,14 @@
 #include <limits>
 #include <vector>
 
+// Working memory of a call. The tests' emulator sets less, so that problems go in several parts.
+#ifndef SPADE_WORKING_BYTES
+#define SPADE_WORKING_BYTES (int64_t{2} << 30)
+#endif
+
 namespace spade {
+
+constexpr int64_t kWorkingBytes = SPADE_WORKING_BYTES;
 
 template <class Task>
 void launch(void (*kernel)(Task), int64_t blocks, int threads, size_t shared_bytes, const Task& task) {

@@ -11,7 +11,6 @@
 namespace spade {
 namespace {
 
-constexpr int64_t kWorkingBytes = int64_t{2} << 30;
 constexpr int64_t kWideTileColumns = 256;
 
 template <class T, int N>

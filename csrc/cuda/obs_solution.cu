@@ -11,8 +11,6 @@
 namespace spade {
 namespace {
 
-constexpr int64_t kWorkingBytes = int64_t{1} << 30;
-
 template <class T>
 void solve_rows(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& hinv, const at::Tensor& order,
                 const at::Tensor& counts, int64_t block, at::Tensor& pruned) {
@@ -38,8 +36,8 @@ void solve_rows(const at::Tensor& weight, const at::Tensor& hessian, const at::T
   task.system = scratch.take<T>(at_once * system);
   task.right = scratch.take<T>(at_once * columns);
   task.solved = scratch.take<T>(at_once * columns);
-  task.gone = scratch.take<int32_t>(at_once * columns);
-  task.columns_in_order = scratch.take<int32_t>(at_once * columns);
+  task.in_order = scratch.take<int32_t>(at_once * columns);
+  task.place = scratch.take<int32_t>(at_once * columns);
   const size_t shared_bytes = std::max(sizeof(ObsSolutionShared<T>), sizeof(TileShared<T, kStep>));
   for (; task.first_row < rows; task.first_row += at_once) {
     launch(spade::obs_solution<T>, std::min(at_once, rows - task.first_row), kTileThreads, shared_bytes, task);

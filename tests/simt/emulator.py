@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree, cpp_extension
+from torch.utils import _pytree
 
 from .build import HERE, build
 
@@ -24,6 +24,8 @@ def load() -> None:
     global _library
     if _library is not None:
         return
+    from torch.utils import cpp_extension  # it looks for CUDA, which takes time
+
     torch_library = Path(torch.__file__).parent / "lib"
     path = build(
         ROOT / "build" / "simt",
@@ -40,6 +42,7 @@ def load() -> None:
             f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
             f"-DSPADE_LIBRARY={NAMESPACE}",
             "-DSPADE_CUDA_KEY=CPU",
+            "-DSPADE_WORKING_BYTES=(4 << 20)",
         ],
         link=[f"-L{torch_library}", f"-Wl,-rpath,{torch_library}", "-ltorch", "-ltorch_cpu", "-lc10"],
     )

@@ -30,9 +30,9 @@ struct ObsSolutionTask {
   int64_t first_row, rows, rows_of_problem;
   int32_t columns, block, steps, levels;
   // Of each row at work:
-  T* system;                         // [columns / 2][columns / 2], the upper triangle is used
-  T *right, *solved;                 // [columns]
-  int32_t *gone, *columns_in_order;  // [columns]
+  T* system;                  // [columns / 2][columns / 2], the upper triangle is used
+  T *right, *solved;          // [columns]
+  int32_t *in_order, *place;  // [columns] the columns in order of removal, and where each stands there
 };
 
 template <class T>
@@ -53,26 +53,28 @@ struct ObsSystem {
   }
 };
 
-// All columns in order of removal, then the others. What is not a block, or removed twice, counts for nothing.
+// The removed columns in order of removal, then the others; and the place of each. Every place is a column even if
+// `removal` holds what is not a block, or a block twice.
 template <class T>
 __device__ __forceinline__ void order_columns(const ObsSolutionTask<T>& task, const int32_t* removal, int32_t removed,
-                                              int32_t* gone, int32_t* in_order, RankShared& rank) {
+                                              int32_t* in_order, int32_t* place, RankShared& rank) {
   const int32_t threads = static_cast<int32_t>(blockDim.x);
-  for (int32_t c = static_cast<int32_t>(threadIdx.x); c < task.columns; c += threads) gone[c] = 0;
+  for (int32_t c = static_cast<int32_t>(threadIdx.x); c < task.columns; c += threads) place[c] = task.columns;
   __syncthreads();
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < removed; i += threads) {
     const int32_t last = task.columns / task.block - 1;
     const int32_t column = min(max(removal[i / task.block], 0), last) * task.block + i % task.block;
     in_order[i] = column;
-    atomicExch(&gone[column], 1);
+    atomicMin(&place[column], i);
   }
   __syncthreads();
   int32_t found = removed;
   for (int32_t base = 0; base < task.columns; base += threads) {
     const int32_t c = base + static_cast<int32_t>(threadIdx.x);
-    const bool left = c < task.columns && gone[c] == 0;
+    const bool left = c < task.columns && place[c] == task.columns;
     int32_t total;
     const int32_t at = found + rank_in_block(left, rank, &total);
+    if (left) place[c] = min(at, task.columns - 1);
     if (left && at < task.columns) in_order[at] = c;
     found += total;
   }
@@ -268,7 +270,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) obs_solution(const __grid_con
   const int64_t problem = row / task.rows_of_problem * columns * columns;
   T* right = task.right + static_cast<int64_t>(blockIdx.x) * columns;
   T* solved = task.solved + static_cast<int64_t>(blockIdx.x) * columns;
-  int32_t* in_order = task.columns_in_order + static_cast<int64_t>(blockIdx.x) * columns;
+  int32_t* in_order = task.in_order + static_cast<int64_t>(blockIdx.x) * columns;
+  int32_t* place = task.place + static_cast<int64_t>(blockIdx.x) * columns;
   const T nothing = T(0) / (T(1) - T(1));
 
   auto removed_at = [&](int32_t level) {
@@ -284,8 +287,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) obs_solution(const __grid_con
       high = max(high, columns - removed);
     }
   }
-  order_columns(task, task.order + row * task.steps, most, task.gone + static_cast<int64_t>(blockIdx.x) * columns,
-                in_order, shared_memory<RankShared>());
+  order_columns(task, task.order + row * task.steps, most, in_order, place, shared_memory<RankShared>());
   T* matrix = task.system + static_cast<int64_t>(blockIdx.x) * half * half;
 
   const ObsSystem<T> gone{matrix, half, low, in_order, 0, 1};
@@ -305,10 +307,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) obs_solution(const __grid_con
       for (int32_t i = 0; i < n; ++i) {
         value -= task.hinv[problem + static_cast<int64_t>(gone.column(i)) * columns + c] * solved[i];
       }
-      out[c] = value;
+      out[c] = place[c] < n ? T(0) : value;
     }
-    __syncthreads();
-    for (int32_t i = thread; i < n; i += kTileThreads) out[gone.column(i)] = T(0);
     __syncthreads();
   }
 
@@ -332,11 +332,10 @@ __global__ void __launch_bounds__(kTileThreads, 2) obs_solution(const __grid_con
       solve_upper(kept, n, solved);
     }
     T* out = task.pruned + (level * task.rows + row) * columns;
-    for (int32_t i = thread; i < n; i += kTileThreads) {
-      const int32_t c = kept.column(i);
-      out[c] = n <= kept_good ? weight[c] + solved[i] : nothing;
+    for (int32_t c = thread; c < columns; c += kTileThreads) {
+      const T value = n <= kept_good ? weight[c] + solved[columns - 1 - place[c]] : nothing;
+      out[c] = place[c] < removed ? T(0) : value;
     }
-    for (int32_t i = thread; i < removed; i += kTileThreads) out[in_order[i]] = T(0);
     __syncthreads();
   }
 }
