@@ -6,8 +6,12 @@ EXTRAS ?= dev
 TESTS ?= tests
 OUT ?= out/demo
 BIN = $(VENV)/bin
+CPP = $$(git ls-files 'csrc/*' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
 BENCH = $(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json=out/benchmarks.json
 BASE ?= benchmarks/results/benchmarks.json
+# CUDA kernels take minutes to compile: only where a GPU could run them, they are asked for, or they are there already.
+WITH_CUDA := $(if $(filter 0,$(SPADE_FAST_CUDA)),,$(filter 1,$(SPADE_FAST_CUDA))$(wildcard /dev/nvidia0 $(VENV)/.built-cuda))
+BUILD = $(VENV)/.built-$(if $(WITH_CUDA),cuda,cpu)
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -19,12 +23,15 @@ $(VENV)/.torch:
 	$(BIN)/pip install -q $(TORCH) numpy setuptools wheel ninja
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.torch setup.py pyproject.toml $(shell find csrc -type f)
-	$(BIN)/pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
+$(VENV)/.built-cpu: SPADE_FAST_CUDA = 0
+$(VENV)/.built-cuda: SPADE_FAST_CUDA = 1
+$(VENV)/.built-cpu $(VENV)/.built-cuda: $(VENV)/.torch setup.py pyproject.toml $(shell find csrc -type f)
+	@rm -f $(VENV)/.built-*
+	SPADE_FAST_CUDA=$(SPADE_FAST_CUDA) $(BIN)/pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
 	@$(BIN)/python -c "from spade_fast._native import _C; print('built:', _C.build_info())"
 	@touch $@
 
-build: $(VENV)/.built  ## make the virtual environment and compile the extension in place
+build: $(BUILD)  ## make the virtual environment and compile the extension in place
 
 demo: build  ## explain a packaged photo: dense network against SPADE and FastSPADE
 	$(BIN)/spade-fast explain demo --out $(OUT)
@@ -32,16 +39,25 @@ demo: build  ## explain a packaged photo: dense network against SPADE and FastSP
 test: build  ## run the tests
 	$(BIN)/python -m pytest $(TESTS)
 
+cuda-check: export TORCH_CUDA_ARCH_LIST = 8.0;9.0+PTX
+cuda-check: $(VENV)/.built-cuda  ## build the CUDA kernels, GPU or not, and check their registers, their PTX and that they load
+	$(BIN)/python -m pytest tests/test_build.py tests/test_cuda_build.py
+
+gpu: $(VENV)/.built-cuda  ## with a GPU: build, test and benchmark on it, into benchmarks/results/<gpu>.json
+	SPADE_FAST_REQUIRE_CUDA=1 $(BIN)/python -m pytest tests
+	SPADE_BENCH_DEVICE=cuda $(BIN)/python -m pytest benchmarks --benchmark-quiet -m "not slow" \
+		--benchmark-json=$$($(BIN)/python benchmarks/device.py)
+
 lint: build  ## check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: build  ## format all code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/*.cpp')
+	$(BIN)/clang-format -i $(CPP)
 
 bench: build  ## time each op in about ten minutes: one table, out/benchmarks.json; SPADE_REFERENCE=DIR adds the published code
 	@mkdir -p out
@@ -61,5 +77,5 @@ bench-scaling: build  ## time against columns, rows, samples, images and threads
 clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/*.so spade_fast/built_with.json
 
-.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling clean
+.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling cuda-check gpu clean
 .DEFAULT_GOAL := help

@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,12 +16,16 @@ from spade_fast import _native
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def setup_module_():
+def load_setup() -> ModuleType:
     spec = importlib.util.spec_from_file_location("spade_fast_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def setup_module_() -> ModuleType:
+    return load_setup()
 
 
 TOOLKIT = ("toolkit", "13.0")
