@@ -9,6 +9,7 @@ from typing import Any
 import published
 import textbook
 import torch
+from device import DEVICE, to_device
 from measuring import OURS, PUBLISHED, TEXTBOOK, THREADS, Case, by_implementation
 from shapes import Convolution
 from torch import Tensor, nn
@@ -95,16 +96,16 @@ def _natural(gram: Tensor, taps: int) -> Tensor:
 
 
 def _assert_close(hessian: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    expected = expected.to(hessian.dtype).reshape(hessian.shape)
+    hessian, expected = hessian.cpu(), expected.cpu().to(hessian.dtype).reshape(hessian.shape)
     torch.testing.assert_close(hessian, expected, rtol=0, atol=tolerance * float(expected.max()))
 
 
 @by_implementation(CONVOLUTIONS)
 def test_gram_conv2d(case: Case, implementation: str, report: Callable[..., None]) -> None:
     shape: Convolution = case.shape
-    x = shape.random_input()
+    (x,) = to_device(shape.random_input())
     geometry = [(n, n) for n in (shape.kernel, shape.stride, shape.padding)]
-    gram = torch.zeros(1, shape.groups, shape.columns, shape.columns)
+    gram = torch.zeros(1, shape.groups, shape.columns, shape.columns, device=DEVICE)
 
     def full(images: Tensor) -> Tensor:
         added = ops.gram_conv2d_(torch.zeros_like(gram), images, *geometry)
@@ -112,7 +113,7 @@ def test_gram_conv2d(case: Case, implementation: str, report: Callable[..., None
 
     def check_ours(_: object) -> None:
         few = x[:_CHECKED_IMAGES]
-        _assert_close(full(few).double(), reference.gram_conv2d(few, shape.groups, *geometry))
+        _assert_close(full(few).double(), reference.gram_conv2d(few.cpu(), shape.groups, *geometry))
 
     def check_other(hessian: Tensor) -> None:
         _assert_close(2 / len(x) * _natural(full(x), shape.kernel**2), hessian, _PLAIN_TOLERANCE)
@@ -123,20 +124,20 @@ def test_gram_conv2d(case: Case, implementation: str, report: Callable[..., None
         settings = (shape.kernel, shape.stride, shape.padding, shape.groups)
         report(case, implementation, lambda: textbook.conv_hessian(x, *settings), check_other)
     else:
-        layer = nn.Conv2d(shape.channels, 1, shape.kernel, shape.stride, shape.padding)
+        layer = nn.Conv2d(shape.channels, 1, shape.kernel, shape.stride, shape.padding, device=DEVICE)
         report(case, implementation, lambda: _add_batch(layer, x), check_other)
 
 
 @by_implementation(LINEAR)
 def test_gram_linear(case: Case, implementation: str, report: Callable[..., None]) -> None:
     positions, columns = case.shape
-    x = torch.randn(positions, columns)
-    gram = torch.zeros(1, columns, columns)
+    (x,) = to_device(torch.randn(positions, columns))
+    gram = torch.zeros(1, columns, columns, device=DEVICE)
 
     def check_ours(_: object) -> None:
         few = x[None, :512]
         added = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(gram), few))
-        _assert_close(added.double(), reference.gram_linear(few))
+        _assert_close(added.double(), reference.gram_linear(few.cpu()))
 
     def check_other(hessian: Tensor) -> None:
         added = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(gram), x[None]))
@@ -147,5 +148,5 @@ def test_gram_linear(case: Case, implementation: str, report: Callable[..., None
     elif implementation == TEXTBOOK:
         report(case, implementation, lambda: textbook.linear_hessian(x), check_other)
     else:
-        layer = nn.Linear(columns, 1, bias=False)
+        layer = nn.Linear(columns, 1, bias=False, device=DEVICE)
         report(case, implementation, lambda: _add_batch(layer, x), check_other)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import textbook
 import torch
+from device import to_device
 from measuring import OURS, TEXTBOOK, THREADS, Case, by_implementation
 from shapes import BYTES, Weights
 from torch import Tensor
@@ -39,12 +40,13 @@ def _residual(hessian: Tensor, factor: Tensor) -> float:
 @by_implementation(CASES)
 def test_inverse_cholesky(case: Case, implementation: str, report: Callable[..., None]) -> None:
     _, hessian = case.shape.random_problem()
+    (given,) = to_device(hessian)
 
     def check(factor: Tensor) -> None:
         assert not bool(factor.tril(-1).any())
         assert _residual(hessian, factor) <= 2 * _residual(hessian, textbook.inverse_cholesky(hessian)) + 1e-6
 
     if implementation == OURS:
-        report(case, implementation, lambda: ops.inverse_cholesky(hessian)[0], check)
+        report(case, implementation, lambda: ops.inverse_cholesky(given)[0], check)
     else:
-        report(case, implementation, lambda: textbook.inverse_cholesky(hessian), check)
+        report(case, implementation, lambda: textbook.inverse_cholesky(given), check)

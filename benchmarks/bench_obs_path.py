@@ -14,6 +14,7 @@ from typing import Any
 import published
 import textbook
 from checks import assert_greedy, assert_same_pruning
+from device import cuda_only, to_device
 from measuring import OURS, PUBLISHED, TEXTBOOK, THREADS, Case, by_implementation
 from shapes import BYTES, Weights, inverse
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ PATHS = [
     _path(Weights(32, 1152, block=9), 0.45),
     _path(Weights(64, 2304, block=9), 0.45),
     _path(Weights(32, 1024, n=2, m=4), 0.4),
+    *cuda_only(_path(Weights(1000, 2048), None)),  # ResNet-50, classifier
 ]
 SOLVERS = [
     _solver(Weights(32, 1024), 400),
@@ -68,11 +70,12 @@ def test_path(case: Case, implementation: str, report: Callable[..., None]) -> N
     shape: Weights = case.shape
     weight, hessian = shape.random_problem()
     hinv = inverse(hessian)
+    given = to_device(weight, hinv)
 
     def path() -> tuple[Tensor, Tensor]:
         if shape.m > 0:
-            return ops.nm_path(weight, hinv, shape.n, shape.m)
-        return ops.obs_path(weight, hinv, shape.block)
+            return ops.nm_path(*given, shape.n, shape.m)
+        return ops.obs_path(*given, shape.block)
 
     def check(result: tuple[Tensor, Tensor]) -> None:
         order, losses = (part[0, -_CHECKED_ROWS:] for part in result)
@@ -83,7 +86,7 @@ def test_path(case: Case, implementation: str, report: Callable[..., None]) -> N
 
 def _solve(solver_class: Any, shape: Weights, weight: Tensor, hessian: Tensor) -> Tensor:
     """Weights from a solver with the published interface."""
-    layer = nn.Linear(shape.columns, shape.rows, bias=False)
+    layer = nn.Linear(shape.columns, shape.rows, bias=False, device=weight.device)
     layer.weight.data = weight.clone()
     solver = solver_class(layer, os.devnull)
     solver.H = hessian
@@ -113,25 +116,24 @@ def test_solver(case: Case, implementation: str, report: Callable[..., None]) ->
     shape: Weights = case.shape
     weight, hessian = (part[0] for part in shape.random_problem())
     hessian = hessian.double()
+    given = to_device(weight, hessian)
 
     def check_ours(result: Tensor) -> None:
         small = _on_small_problem(shape)
         problem = [part[0] for part in small.random_problem()]
-        ours = _solve(compat.TrueOBS, small, problem[0], problem[1].double())
-        assert_same_pruning(*problem, ours, _by_textbook(small, *problem), flips=2e-3, error=1e-3)
+        ours = _solve(compat.TrueOBS, small, *to_device(problem[0], problem[1].double()))
+        assert_same_pruning(*problem, ours.cpu(), _by_textbook(small, *problem), flips=2e-3, error=1e-3)
         assert abs(float((result == 0).double().mean()) - (shape.n / shape.m if shape.m > 0 else _SPARSITY)) < 0.02
 
     def check_other(result: Tensor) -> None:
-        ours = _solve(compat.TrueOBS, shape, weight, hessian)
-        assert_same_pruning(weight, hessian, ours, result, flips=2e-3, error=1e-3)
+        ours = _solve(compat.TrueOBS, shape, *given)
+        assert_same_pruning(weight, hessian, ours.cpu(), result, flips=2e-3, error=1e-3)
 
     once = False if shape.columns <= 64 else None
     if implementation == OURS:
-        report(case, implementation, lambda: _solve(compat.TrueOBS, shape, weight, hessian), check_ours)
+        report(case, implementation, lambda: _solve(compat.TrueOBS, shape, *given), check_ours)
     elif implementation == TEXTBOOK:
-        report(case, implementation, lambda: _by_textbook(shape, weight, hessian), check_other, once=once)
+        report(case, implementation, lambda: _by_textbook(shape, *given), check_other, once=once)
     else:
         with published.running() as classes:
-            report(
-                case, implementation, lambda: _solve(classes.TrueOBS, shape, weight, hessian), check_other, once=once
-            )
+            report(case, implementation, lambda: _solve(classes.TrueOBS, shape, *given), check_other, once=once)

@@ -8,6 +8,7 @@ import published
 import textbook
 import torch
 from checks import assert_same_pruning
+from device import cuda_only, to_device
 from measuring import OURS, TEXTBOOK, THREADS, Case, by_implementation
 from shapes import BYTES, Weights
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ CASES = [
     _sparsegpt(Weights(512, 1024, problems=8), 10),  # ResNet-50, 1x1, eight samples
     _sparsegpt(Weights(3072, 768), None),  # ViT-B/16, MLP
     _sparsegpt(Weights(64, 64), 1),  # ResNet-50, 1x1 of the first stage
+    *cuda_only(_sparsegpt(Weights(1000, 2048, problems=8), None), _sparsegpt(Weights(512, 1024, problems=64), None)),
 ]
 
 
@@ -59,7 +61,7 @@ def _by_textbook(weight: Tensor, hessian: Tensor, block: int) -> Tensor:
 
 def _by_published(weight: Tensor, hessian: Tensor, block: int) -> Tensor:
     """The published class prunes one layer for several samples, each with a layer of its own for the result."""
-    layers = [nn.Linear(*weight.shape[:0:-1], bias=False) for _ in weight]
+    layers = [nn.Linear(*weight.shape[:0:-1], bias=False, device=weight.device) for _ in weight]
     layers[0].weight.data = weight[0].clone()
     with published.running() as classes:
         solver = classes.SparseGPTSuperFast(layers[0], len(layers))
@@ -76,7 +78,8 @@ def _assert_like_oracle(block: int) -> None:
     damp = _DAMPING * hessian.diagonal(dim1=1, dim2=2).mean(1)
     factor, _ = reference.inverse_cholesky(hessian, damp)
     truth, _ = reference.sparsegpt(weight, factor, counts, block, include_ties=True)
-    for problem in zip(weight, hessian, _ours(weight, hessian, counts, block), truth, strict=True):
+    result = _ours(*to_device(weight, hessian, counts), block).cpu()
+    for problem in zip(weight, hessian, result, truth, strict=True):
         assert_same_pruning(*problem, flips=2e-2, error=5e-3)
 
 
@@ -85,19 +88,19 @@ def test_sparsegpt(case: Case, implementation: str, report: Callable[..., None])
     shape: Weights = case.shape
     weight, hessian = shape.random_problem()
     weight[:] = weight[0].clone()  # one layer, for all samples
-    counts = _removals(shape)
+    *given, counts = to_device(weight, hessian, _removals(shape))
 
     def check(result: Tensor) -> None:
         # Two scores next to a threshold may be equal in float32, and all later columns depend on which of them goes.
         _assert_like_oracle(shape.block)
         other = _by_textbook if implementation == OURS else lambda w, h, block: _ours(w, h, counts, block)
-        expected = other(weight, hessian, shape.block)
+        expected = other(*given, shape.block).cpu()
         for problem in zip(weight, hessian, result, expected, strict=True):
             assert_same_pruning(*problem, flips=2e-2, error=5e-3)
 
     if implementation == OURS:
-        report(case, implementation, lambda: _ours(weight, hessian, counts, shape.block), check)
+        report(case, implementation, lambda: _ours(*given, counts, shape.block), check)
     else:
         run = _by_textbook if implementation == TEXTBOOK else _by_published
         once = False if shape.columns <= 64 else None
-        report(case, implementation, lambda: run(weight, hessian, shape.block), check, once=once)
+        report(case, implementation, lambda: run(*given, shape.block), check, once=once)

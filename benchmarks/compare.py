@@ -4,7 +4,8 @@
 the time of the fastest call, which other programs disturb least, multiplied by the rate at which the same machine
 multiplied (or copied) matrices at that moment: the inverse of the share of the floor. The noise of a benchmark is the
 spread (between quartiles) of its times and of that rate in both runs, at least ``--noise``. Calls of a few milliseconds
-also depend on what the allocator has kept: look at a verdict about them again in a second run.
+also depend on what the allocator has kept: look at a verdict about them again in a second run. Runs on the CPU and on
+a GPU, or on different GPUs, are not compared.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ def costs(saved: dict[str, Any]) -> dict[str, tuple[float, float]]:
         for b in saved["benchmarks"]
         if b["extra_info"].get("implementation") == _OURS
     }
+
+
+def devices(saved: dict[str, Any]) -> str:
+    """Return where a run was made: ``cpu``, the name of a GPU, or nothing for an empty run."""
+    return ", ".join({b["extra_info"].get("machine", {}).get("device", "cpu") for b in saved["benchmarks"]})
 
 
 def compare(base: dict[str, Any], new: dict[str, Any], least_noise: float) -> tuple[list[str], list[str]]:
@@ -58,6 +64,9 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.25, help="relative change that always counts as noise")
     args = parser.parse_args()
     base, new = load(args.base), load(args.new)
+    before, after = devices(base), devices(new)
+    if before and after and before != after:
+        sys.exit(f"runs of different devices cannot be compared: {args.base} is of {before}, {args.new} of {after}")
     lines, slower = compare(base, new, args.noise)
     print("\n".join(lines))
     if not costs(base).keys() & costs(new).keys():

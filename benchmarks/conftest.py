@@ -1,16 +1,16 @@
-"""Threads, the `report` fixture that every benchmark ends in, and the table of all of them."""
+"""The device, threads, the `report` fixture that every benchmark ends in, and the table of all of them."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
 import torch
+from device import ON_CUDA, now, prepare, to_cpu
 from measuring import OURS, THREADS, Case, copy_bandwidth, extra_bytes, machine, matmul_rate
 from table import format_table, ratios
 
@@ -20,9 +20,14 @@ Report = Callable[..., None]
 _ROWS = pytest.StashKey[list[dict[str, Any]]]()
 _SECONDS = 1.5  # that a benchmark of ours is repeated for
 _RATES = 5  # measurements of the machine between its calls
+_OF_THE_CPU = ("stated_mb", "share_goal", "ratio_goal", "note_goal")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    try:
+        prepare()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
     config.addinivalue_line("markers", "slow: takes minutes; left out by `make bench`, run by `make bench-all`")
     config.stash[_ROWS] = []
 
@@ -43,7 +48,7 @@ def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
     Our own op is checked first, then called for 1.5 s (3 to 200 times). The machine's rate, from which the floor
     follows, is measured between the calls, five times or so, since other programs slow both down. Other implementations
     take up to minutes: they are called once, unless `once` says otherwise, and their result is checked before anything
-    is reported.
+    is reported. On a GPU first calls load kernels and libraries, so that these too are checked first and then timed.
     """
 
     def run(
@@ -59,17 +64,18 @@ def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
         ours = implementation == OURS
         measure_rate = copy_bandwidth if case.moved else matmul_rate
         rates = [measure_rate()] if ours else []
-        if once or (once is None and not ours):
+        once = not ours if once is None else once
+        if once and not ON_CUDA:
             memory: list[int | None] = []
             results: list[Result] = []
             benchmark.pedantic(lambda: memory.append(extra_bytes(lambda: results.append(function()))))
             check(results[0])
             taken = memory[0]
         else:
-            check(function())
-            start = time.perf_counter()
+            check(to_cpu(function()))
+            start = now()
             taken = extra_bytes(function)
-            rounds = min(200, max(3, math.ceil(_SECONDS / (time.perf_counter() - start))))
+            rounds = 1 if once else min(200, max(3, math.ceil(_SECONDS / (now() - start))))
             calls = itertools.count()
 
             def between() -> None:
@@ -97,6 +103,8 @@ def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
             "stated_mb": None if case.stated is None else case.stated / 1e6,
             **facts(),
         }
+        if ON_CUDA:
+            row = {name: value for name, value in row.items() if name not in _OF_THE_CPU}
         benchmark.extra_info.update(row, machine=machine())
         request.config.stash[_ROWS].append({**row, "seconds": seconds})
 

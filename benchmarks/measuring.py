@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ from typing import Any
 import published
 import pytest
 import torch
+from device import DEVICE, ON_CUDA, allocated_bytes, gpu, now, wait
 
 import spade_fast
 from spade_fast import ops
 
 THREADS = 2
 OURS, TEXTBOOK, PUBLISHED = "spade_fast", "textbook", "published"
-_MATRIX = 3000
-_COPIED_VALUES = 1 << 26  # 256 MB: far more than any cache holds
+_MATRIX = 8192 if ON_CUDA else 3000
+_COPIED_VALUES = 1 << (28 if ON_CUDA else 26)  # 1 GiB or 256 MiB: far more than any cache holds
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Case:
     moved
         Bytes it cannot do without reading; where given, their time at copy bandwidth is the floor instead.
     stated
-        Bytes besides the inputs, results included, that the op's docstring allows.
+        Bytes besides the inputs, results included, that the op's docstring allows on the CPU.
     share_goal, ratio_goal
-        Share of the floor, and times faster than the published code, that the op should reach.
+        Share of the floor, and times faster than the published code, that the op should reach on the CPU.
     only
         Implementations that can do this case.
     slow
@@ -62,11 +62,17 @@ class Case:
 
 def by_implementation(cases: Sequence[Case]) -> pytest.MarkDecorator:
     """Parametrize a benchmark with each case and each implementation at hand, those of a case next to each other."""
+    clock = pytest.mark.benchmark(timer=now)
     at_hand = [OURS, TEXTBOOK, *([PUBLISHED] if published.is_given() else [])]
     return pytest.mark.parametrize(
         ("case", "implementation"),
         [
-            pytest.param(case, name, id=f"{case.layer}-{name}", marks=[pytest.mark.slow] if name in case.slow else [])
+            pytest.param(
+                case,
+                name,
+                id=f"{case.layer}-{name}",
+                marks=[clock, pytest.mark.slow] if name in case.slow else [clock],
+            )
             for case in cases
             for name in at_hand
             if name in case.only
@@ -77,28 +83,34 @@ def by_implementation(cases: Sequence[Case]) -> pytest.MarkDecorator:
 def best(function: Callable[[], object], rounds: int) -> float:
     """Seconds of the fastest of some calls."""
     seconds = []
+    wait()
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = now()
         function()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now() - start)
     return min(seconds)
 
 
 def matmul_rate(rounds: int = 2) -> float:
-    """Floating-point operations per second of a float32 product of two 3000 x 3000 matrices."""
-    a, b = torch.ones(_MATRIX, _MATRIX), torch.ones(_MATRIX, _MATRIX)
+    """Floating-point operations per second of a float32 product of two 3000 x 3000 (on a GPU 8192 x 8192) matrices."""
+    a, b = (torch.ones(_MATRIX, _MATRIX, device=DEVICE) for _ in range(2))
     return 2 * _MATRIX**3 / best(lambda: a @ b, rounds)
 
 
 def copy_bandwidth(rounds: int = 3) -> float:
     """Bytes per second, read and written together, of copying a tensor."""
-    source = torch.ones(_COPIED_VALUES)
+    source = torch.ones(_COPIED_VALUES, device=DEVICE)
     target = torch.empty_like(source).zero_()
     return 2 * source.nbytes / best(lambda: target.copy_(source), rounds)
 
 
 def extra_bytes(function: Callable[[], object]) -> int | None:
-    """Bytes by which a call raises the resident memory at its peak; None where the system does not tell (not Linux)."""
+    """Bytes of memory that a call adds at its peak.
+
+    On the CPU the resident memory of the process; None where the system does not tell (not Linux).
+    """
+    if ON_CUDA:
+        return allocated_bytes(function)
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
@@ -122,6 +134,8 @@ def machine() -> dict[str, Any]:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
+        "device": gpu()["name"] if ON_CUDA else "cpu",
+        **({"gpu": gpu()} if ON_CUDA else {}),
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

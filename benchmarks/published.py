@@ -1,7 +1,8 @@
 """The published solvers, from the checkout that the environment variable SPADE_REFERENCE names.
 
 Nothing of them is in this repository. Their files are found by the classes they define. They import transformers for
-the name of one class and call CUDA's `synchronize`; both get a stand-in.
+the name of one class and call CUDA's `synchronize`; both get a stand-in, the second one on the CPU only. They compute
+on the device of the layer and the Hessian that they are given.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from device import ON_CUDA
 from torch import nn
 
 _VARIABLE = "SPADE_REFERENCE"
@@ -66,6 +68,7 @@ def _load(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def running() -> Iterator[Any]:
-    """Let the published code run on the CPU, without its prints; gives the classes."""
-    with mock.patch("torch.cuda.synchronize"), contextlib.redirect_stdout(io.StringIO()):
+    """Let the published code run, on the CPU too, without its prints; gives the classes."""
+    wait = contextlib.nullcontext() if ON_CUDA else mock.patch("torch.cuda.synchronize")
+    with wait, contextlib.redirect_stdout(io.StringIO()):
         yield classes()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device import DEVICE, ON_CUDA, prepare, results_folder, to_device
 from measuring import THREADS, best, machine, matmul_rate
 from shapes import Convolution, Weights, inverse
 
@@ -38,26 +39,26 @@ class Curve:
 
 def _path(shape: Weights) -> Call:
     weight, hessian = shape.random_problem()
-    hinv = inverse(hessian)
+    weight, hinv = to_device(weight, inverse(hessian))
     return lambda: ops.obs_path(weight, hinv, shape.block), shape.path_work()
 
 
 def _factor(columns: int) -> Call:
-    _, hessian = Weights(1, columns).random_problem()
+    _, hessian = to_device(*Weights(1, columns).random_problem())
     return lambda: ops.inverse_cholesky(hessian), 2 * columns**3 / 3
 
 
 def _sweep(shape: Weights) -> Call:
-    weight, hessian = shape.random_problem()
+    weight, hessian = to_device(*shape.random_problem())
     factor, _ = ops.inverse_cholesky(hessian)
-    counts = torch.full((shape.problems, shape.columns), shape.rows // 2)
+    counts = torch.full((shape.problems, shape.columns), shape.rows // 2, device=DEVICE)
     work = shape.problems * shape.rows * shape.columns**2
     return lambda: ops.sparsegpt(weight, factor, counts, 1), work
 
 
 def _gram(shape: Convolution) -> Call:
-    x = shape.random_input()
-    gram = torch.zeros(1, 1, shape.columns, shape.columns)
+    (x,) = to_device(shape.random_input())
+    gram = torch.zeros(1, 1, shape.columns, shape.columns, device=DEVICE)
     geometry = [(n, n) for n in (shape.kernel, shape.stride, shape.padding)]
     return lambda: ops.gram_conv2d_(gram, x, *geometry), shape.gram_work()
 
@@ -95,6 +96,8 @@ def _curves(largest: int) -> Iterator[Curve]:
     )
     images = (1, 4, 16, 64, 256)
     yield _curve("gram_conv2d_, 3x3, 128 at 28x28", "images", images, lambda n: _gram(Convolution(128, 28, images=n)))
+    if ON_CUDA:
+        return
     threads = tuple(range(1, THREADS + 1))
     yield _curve(f"obs_path, 32x{typical}", "threads", threads, lambda _: _path(Weights(32, typical)))
     yield _curve(f"inverse_cholesky, {typical}", "threads", threads, lambda _: _factor(typical))
@@ -134,17 +137,20 @@ def plot(folder: Path) -> None:
         axes.set(xlabel=axis, ylabel="seconds", title=f"Time against {axis}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-        figure.supxlabel(
-            f"{facts['cpu']}, {facts['threads']} threads unless said, {facts['instruction_set']}, {saved['date']}",
-            fontsize="x-small",
-        )
+        where = f"{facts['cpu']}, {facts['threads']} threads unless said, {facts['instruction_set']}"
+        where = facts["gpu"]["name"] if "gpu" in facts else where
+        figure.supxlabel(f"{where}, {saved['date']}", fontsize="x-small")
         figure.savefig(folder / f"scaling_{axis}.png", dpi=120, metadata={"Software": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    try:
+        prepare()
+    except ValueError as error:
+        parser.error(str(error))
     parser.add_argument("step", choices=["measure", "plot"])
-    parser.add_argument("--folder", type=Path, default=Path(__file__).with_name("results"))
+    parser.add_argument("--folder", type=Path, default=results_folder())
     parser.add_argument("--largest", type=int, default=4608, help="columns at which the curves end")
     args = parser.parse_args()
     if args.step == "measure":

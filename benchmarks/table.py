@@ -89,7 +89,9 @@ def format_table(rows: Sequence[Row]) -> str:
 def _line(case: Case, found: dict[str, Row], times: dict[str, float]) -> Sequence[str]:
     ours = found.get(_OURS, {})
     textbook, published = (found.get(name, {}) for name in _OTHERS)
-    notes = [ours["note"]] if ours.get("note") else []
+    goal = ours.get("note_goal")
+    note = _with_goal(ours.get("note", ""), f"goal {goal}" if goal else "")
+    notes = [note] if note else []
     for name in _OTHERS:
         if f"inner_{name}" in times:
             goal = ours.get("inner_goal") if name == "published" else None

@@ -65,17 +65,17 @@ def _removals(weight: Tensor, hinv: Tensor, block: int, n: int, m: int) -> tuple
     blocks = columns // block
     steps = columns // m * n if m > 0 else blocks
     w, inverse = weight.clone(), hinv.repeat(rows, 1, 1)
-    path = torch.empty(steps + 1, rows, columns)
+    path = w.new_empty(steps + 1, rows, columns)
     path[0] = w
-    losses = torch.empty(rows, steps)
-    gone = torch.zeros(rows, blocks, dtype=torch.bool)
-    each, every = torch.arange(rows), torch.arange(blocks)
+    losses = w.new_empty(rows, steps)
+    gone = torch.zeros(rows, blocks, dtype=torch.bool, device=w.device)
+    each, every = torch.arange(rows, device=w.device), torch.arange(blocks, device=w.device)
     for step in range(steps):
         if block == 1:
             scores = w.square() / inverse.diagonal(dim1=1, dim2=2)
         else:
             diagonal = inverse.reshape(rows, blocks, block, blocks, block)[:, every, :, every].transpose(0, 1)
-            diagonal = torch.where(gone[:, :, None, None], torch.eye(block), diagonal)
+            diagonal = torch.where(gone[:, :, None, None], torch.eye(block, device=w.device), diagonal)
             inverted = torch.cholesky_inverse(torch.linalg.cholesky(diagonal))
             values = w.reshape(rows, blocks, 1, block)
             scores = (values @ inverted @ values.mT).flatten(1)
@@ -106,7 +106,8 @@ def pruned(losses: Tensor, paths: list[Tensor], sparsity: float) -> Tensor:
     removals = math.ceil(losses.numel() * sparsity)
     chosen = losses.flatten().argsort()[:removals] // losses.shape[1]
     counts = chosen.bincount(minlength=len(losses)).split(ROWS_AT_ONCE)
-    return torch.cat([path[count, torch.arange(len(count))] for path, count in zip(paths, counts, strict=True)])
+    kept = zip(paths, counts, strict=True)
+    return torch.cat([path[count, torch.arange(len(count), device=path.device)] for path, count in kept])
 
 
 def solution(weight: Tensor, hessian: Tensor, removed: Tensor) -> Tensor:
@@ -123,7 +124,8 @@ def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: float, mask_block: int,
     """SparseGPT (arXiv 2301.00774, Algorithm 1) with the published threshold: ``int(weights * sparsity) + 1`` go."""
     w = weight.clone()
     columns = w.shape[1]
-    factor = inverse_cholesky(hessian + damping * hessian.diagonal().mean() * torch.eye(columns))
+    identity = torch.eye(columns, device=w.device)
+    factor = inverse_cholesky(hessian + damping * hessian.diagonal().mean() * identity)
     scale = factor.diagonal()
     for start in range(0, columns, mask_block):
         stop = min(start + mask_block, columns)

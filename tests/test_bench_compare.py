@@ -1,8 +1,10 @@
-"""The comparison of saved benchmark runs, on made-up runs."""
+"""The comparison of saved benchmark runs, on made-up runs; and benchmarks on a stand-in for a GPU."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +83,78 @@ def test_an_empty_comparison_fails(compare):
     done = compare(run_of({"a": 1.0}), run_of({}))
     assert done.returncode == 1
     assert "no benchmark is in both runs" in done.stderr
+
+
+def on(device, run):
+    for benchmark in run["benchmarks"]:
+        benchmark["extra_info"]["machine"] = {"device": device}
+    return run
+
+
+def test_different_devices_are_not_compared(compare):
+    done = compare(run_of({"a": 1.0}), on("GPU 9000", run_of({"a": 1.0})))
+    assert done.returncode == 1
+    assert re.search(r"different devices cannot be compared: .*base.json is of cpu, .*new.json of GPU", done.stderr)
+    assert compare(on("cpu", run_of({"a": 1.0})), run_of({"a": 1.0})).returncode == 0
+
+
+# What torch.cuda tells on a GPU, told on the CPU, where the tensors stay.
+STAND_IN = """
+import time, types
+import device, torch
+
+class Event:
+    def __init__(self, enable_timing):
+        assert enable_timing
+    def record(self):
+        self.seconds = time.perf_counter()
+    def synchronize(self):
+        self.waited = True
+    def elapsed_time(self, end):
+        assert end.waited
+        return 1e3 * (end.seconds - self.seconds)
+
+facts = types.SimpleNamespace(name="GPU 9000", multi_processor_count=7, total_memory=8 << 30, major=9, minor=0)
+device.DEVICE = torch.device("cpu")
+device._C = types.SimpleNamespace(build_info=lambda: {"cuda": True})
+torch.cuda.Event = Event
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_properties = lambda: facts
+torch.cuda.reset_peak_memory_stats = lambda: None
+torch.cuda.memory_allocated = lambda: 2_000_000
+torch.cuda.max_memory_allocated = lambda: 5_000_000
+
+import measuring
+measuring._MATRIX, measuring._COPIED_VALUES = 64, 4096
+"""
+
+
+def test_a_benchmark_runs_on_a_stand_in_for_a_gpu(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    saved = tmp_path / "run.json"
+    command = ["-m", "pytest", "-p", "stand_in", "bench_sparsegpt.py", "-k", "64x64", f"--benchmark-json={saved}"]
+    paths = os.pathsep.join([str(tmp_path), str(SCRIPT.parent)])
+    environment = {**os.environ, "SPADE_BENCH_DEVICE": "cuda", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=SCRIPT.parent, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, textbook = json.loads(saved.read_text())["benchmarks"]
+    for benchmark in (ours, textbook):
+        info = benchmark["extra_info"]
+        assert benchmark["options"]["timer"] == "Moment" and 0 < benchmark["stats"]["median"] < 1
+        assert info["peak_mb"] == 3.0 and info["machine"]["device"] == "GPU 9000"
+        assert not any("goal" in name or "stated" in name for name in info)
+    assert ours["stats"]["rounds"] >= 3 and ours["extra_info"]["share"] > 0
+    table = subprocess.run([sys.executable, SCRIPT.with_name("table.py"), saved], capture_output=True, text=True)
+    assert "sparsegpt 1 x 64x64, mask block 1" in table.stdout, table.stderr
+
+
+@pytest.mark.parametrize(("chosen", "sentence"), [("gpu", "must be cpu or cuda, got 'gpu'"), ("cuda", "finds no CUDA")])
+def test_a_device_that_is_not_there_is_refused(chosen, sentence):
+    environment = {**os.environ, "SPADE_BENCH_DEVICE": chosen, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", "bench_sparsegpt.py", "--collect-only"]
+    done = subprocess.run(command, cwd=SCRIPT.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count(sentence) == 1 and "Traceback" not in done.stderr
