@@ -1,11 +1,11 @@
 // Gram matrices of im2col columns that are read straight from the images: any kernel, stride, padding, dilation.
 //
-// Grid: a block for each part of the positions, sample, group and tile of N x N on or above the diagonal. Block: 256
-// threads. Shared memory: 4 * 8 * (N + 4) values and 32 N bytes: 11 KB
-// at N = 64 in float32.
-// Operations: about P K² for P positions and K columns (the upper half, a product and a sum). Bytes: each value is read
-// K / N times a tap, from the second-level cache if the images of a slice fit there.
-// Bound on an H100: the float32 rate, from K = 128; below that the reading of x.
+// - grid: a block for each part of the positions, sample, group and tile of N x N on or above the diagonal; block: 256
+//   threads
+// - shared memory: 4 * 8 * (N + 4) values and 32 N bytes, 11 KB at N = 64 in float32
+// - operations: about P K² for P positions and K columns (the upper half, a product and a sum)
+// - bytes: each value K / N times a tap, from the second-level cache while it holds the images at work
+// - bound expected on an H100: instructions, of which half multiply in the loop
 #pragma once
 
 #include "gram_values.cuh"
@@ -17,22 +17,30 @@ template <class T, int N>
 struct GramIm2colShared {
   TileShared<T, N> tiles;
   GramColumn left[N], right[N];
+  GramWalk walk;
 };
 
 template <class T, class V>
 struct Im2colSource {
-  const GramTask<T, V>& task;
+  Im2colWalk<T, V> positions;
+  const GramWalk& walk;
   const volatile GramColumn *left_columns, *right_columns;  // volatile: not to be held in registers
-  int64_t sample, first;
+  int64_t first;
 
-  __device__ __forceinline__ GramPosition<V> at(int64_t k) const {
-    return gram_position(task, sample, first + k);
+  __device__ __forceinline__ GramPosition<V> start(int64_t k) const {
+    return positions.position(walk, first + k);
+  }
+  __device__ __forceinline__ GramPosition<V> anywhere() const {
+    return {positions.x, 0, 0};
+  }
+  __device__ __forceinline__ void advance(GramPosition<V>& at) const {
+    spade::advance(walk, at);
   }
   __device__ __forceinline__ T left(const GramPosition<V>& at, int i) const {
-    return gram_value(task, at, left_columns[i]);
+    return positions.value(at, left_columns[i]);
   }
   __device__ __forceinline__ T right(const GramPosition<V>& at, int j) const {
-    return gram_value(task, at, right_columns[j]);
+    return positions.value(at, right_columns[j]);
   }
 };
 
@@ -48,6 +56,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) gram_im2col(const __grid_cons
     GramColumn* column = i < N ? &shared.left[i] : &shared.right[i - N];
     *column = gram_column(task, matrix % task.groups, i < N ? tile.row * N + i : tile.column * N + i - N);
   }
+  const Im2colWalk<T, V> positions(task, matrix / task.groups);
+  if (threadIdx.x == 0) shared.walk = positions.walk();
   __syncthreads();
 
   const int64_t first = split * task.split_length;
@@ -60,7 +70,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) gram_im2col(const __grid_cons
   TileSums<T, N> sums;
   sums.for_each([&](int i, int j, T& sum) { sum = task.splits == 1 && inside(i, j) ? out[place(i, j)] : T(0); });
   multiply_tile(shared.tiles, length, task.along_positions,
-                Im2colSource<T, V>{task, shared.left, shared.right, matrix / task.groups, first}, sums);
+                Im2colSource<T, V>{positions, shared.walk, shared.left, shared.right, first}, sums);
   sums.for_each([&](int i, int j, T& sum) {
     if (inside(i, j)) out[place(i, j)] = sum;
   });

@@ -3,11 +3,12 @@
 // A thread holds a 4 x 4 square of sums on or above the diagonal of one group; slices of 8 positions of the im2col
 // columns of all groups of the block pass through shared memory.
 //
-// Grid: a block for each part of the positions, sample and handful of groups. Block: 256 threads. Shared memory: 8
-// slices of 2 KB, and 10 KB (float64: 5 KB) for the columns. Operations: P K² for P positions, K columns and a group,
-// squares on the diagonal whole. Bytes: each value is read once a tap, from the first-level cache but for the first
-// time. Bound on an H100: instructions, about two for loading to one for multiplying at 3x3; some six times the time
-// that reading x takes.
+// - grid: a block for each part of the positions, sample and handful of groups; block: 256 threads
+// - shared memory: 8 slices of 2 KB, and 10 KB (float64: 5 KB) for the columns
+// - operations: P K² for P positions and K columns of a group, squares on the diagonal whole
+// - bytes: each value once a tap, from the first-level cache but for the first time
+// - bound expected on an H100: instructions, three for loading to one for multiplying at 3x3; some ten times the time
+//   that reading x takes
 #pragma once
 
 #include "gram_values.cuh"
@@ -23,6 +24,7 @@ struct alignas(16) GramSmallShared {
   T value[kSlice][columns];
   GramColumn column[columns];
   int32_t place[columns];  // of a column, in value
+  GramWalk walk;
 };
 
 // What a block takes on; the same on host and device.
@@ -56,6 +58,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) gram_small(const __grid_const
     shared.column[c] = gram_column(task, first_group + group, index);
     shared.place[c] = group * width + index;
   }
+  const Im2colWalk<T, V> positions(task, sample);
+  if (thread == 0) shared.walk = positions.walk();
   __syncthreads();
 
   const int32_t own_group = thread / plan.squares;
@@ -70,11 +74,14 @@ __global__ void __launch_bounds__(kTileThreads, 2) gram_small(const __grid_const
   constexpr int apart = kTileThreads / kSlice;
   const int k = task.along_positions ? thread % kSlice : thread / apart;
   const int first = task.along_positions ? thread / kSlice : thread % apart;
+  GramPosition<V> next = positions.position(shared.walk, begin + k);
   for (int64_t p = begin; p < end; p += kSlice) {
     const bool inside = p + k < end;
-    const GramPosition<V> at = gram_position(task, sample, inside ? p + k : begin);
+    const GramPosition<V> at = inside ? next : GramPosition<V>{positions.x, 0, 0};
+    advance(shared.walk, next);
     for (int32_t c = first; c < columns; c += apart) {
-      shared.value[k][shared.place[c]] = inside ? gram_value(task, at, shared.column[c]) : T(0);
+      const T value = positions.value(at, shared.column[c]);
+      shared.value[k][shared.place[c]] = inside ? value : T(0);
     }
     __syncthreads();
 #pragma unroll

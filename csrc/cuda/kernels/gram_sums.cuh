@@ -1,8 +1,12 @@
 // Adds up partial Gram matrices, and mirrors finished ones.
 //
-// gram_reduce: a thread for each entry, 256 a block; reads every part once, adds them in order. mirror_upper: a block
-// of 32 x 8 threads for each square of 32 x 32 on or above the diagonal, by way of shared memory (4 or 8 KB).
-// Bytes: those of the parts, and twice those of the result. Bound on an H100: device memory.
+// gram_reduce
+// - grid: a thread for each entry of the result, 256 a block; adds the parts in order
+// - bytes: those of all parts; bound expected on an H100: device memory
+// mirror_upper
+// - grid: a block for each square of 32 x 32 on or above the diagonal; block: 32 x 8 threads
+// - shared memory: 4 KB (float64: 8 KB), so that both reads and writes are of whole lines
+// - bytes: those of the matrices; bound expected: device memory
 #pragma once
 
 #include "tile.cuh"

@@ -2,9 +2,7 @@
 // convolution over images of a single line.
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include <cstdint>
+#include "tile.cuh"
 
 namespace spade {
 
@@ -60,29 +58,88 @@ __device__ __forceinline__ GramColumn gram_column(const GramTask<T, V>& task, in
   return {y * task.line + x * task.column + channel * task.channel, y, x};
 }
 
-// A position of the kernel: the first value under it.
+// The positions of a rectangle in each image of a sample, and how to get kSlice of them further on without a division.
+struct GramWalk {
+  int32_t lines, width;            // of the rectangle
+  int32_t line_step, column_step;  // within the image
+  int64_t step;                    // in values
+  int64_t next_line, next_image;   // values to add where a line, an image is done
+};
+
+// Strides are those from one position to the next.
+__device__ __forceinline__ GramWalk gram_walk(int32_t lines, int32_t width, int64_t image, int64_t line,
+                                              int64_t column) {
+  const int32_t images = kSlice / width / lines;
+  const int32_t line_step = kSlice / width % lines;
+  const int32_t column_step = kSlice % width;
+  return {lines,
+          width,
+          line_step,
+          column_step,
+          images * image + line_step * line + column_step * column,
+          line - width * column,
+          image - lines * line};
+}
+
+// One of these positions: the first value there.
 template <class V>
 struct GramPosition {
   const V* data;
-  int32_t y, x;
+  int32_t line, column;
 };
 
-template <class T, class V>
-__device__ __forceinline__ GramPosition<V> gram_position(const GramTask<T, V>& task, int64_t sample, int64_t index) {
+template <class V>
+__device__ __forceinline__ GramPosition<V> gram_position(const GramWalk& walk, const V* x, int64_t image, int64_t line,
+                                                         int64_t column, int64_t index) {
   const uint32_t position = static_cast<uint32_t>(index);
-  const uint32_t line = position / task.columns.outputs;
-  const int32_t y = static_cast<int32_t>(line % task.rows.outputs) * task.rows.stride - task.rows.padding;
-  const int32_t x = static_cast<int32_t>(position % task.columns.outputs) * task.columns.stride - task.columns.padding;
-  const int64_t image = line / task.rows.outputs;
-  return {task.x + sample * task.sample + image * task.image + y * task.line + x * task.column, y, x};
+  const uint32_t width = static_cast<uint32_t>(walk.width);
+  const uint32_t lines = static_cast<uint32_t>(walk.lines);
+  const uint32_t line_index = position / width;
+  const int32_t l = static_cast<int32_t>(line_index % lines);
+  const int32_t c = static_cast<int32_t>(position % width);
+  return {x + line_index / lines * image + l * line + c * column, l, c};
 }
 
-template <class T, class V>
-__device__ __forceinline__ T gram_value(const GramTask<T, V>& task, const GramPosition<V>& at,
-                                        const volatile GramColumn& c) {
-  const bool inside = static_cast<uint32_t>(at.y + c.y) < static_cast<uint32_t>(task.rows.size) &&
-                      static_cast<uint32_t>(at.x + c.x) < static_cast<uint32_t>(task.columns.size);
-  return inside ? T(widen(at.data[c.offset])) : T(0);
+// Walks are read from shared memory; volatile: not to be held in registers.
+template <class V>
+__device__ __forceinline__ void advance(const volatile GramWalk& walk, GramPosition<V>& at) {
+  at.data += walk.step;
+  at.column += walk.column_step;
+  at.line += walk.line_step;
+  if (at.column >= walk.width) {
+    at.column -= walk.width;
+    ++at.line;
+    at.data += walk.next_line;
+  }
+  if (at.line >= walk.lines) {
+    at.line -= walk.lines;
+    at.data += walk.next_image;
+  }
 }
+
+// The walk over all positions of the kernel; positions are those of its first tap, which may lie outside the image.
+template <class T, class V>
+struct Im2colWalk {
+  const GramTask<T, V>& task;
+  const V* x;  // the first position
+
+  __device__ __forceinline__ Im2colWalk(const GramTask<T, V>& t, int64_t sample)
+      : task(t), x(t.x + sample * t.sample - t.rows.padding * t.line - t.columns.padding * t.column) {}
+  __device__ __forceinline__ GramWalk walk() const {
+    return gram_walk(task.rows.outputs, task.columns.outputs, task.image, task.rows.stride * task.line,
+                     task.columns.stride * task.column);
+  }
+  __device__ __forceinline__ GramPosition<V> position(const GramWalk& walk, int64_t index) const {
+    return gram_position(walk, x, task.image, task.rows.stride * task.line, task.columns.stride * task.column, index);
+  }
+  __device__ __forceinline__ T value(const GramPosition<V>& at, const volatile GramColumn& c) const {
+    const int32_t y = at.line * task.rows.stride - task.rows.padding + c.y;
+    const int32_t x = at.column * task.columns.stride - task.columns.padding + c.x;
+    const bool inside = static_cast<uint32_t>(y) < static_cast<uint32_t>(task.rows.size) &&
+                        static_cast<uint32_t>(x) < static_cast<uint32_t>(task.columns.size);
+    const V value = *(inside ? at.data + c.offset : task.x);  // a load without a branch
+    return inside ? T(widen(value)) : T(0);
+  }
+};
 
 }  // namespace spade

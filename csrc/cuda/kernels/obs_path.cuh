@@ -5,17 +5,20 @@
 // since (the panel, left-looking) and joins the panel; weights and the diagonal blocks, which decide the scores, are
 // always current. When the panel is full, a second kernel drops the removed columns and brings the rest up to date by
 // one symmetric update. Until the first of these the trailing matrix is the inverse Hessian that the rows of a problem
-// share. Columns are ordered [component of a block][block].
+// share. Columns are ordered [component of a block][block]. For a row of C columns and panels of B = 64 rows:
 //
-// obs_path_start, obs_path_panel: a block of up to 256 threads for each row. Shared memory: about 600 bytes and a value
-// for each row of the panel.
-// obs_path_flush: a block of 256 threads for each row and N x N tile on or above the diagonal. Shared memory: 4 * 8 *
-// (N + 4) values and 8 N bytes: 18 KB at N = 128 in float32.
-// Operations of a row of C columns: C³/3 in the flushes, B C² to correct pivot rows by a panel of B = 64 rows. Bytes:
-// C³ sizeof(T) / (3 B) in the flushes, B C² sizeof(T) / 2 for the panels, which the second-level cache serves while
-// those of the rows at work fit (64 KB each at C = 256 in float32, 50 MB in all on an H100). Bound on an H100: the
-// float32 rate in the flushes (16 operations a byte at B = 64, about what the machine balances), the second-level cache
-// in the panels; some 5 µs of latency a pivot where there are few rows.
+// obs_path_start (once), obs_path_panel
+// - grid: a block for each row; block: up to 256 threads
+// - shared memory: about 600 bytes and a value for each row of the panel
+// - operations: B C² / 2
+// - bytes: B C² sizeof(T) / 4, from the second-level cache while it holds the panels at work (64 C values a row)
+// - bound expected on an H100: the second-level cache; where there are few rows the latency of a pivot, some 5 µs
+// obs_path_flush
+// - grid: a block for each row and N x N tile on or above the diagonal; block: 256 threads
+// - shared memory: 4 * 8 * (N + 4) values and 8 N bytes, 18 KB at N = 128 in float32
+// - operations: C³ / 3
+// - bytes: C³ sizeof(T) / (3 B), a byte for 16 operations in float32
+// - bound expected on an H100: the float32 rate; of the instructions of the loop 82 % multiply (N = 64: 66 %)
 #pragma once
 
 #include "block.cuh"
@@ -295,8 +298,14 @@ struct PanelSource {
   int64_t columns;
   const volatile int32_t *left_columns, *right_columns;  // volatile: not to be held in registers
 
-  __device__ __forceinline__ const T* at(int64_t k) const {
+  __device__ __forceinline__ const T* start(int64_t k) const {
     return panel + k * columns;
+  }
+  __device__ __forceinline__ const T* anywhere() const {
+    return panel;
+  }
+  __device__ __forceinline__ void advance(const T*& row) const {
+    row += kSlice * columns;
   }
   __device__ __forceinline__ T left(const T* row, int i) const {
     return row[left_columns[i]];

@@ -6,11 +6,11 @@
 // largest one, in the opposite order every H_KK is, and the Cholesky factor of a leading block is a leading block of
 // the factor: one factorisation serves all levels that remove up to half, another all that remove more.
 //
-// Grid: a block for each row. Block: 256 threads. Shared memory: the larger of a tile's (tile.cuh, N = 64) and a
-// diagonal square of 64 x 65 values; 18 KB in float32.
-// Operations: n³/3 a system, nearly all in multiply_tile, and 4 n² + 2 n C a level. Bytes: n² (8 + 8 n / (3 * 64)) in
-// float32, from the second-level cache up to n = 300. Bound on an H100: the float32 rate, from as many rows as it has
-// multiprocessors.
+// - grid: a block for each row; block: 256 threads
+// - shared memory: the larger of a tile's (tile.cuh, N = 64) and a square of 64 x 65 values, 17 KB in float32
+// - operations: n³ / 3 for a system of n columns, nearly all in multiply_tile, and 4 n² + 2 n C a level
+// - bytes: n³ sizeof(T) / 192, from the second-level cache up to n = 300
+// - bound expected on an H100: the float32 rate, from as many rows as it has multiprocessors
 #pragma once
 
 #include "block.cuh"
@@ -147,14 +147,20 @@ struct FactorSource {
   const T* rows;
   int32_t stride, size, left_column, right_column;
 
-  __device__ __forceinline__ const T* at(int64_t k) const {
+  __device__ __forceinline__ const T* start(int64_t k) const {
     return rows + k * stride;
   }
+  __device__ __forceinline__ const T* anywhere() const {
+    return rows;
+  }
+  __device__ __forceinline__ void advance(const T*& row) const {
+    row += kSlice * stride;
+  }
   __device__ __forceinline__ T left(const T* row, int i) const {
-    return left_column + i < size ? row[left_column + i] : T(0);
+    return row[min(left_column + i, size - 1)];
   }
   __device__ __forceinline__ T right(const T* row, int j) const {
-    return right_column + j < size ? row[right_column + j] : T(0);
+    return row[min(right_column + j, size - 1)];
   }
 };
 

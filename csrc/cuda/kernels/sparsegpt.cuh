@@ -3,14 +3,21 @@
 // The sweep goes by panels of about 32 columns. sparsegpt_panel brings each mask block of a panel up to date, chooses
 // its mask among all rows of the problem (radix selection of the k-th smallest score), and walks its columns; rows meet
 // only in the selection. sparsegpt_trailing takes the errors of the panel off all columns behind it. Weights are stored
-// transposed, so that neighbouring threads have neighbouring rows.
+// transposed, so that neighbouring threads have neighbouring rows. For R rows and C columns:
 //
-// Grid of sparsegpt_panel: a block of 512 threads for each problem. Shared memory: 4 KB for the panel's square of the
-// factor, 2 KB for the histogram. Grid of sparsegpt_trailing: a block of 256 threads for each problem and 64 x 64 tile
-// of columns and rows. Shared memory: 4 * 8 * 68 values.
-// Operations: R C², nearly all in the trailing kernel, at 8 operations a byte in float32. Bytes: R C² sizeof(T) / 32.
-// Bound on an H100: device memory in the trailing kernel; in the panel kernel the latency of the selections, about
-// 10 µs a mask block for four (float64: eight) rounds, whatever the number of problems up to that of multiprocessors.
+// sparsegpt_panel
+// - grid: a block for each problem; block: 512 threads
+// - shared memory: 4 KB (float64: 8 KB) for the panel's square of the factor, 1 KB for the histogram
+// - operations: 32 R C
+// - bytes: 16 R C sizeof(T), from the second-level cache
+// - bound expected on an H100: the latency of the selections, about 10 µs a mask block for four rounds (float64:
+// eight),
+//   for any number of problems up to that of multiprocessors
+// sparsegpt_trailing
+// - grid: a block for each problem and 64 x 64 tile of columns and rows; block: 256 threads
+// - shared memory: 4 * 8 * 68 values
+// - operations: R C²
+// - bytes: R C² sizeof(T) / 32, a byte for 8 operations in float32; bound expected: device memory
 #pragma once
 
 #include "block.cuh"
@@ -262,14 +269,20 @@ struct SweepSource {
   const T *factor, *error;  // at the panel's first row
   int32_t columns, rows, left_column, right_row;
 
-  __device__ __forceinline__ int64_t at(int64_t k) const {
+  __device__ __forceinline__ int64_t start(int64_t k) const {
     return k;
   }
+  __device__ __forceinline__ int64_t anywhere() const {
+    return 0;
+  }
+  __device__ __forceinline__ void advance(int64_t& k) const {
+    k += kSlice;
+  }
   __device__ __forceinline__ T left(int64_t k, int i) const {
-    return left_column + i < columns ? factor[k * columns + left_column + i] : T(0);
+    return factor[k * columns + min(left_column + i, columns - 1)];
   }
   __device__ __forceinline__ T right(int64_t k, int j) const {
-    return right_row + j < rows ? error[k * rows + right_row + j] : T(0);
+    return error[k * rows + min(right_row + j, rows - 1)];
   }
 };
 

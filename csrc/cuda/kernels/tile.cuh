@@ -5,8 +5,8 @@
 // buffers, one barrier a slice. A thread loads values of a single depth in a slice, so that what depends on the depth
 // is computed once for all of them. The four values behind each row keep both ways of loading free of bank conflicts.
 //
-// Shared memory: 4 * 8 * (N + 4) values. A slice costs N²·8 multiply-adds and 16·N loads; at N = 128 and one read of
-// each value from device memory that is 16 operations a byte in float32.
+// - shared memory: 4 * 8 * (N + 4) values
+// - a slice: 8 N² multiply-adds and 16 N loads; at N = 128 that is 16 operations a byte in float32
 #pragma once
 
 #include <cuda_runtime.h>
@@ -69,8 +69,10 @@ struct TileSums {
 };
 
 // Adds the sum over `depth` of left(k, i) * right(k, j) to the sums of tile entry (i, j). `source` gives
-//   at(k)                what its values at depth k have in common,
-//   left(at, i), right(at, j)   a value; zero where there is none.
+//   start(k)                    what its values at depth k have in common,
+//   advance(at)                 brings that kSlice further on,
+//   anywhere()                  the same for a depth that may be read,
+//   left(at, i), right(at, j)   a value; where there is none, anything that may be read: such sums are of no use.
 // `along_depth`: whether values of neighbouring depths are neighbours in memory, rather than those of neighbouring i.
 // All threads of the block take part; the shared memory is free again afterwards.
 template <class T, int N, class Source>
@@ -83,14 +85,18 @@ __device__ __forceinline__ void multiply_tile(TileShared<T, N>& shared, int64_t 
   const int k = along_depth ? thread % kSlice : thread / apart;
   const int first = along_depth ? thread / kSlice : thread % apart;
   T next_left[loads], next_right[loads];
+  auto at = source.start(k);
 
   auto fetch = [&](int64_t begin) {
     const bool inside = begin + k < depth;
-    const auto at = source.at(inside ? begin + k : depth - 1);
+    const auto here = inside ? at : source.anywhere();
+    source.advance(at);
 #pragma unroll
     for (int l = 0; l < loads; ++l) {
-      next_left[l] = inside ? source.left(at, first + apart * l) : T(0);
-      next_right[l] = inside ? source.right(at, first + apart * l) : T(0);
+      const T left = source.left(here, first + apart * l);
+      const T right = source.right(here, first + apart * l);
+      next_left[l] = inside ? left : T(0);
+      next_right[l] = inside ? right : T(0);
     }
   };
   auto keep = [&](int buffer) {
