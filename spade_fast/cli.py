@@ -33,6 +33,7 @@ _Augmentations = Annotated[int, typer.Option(help="Calibration images made from 
 _Layers = Annotated[str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")]
 _Seed = Annotated[int, typer.Option(help="Of the augmentations.")]
 _Precision = Annotated[str, typer.Option(help="Of the calibration: float32 or bf16.")]
+_Device = Annotated[str, typer.Option(help="cpu, or a GPU as torch names it: cuda, cuda:1.")]
 
 
 @app.callback()
@@ -54,6 +55,7 @@ def explain(
     target: Annotated[int | None, typer.Option(help="Class to explain; default: the one predicted.")] = None,
     seed: _Seed = 0,
     precision: _Precision = "float32",
+    device: _Device = "cpu",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for pictures, traces, report.json.")] = Path(
         "explanation"
     ),
@@ -77,6 +79,7 @@ def explain(
             target=target,
             seed=seed,
             precision=precision,
+            device=device,
         )
         with _progress_bars() as report, _one_line_warnings():
             explanation = run(settings, out, report)
@@ -93,13 +96,14 @@ def trace(
     layers: _Layers = None,
     seed: _Seed = 0,
     precision: _Precision = "float32",
+    device: _Device = "cpu",
     out: Annotated[Path, typer.Option(metavar="FILE", help="File for the trace.")] = Path("trace.safetensors"),
 ) -> None:
     """Prune the network for one photo, and save the trace."""
     with _one_line_errors():
         from spade_fast.explain import TraceSettings, trace_photo
 
-        settings = TraceSettings(_photo(image), model, sparsity, augmentations, _split(layers), seed, precision)
+        settings = TraceSettings(_photo(image), model, sparsity, augmentations, _split(layers), seed, precision, device)
         with _progress_bars() as report, _one_line_warnings():
             made = trace_photo(settings, solver, out, report)
     _out.print(made.summary(), markup=False)
@@ -126,9 +130,11 @@ def profile(
 def doctor() -> None:
     """Print versions and what the machine offers, and check the native ops against plain float64."""
     with _one_line_errors():
-        from spade_fast.doctor import check_ops, describe
+        from spade_fast.doctor import GPU_READY, check_ops, describe
 
         facts, checks = describe(), check_ops()
+        if GPU_READY:
+            checks += check_ops("cuda")
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(name, value)

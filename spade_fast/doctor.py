@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -17,6 +17,7 @@ from spade_fast._native import _C
 _ROWS, _COLUMNS, _BLOCK = 6, 48, 4
 # Relative to the largest value of the oracle; float32 ops on well-conditioned problems.
 _TOLERANCE = 1e-3
+GPU_READY = torch.cuda.is_available() and _C.build_info()["cuda"] is not None
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,25 @@ def describe() -> dict[str, str]:
     return facts
 
 
-def check_ops(seed: int = 0) -> list[Check]:
+def check_ops(device: str = "cpu", seed: int = 0) -> list[Check]:
     """Run every op on a small random problem in float32 and compare it with `spade_fast.reference` in float64."""
     generator = torch.Generator().manual_seed(seed)
-    return list(_checks(generator))
+    checks = _checks(generator, device)
+    return [check if device == "cpu" else replace(check, op=f"{check.op}, {device}") for check in checks]
 
 
-def _checks(generator: torch.Generator) -> Iterator[Check]:
-    x = torch.randn(1, 5 * _COLUMNS, _COLUMNS, generator=generator)
-    weight = torch.randn(1, _ROWS, _COLUMNS, generator=generator)
-    gram = ops.mirror_upper_(ops.gram_linear_(torch.zeros(1, _COLUMNS, _COLUMNS), x))
+def _checks(generator: torch.Generator, device: str) -> Iterator[Check]:
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    x = random(1, 5 * _COLUMNS, _COLUMNS)
+    weight = random(1, _ROWS, _COLUMNS)
+    gram = ops.mirror_upper_(ops.gram_linear_(x.new_zeros(1, _COLUMNS, _COLUMNS), x))
     yield _compare("gram_linear_", "values", gram, reference.gram_linear(x.double()))
 
-    images = torch.randn(2, 4, 9, 7, generator=generator)
+    images = random(2, 4, 9, 7)
     expected = reference.gram_conv2d(images.double(), 1, (3, 3), (1, 1), (1, 1), (1, 1))
-    conv = ops.mirror_upper_(ops.gram_conv2d_(torch.zeros(1, 1, 36, 36), images, (3, 3), padding=(1, 1)))
+    conv = ops.mirror_upper_(ops.gram_conv2d_(x.new_zeros(1, 1, 36, 36), images, (3, 3), padding=(1, 1)))
     yield _compare("gram_conv2d_", "values", conv, expected)
 
     hessian = gram / x.shape[1]
@@ -76,9 +81,9 @@ def _checks(generator: torch.Generator) -> Iterator[Check]:
     expected, _ = reference.inverse_cholesky(hessian.double(), 0.01)
     yield _compare("inverse_cholesky", "values, info", factor, expected, bool((info == 0).all()))
 
-    damped = hessian + 0.01 * torch.eye(_COLUMNS)
+    damped = hessian + 0.01 * torch.eye(_COLUMNS, device=device)
     inverse = factor.mT @ factor
-    counts = torch.full((1, _ROWS), _COLUMNS // 2, dtype=torch.int64)
+    counts = torch.full((1, _ROWS), _COLUMNS // 2, device=device)
     for block in (1, _BLOCK):
         order, losses = ops.obs_path(weight, inverse, block)
         expected_order, expected = reference.obs_path(weight.double(), inverse.double(), block)
@@ -94,7 +99,7 @@ def _checks(generator: torch.Generator) -> Iterator[Check]:
     expected = reference.obs_solution(weight.double(), damped.double(), inverse.double(), order, counts)
     yield _compare("obs_solution", "mask, weights", solved, expected, torch.equal(solved == 0, expected == 0))
 
-    removals = torch.full((1, _COLUMNS // _BLOCK), _ROWS * _BLOCK // 2, dtype=torch.int64)
+    removals = torch.full((1, _COLUMNS // _BLOCK), _ROWS * _BLOCK // 2, device=device)
     solved, _ = ops.sparsegpt(weight, factor, removals, _BLOCK)
     expected, _ = reference.sparsegpt(weight.double(), factor.double(), removals, _BLOCK)
     yield _compare("sparsegpt", "mask, weights", solved, expected, torch.equal(solved == 0, expected == 0))

@@ -60,6 +60,8 @@ class TraceSettings:
         Of the augmentations.
     precision
         Of the calibration: ``"float32"`` or ``"bf16"``.
+    device
+        Where to compute, as torch names it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     """
 
     image: Path
@@ -69,6 +71,7 @@ class TraceSettings:
     layers: Sequence[str] | None = None
     seed: int = 0
     precision: str = "float32"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,7 @@ def trace_photo(settings: TraceSettings, solver: str, out: Path, progress: Progr
         what = f"{out} is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise OSError(f"cannot write the trace: {what}")
     photo = _open_photo(settings.image)
-    model = load_model(settings.model)
-    image, _ = model.preprocess(photo)
+    model, image, _ = _load(settings, photo)
     _predict(model.module, image)
     made = _trace(settings, solver, model, model.module, image, progress or _no_progress)
     made.save(out)
@@ -148,7 +150,7 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
     Raises
     ------
     ValueError
-        Unknown method, solver, model or layer, a sparsity outside 0-1, or no such class.
+        Unknown method, solver, model or layer, a sparsity outside 0-1, no such class, or no such device.
     FileNotFoundError, OSError
         No such photo, a file that is not an image, or a folder that cannot be written.
     ImportError
@@ -163,8 +165,7 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
     with _output_folder(out) as folder:
         seconds: dict[str, float] = {}
         with _timed(seconds, "load model"):
-            model = load_model(settings.model)
-            image, pixels = model.preprocess(photo)
+            model, image, pixels = _load(settings, photo)
             prepared = prepare_for_attribution(model.module, image)
             dense = _predict(prepared, image)
             target = int(dense.argmax()) if settings.target is None else settings.target
@@ -228,6 +229,10 @@ def _check(settings: TraceSettings, solvers: Sequence[str]) -> None:
         raise ValueError(f"sparsity must lie between 0 and 1, got {settings.sparsity}")
     if settings.augmentations < 1:
         raise ValueError(f"augmentations must be at least 1, got {settings.augmentations}")
+    try:
+        torch.zeros(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"device {settings.device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _known(kind: str, names: Sequence[str], allowed: Mapping[str, object]) -> None:
@@ -250,6 +255,14 @@ def _open_photo(path: Path) -> Any:
             return photo.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"not an image file, or a damaged one: {path}") from error
+
+
+def _load(settings: TraceSettings, photo: Any) -> tuple[LoadedModel, Tensor, np.ndarray]:
+    """Load the network and prepare the photo on the device; also its pixels as they are drawn."""
+    model = load_model(settings.model)
+    model.module.to(settings.device)
+    image, pixels = model.preprocess(photo)
+    return model, image.to(settings.device), pixels
 
 
 def _titled(progress: Progress, title: str, stage: str, done: int, total: int) -> None:
@@ -299,14 +312,14 @@ def _predict(model: torch.nn.Module, image: Tensor) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1:
         given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"the model must return one row of logits for one image, got {given}")
-    return output.softmax(1)[0]
+    return output.softmax(1)[0].cpu()
 
 
 def _maps(methods: Sequence[str], question: Question, stage: str, progress: Progress) -> list[np.ndarray]:
     maps = []
     for index, method in enumerate(methods):
         progress(stage, index, len(methods))
-        maps.append(attribution_map(method, question).numpy())
+        maps.append(attribution_map(method, question).cpu().numpy())
     progress(stage, len(methods), len(methods))
     return maps
 

@@ -76,6 +76,7 @@ def gram_linear_(gram: Tensor, x: Tensor) -> Tensor:
     -----
     ``X Xᵀ`` of SPADE (arXiv 2310.04519, section 3) before its scaling by 2/n. Takes at most 128 MB for sums that are
     collected apart from each other, and 2 MB a thread; bfloat16 that is not multiplied as such is copied to float32.
+    On a GPU: at most 256 MB for such sums.
     """
     return _in_place(_ops.gram_linear_, gram, x)
 
@@ -116,7 +117,8 @@ def gram_conv2d_(
     -----
     Equals im2col followed by ``X Xᵀ`` (SPADE, arXiv 2310.04519, section 3), but im2col is never built: pairs of kernel
     taps at the same distance share their products. Takes at most 128 MB for sums that are collected apart from each
-    other, and 2 MB a thread; bfloat16 that is not multiplied as such is copied to float32.
+    other, and 2 MB a thread; bfloat16 that is not multiplied as such is copied to float32. On a GPU: at most 256 MB for
+    such sums.
     """
     return _in_place(_ops.gram_conv2d_, gram, x, kernel_size, stride, padding, dilation)
 
@@ -152,13 +154,15 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tenso
     -----
     The Cholesky form of the inverse that SparseGPT walks through (arXiv 2301.00774, section 3.3), from one
     factorisation of the reversed matrix and one triangular inverse. Takes one more matrix of the size of a problem's
-    for each problem at hand: one, or as many as there are threads if there are at least that many problems.
+    for each problem at hand: one, or as many as there are threads if there are at least that many problems. On a GPU
+    it is torch's batched linear algebra, and takes four times the size of `hessian`.
     """
     home = _home(hessian)
-    damp_tensor = torch.as_tensor(damp, dtype=hessian.dtype, device=home)
-    if damp_tensor.ndim == 0:
-        damp_tensor = damp_tensor.expand(hessian.shape[0])
-    factor, info = _ops.inverse_cholesky(hessian.to(home), damp_tensor)
+    if isinstance(damp, Tensor):
+        damping = damp.to(home, hessian.dtype).expand(hessian.shape[0] if damp.ndim == 0 else damp.shape)
+    else:
+        damping = torch.full(hessian.shape[:1], damp, dtype=hessian.dtype, device=home)
+    factor, info = _ops.inverse_cholesky(hessian.to(home), damping)
     return factor.to(hessian.device), info.to(hessian.device)
 
 
@@ -189,6 +193,7 @@ def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tens
     -----
     ExactOBS of OBC (arXiv 2208.11580, algorithm 1; blocks: section 4), computed as a pivoted Cholesky factorisation of
     each row's own copy of `hinv`. Per thread it takes a workspace of C² values, and once the size of `hinv` for blocks.
+    On a GPU as many rows are at work as 2 GB hold, 2 C² values for each, or one.
     """
     home = _home(weight)
     order, losses = _ops.obs_path(weight.to(home), hinv.to(home), block)
@@ -220,7 +225,8 @@ def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tenso
 
     Notes
     -----
-    The n:m variant of ExactOBS (arXiv 2208.11580, section 4). Per thread it takes a workspace of C² values.
+    The n:m variant of ExactOBS (arXiv 2208.11580, section 4). Per thread it takes a workspace of C² values. On a GPU as
+    many rows are at work as 2 GB hold, 2 C² values for each, or one.
     """
     home = _home(weight)
     order, losses = _ops.nm_path(weight.to(home), hinv.to(home), n, m)
@@ -262,7 +268,11 @@ def obs_solution(
     -----
     The group OBS update (arXiv 2208.11580, equation 4) for the whole set at once, so that no path of weights is stored.
     Per thread it takes a workspace of n (n + 100) values. For one level n is the smaller of the two counts (removed,
-    kept), at most C/2; for several at most 0.63 C.
+    kept), at most C/2; for several at most 0.63 C. On a GPU as many rows are at work as 2 GB hold, C²/4 values for
+    each, or one.
+
+    On a GPU values are not looked at: entries of `order` and counts out of range raise nothing (such a row is
+    undefined), and the kept weights of a row whose restricted Hessian is not positive definite are not a number.
     """
     home = _home(weight)
     given = (t.to(home) for t in (weight, hessian, hinv, order, counts))
@@ -312,7 +322,9 @@ def sparsegpt(
     -----
     SparseGPT (arXiv 2301.00774, algorithm 1) with its two block sizes told apart: masks are chosen per `mask_block`,
     trailing updates are applied about every 128 columns, which changes speed and rounding only. It takes one more copy
-    of `weight` and, for each problem at hand, 128 (R + C) values.
+    of `weight` and, for each problem at hand, 128 (R + C) values. On a GPU updates are applied about every 32 columns,
+    all problems are at hand with (33 + 2 `mask_block`) R values each, and counts out of range are clamped, not
+    reported.
     """
     home = _home(weight)
     given = (t.to(home) for t in (weight, factor, counts))
