@@ -39,7 +39,7 @@ demo: build  ## explain a packaged photo: dense network against SPADE and FastSP
 test: build  ## run the tests
 	$(BIN)/python -m pytest $(TESTS)
 
-cuda-check: export TORCH_CUDA_ARCH_LIST = 8.0;9.0+PTX
+cuda-check: export TORCH_CUDA_ARCH_LIST = 7.5;8.0;9.0+PTX
 cuda-check: $(VENV)/.built-cuda  ## build the CUDA kernels, GPU or not, and check their registers, their PTX and that they load
 	$(BIN)/python -m pytest tests/test_build.py tests/test_cuda_build.py
 

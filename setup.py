@@ -3,7 +3,7 @@
 SPADE_FAST_CUDA=auto|0|1   CUDA kernels: auto (default) builds them if torch has CUDA and a toolkit of the same major
                            version is found; 0 never; 1 fails where auto would warn. Never asks for a GPU.
 CUDA_HOME                  folder of the CUDA toolkit.
-TORCH_CUDA_ARCH_LIST       architectures to compile for; by default that of the GPU here, without one 8.0 and 9.0+PTX.
+TORCH_CUDA_ARCH_LIST       architectures to compile for; default: that of the GPU, without one 7.5, 8.0 and 9.0+PTX.
 MAX_JOBS                   compiler processes at once.
 """
 
@@ -26,7 +26,7 @@ except ImportError:
     )
 
 ROOT = Path(__file__).parent
-DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+DEFAULT_ARCHITECTURES = "7.5;8.0;9.0+PTX"
 
 
 def toolkit() -> tuple[str, str] | None:

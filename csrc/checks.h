@@ -11,8 +11,15 @@ inline void check_floating(const char* op, const char* name, const at::Tensor& t
                    " must be float32 or float64, got ", t.scalar_type());
 }
 
+inline void check_same_device(const char* op, const char* name, const at::Tensor& t, const char* like_name,
+                              const at::Tensor& like) {
+  TORCH_CHECK_VALUE(t.device() == like.device(), op, ": ", name, " must be on the device of ", like_name, " (",
+                    like.device(), "), got ", t.device());
+}
+
 inline void check_same_dtype(const char* op, const char* name, const at::Tensor& t, const char* like_name,
                              const at::Tensor& like) {
+  check_same_device(op, name, t, like_name, like);
   TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), op, ": ", name, " must have the dtype of ", like_name, " (",
                    like.scalar_type(), "), got ", t.scalar_type());
 }

@@ -13,6 +13,7 @@ namespace spade {
 inline void check_gram_types(const char* op, const at::Tensor& gram, const at::Tensor& x) {
   check_floating(op, "gram", gram);
   TORCH_CHECK_VALUE(gram.is_contiguous(), op, ": gram must be contiguous, got strides ", gram.strides());
+  check_same_device(op, "x", x, "gram", gram);
   if (x.scalar_type() == at::kBFloat16 && gram.scalar_type() == at::kFloat) return;
   check_same_dtype(op, "x", x, "gram", gram);
 }
@@ -93,6 +94,8 @@ inline void check_obs_solution(const at::Tensor& weight, const at::Tensor& hessi
   check_problem("obs_solution", weight, "hinv", hinv);
   check_integer("obs_solution", "order", order);
   check_integer("obs_solution", "counts", counts);
+  check_same_device("obs_solution", "order", order, "weight", weight);
+  check_same_device("obs_solution", "counts", counts, "weight", weight);
   check_dims("obs_solution", "order", order, 3, "[problems, rows, steps]");
   check_shape("obs_solution", "order", order, {weight.size(0), weight.size(1), order.size(2)});
   TORCH_CHECK_VALUE(counts.dim() >= 2 && counts.size(-2) == weight.size(0) && counts.size(-1) == weight.size(1),
@@ -114,6 +117,7 @@ inline std::pair<int64_t, int64_t> check_sparsegpt(const at::Tensor& weight, con
   const int64_t blocks = (columns + width - 1) / width;
   if (m == 0) {
     check_integer("sparsegpt", "counts", counts);
+    check_same_device("sparsegpt", "counts", counts, "weight", weight);
     check_shape("sparsegpt", "counts", counts, {weight.size(0), blocks});
   }
   return {width, blocks};

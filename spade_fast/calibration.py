@@ -40,7 +40,8 @@ class Calibration:
         Layers whose weight was used by an operation that is no convolution or matrix product of the whole weight
         (and perhaps by those too), with the reason. They have no Gram matrix.
     seconds
-        Time by stage: ``augment`` (waiting for batches), ``forward``, ``gram``.
+        Time by stage: ``augment`` (waiting for batches), ``forward``, ``gram``; on a GPU, which is given work ahead of
+        time, as the host sees it.
     """
 
     grams: dict[str, Tensor]

@@ -193,7 +193,7 @@ def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tens
     -----
     ExactOBS of OBC (arXiv 2208.11580, algorithm 1; blocks: section 4), computed as a pivoted Cholesky factorisation of
     each row's own copy of `hinv`. Per thread it takes a workspace of C² values, and once the size of `hinv` for blocks.
-    On a GPU as many rows are at work as 2 GB hold, 2 C² values for each, or one.
+    On a GPU as many rows are at work as an eighth of its memory holds, 2 C² values for each, or one.
     """
     home = _home(weight)
     order, losses = _ops.obs_path(weight.to(home), hinv.to(home), block)
@@ -226,7 +226,7 @@ def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tenso
     Notes
     -----
     The n:m variant of ExactOBS (arXiv 2208.11580, section 4). Per thread it takes a workspace of C² values. On a GPU as
-    many rows are at work as 2 GB hold, 2 C² values for each, or one.
+    many rows are at work as an eighth of its memory holds, 2 C² values for each, or one.
     """
     home = _home(weight)
     order, losses = _ops.nm_path(weight.to(home), hinv.to(home), n, m)
@@ -268,8 +268,8 @@ def obs_solution(
     -----
     The group OBS update (arXiv 2208.11580, equation 4) for the whole set at once, so that no path of weights is stored.
     Per thread it takes a workspace of n (n + 100) values. For one level n is the smaller of the two counts (removed,
-    kept), at most C/2; for several at most 0.63 C. On a GPU as many rows are at work as 2 GB hold, C²/4 values for
-    each, or one.
+    kept), at most C/2; for several at most 0.63 C. On a GPU as many rows are at work as an eighth of its memory
+    holds, C²/4 values for each, or one.
 
     On a GPU values are not looked at: entries of `order` and counts out of range raise nothing (such a row is
     undefined), and the kept weights of a row whose restricted Hessian is not positive definite are not a number.

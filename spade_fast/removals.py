@@ -1,4 +1,4 @@
-"""How many weights go, and which losses are the smallest. Nothing here waits for a GPU, except `count_zeros`."""
+"""How many weights go, and which losses are the smallest."""
 
 from __future__ import annotations
 
@@ -70,17 +70,24 @@ def _in_proportion(total: int, sizes: Tensor) -> Tensor:
 
 
 def smallest(losses: Tensor, count: int) -> Tensor:
-    """Mark the `count` smallest entries of a tensor; of equal ones, those that come first.
+    """Mark the `count` smallest entries of each sample; of equal ones, those that come first.
+
+    Parameters
+    ----------
+    losses : Tensor, [samples, ...]
 
     Returns
     -------
     Tensor of bool, of the shape of `losses`
     """
-    flat = losses.flatten()
     if count == 0:
         return torch.zeros_like(losses, dtype=torch.bool)
-    threshold = flat.kthvalue(count).values
+    flat = losses.flatten(1)
+    if losses.is_cuda:  # where kthvalue is slow, and for torch not deterministic
+        threshold = flat.sort(1).values[:, count - 1, None]
+    else:
+        threshold = flat.kthvalue(count, 1, keepdim=True).values
     chosen = flat < threshold
     ties = flat == threshold
-    chosen |= ties & (ties.cumsum(0) <= count - chosen.sum())
+    chosen |= ties & (ties.cumsum(1) <= count - chosen.sum(1, keepdim=True))
     return chosen.reshape(losses.shape)

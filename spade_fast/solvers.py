@@ -19,7 +19,6 @@ SOLVERS = ("exact", "sparsegpt")
 # A mask block of one column leaves no choice in a problem of one row: below this, all columns share one mask block.
 _FEW_ROWS = 8
 _FIRST_RETRY = 1e-6
-_WORKING_BYTES = 1 << 30
 _ENERGY_COLUMNS = 512
 # Share of the largest weight that stands for weights of dead columns: they go before all but those that are zero
 # already, and the mask can be read off the result.
@@ -153,22 +152,23 @@ def solve_layer(
     removed = removal_target(layer, sparsity, block if solver == "exact" else 1)
     zeros = count_zeros(weight) if zeros is None else zeros
     settings = (removed, solver, block, zeros)
-    chunk = max(1, _WORKING_BYTES // (4 * hessians[0].nbytes))
-    pruned: list[Tensor] = []
-    facts: list[_Facts] = []
+    chunk = max(1, _working_bytes(weight.device) // (4 * hessians[0].nbytes))
+    parts: list[Tensor] = []
+    tables: list[Tensor] = []
     for part in hessians.split(chunk):
         if 0 < removed < layer.numel:
             solution = _solve(layer, weight, part, *settings, damping, look=_looking_is_free(weight.device))
         else:
             solution = _all_or_nothing(weight, part, removed)
-        of_part = _facts(weight, solution, part)
-        for s, fact in enumerate(of_part):
-            if fact.failed:
-                alone = _solve_stably(layer, weight, part[s : s + 1], settings, damping)
-                solution.pruned[s] = alone.pruned[0]
-                (of_part[s],) = _facts(weight, alone, part[s : s + 1])
-        pruned.append(solution.pruned)
-        facts += of_part
+        parts.append(solution.pruned)
+        tables.append(_table(weight, solution, part))
+    pruned = torch.cat(parts)
+    facts = _look(torch.cat(tables))
+    for s, fact in enumerate(facts):
+        if fact.failed:
+            alone = _solve_stably(layer, weight, hessians[s : s + 1], settings, damping)
+            pruned[s] = alone.pruned[0]
+            (facts[s],) = _look(_table(weight, alone, hessians[s : s + 1]))
     seconds = (time.perf_counter() - start) / len(facts)
     reports = [
         LayerReport(
@@ -188,7 +188,12 @@ def solve_layer(
         )
         for fact in facts
     ]
-    return torch.cat(pruned), reports
+    return pruned, reports
+
+
+def _working_bytes(device: torch.device) -> int:
+    """Memory for samples that are solved together."""
+    return torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 1 << 30
 
 
 def _looking_is_free(device: torch.device) -> bool:
@@ -209,7 +214,7 @@ class _Solution:
 
 
 class _Facts(NamedTuple):
-    """What is to be known of one sample's solution on the host."""
+    """What is to be known of one sample's solution on the host: a row of `_table`."""
 
     failed: float
     loss: float
@@ -225,8 +230,8 @@ class _Facts(NamedTuple):
         return math.sqrt(max(0.0, energy) / self.energy) if self.energy > 0 else 0.0
 
 
-def _facts(weight: Tensor, solution: _Solution, hessians: Tensor) -> list[_Facts]:
-    """Look at a solution: the one copy to the host that a layer needs."""
+def _table(weight: Tensor, solution: _Solution, hessians: Tensor) -> Tensor:
+    """`_Facts` of all samples, ``[samples, facts]``, still on the device."""
     columns = (
         solution.failed,
         solution.loss,
@@ -234,19 +239,21 @@ def _facts(weight: Tensor, solution: _Solution, hessians: Tensor) -> list[_Facts
         solution.retries,
         solution.dead_columns,
         solution.pruned.count_nonzero((1, 2, 3)),
-        torch.stack([_energy(weight, hessian) for hessian in hessians]),
-        torch.stack(
-            [_energy(pruned - weight, hessian) for pruned, hessian in zip(solution.pruned, hessians, strict=True)]
-        ),
+        _energy(weight, hessians),
+        _energy(solution.pruned - weight, hessians),
     )
-    table = torch.stack([column.double() for column in columns], 1)
+    return torch.stack([column.double() for column in columns], 1)
+
+
+def _look(table: Tensor) -> list[_Facts]:
+    """Copy a table to the host, which on a GPU waits for all work before."""
     return [_Facts(*row) for row in table.tolist()]
 
 
 def _all_or_nothing(weight: Tensor, hessians: Tensor, removed: int) -> _Solution:
     rest = weight if removed == 0 else torch.zeros_like(weight)
     none = torch.zeros(len(hessians), device=weight.device)
-    loss = torch.stack([_energy(weight - rest, hessian) / 2 for hessian in hessians])
+    loss = _energy(weight - rest, hessians) / 2
     dead = (hessians.diagonal(dim1=2, dim2=3) == 0).sum((1, 2))
     return _Solution(rest.repeat(len(hessians), 1, 1, 1), loss, none, none, dead, none)
 
@@ -327,8 +334,7 @@ def _exact(
 ) -> tuple[Tensor, Tensor]:
     """Exact OBS: weights after the removals of least loss of each sample, and the summed losses of each row."""
     order, losses = ops.obs_path(weights, inverse, block)
-    by_sample = losses.unflatten(0, (samples, -1))
-    counts = torch.cat([smallest(of_sample, removed // block).sum(2) for of_sample in by_sample])
+    counts = smallest(losses.unflatten(0, (samples, -1)), removed // block).sum(3).flatten(0, 1)
     try:
         pruned = ops.obs_solution(weights, hessian, inverse, order, counts, block)
     except torch.linalg.LinAlgError:  # on a GPU such rows are not a number instead
@@ -367,13 +373,16 @@ def _more_damping(layer: Layer, damping: float) -> float:
     return _FIRST_RETRY if damping < _FIRST_RETRY else min(10 * damping, 1.0)
 
 
-def _energy(weight: Tensor, hessian: Tensor) -> Tensor:
-    """``tr(W H Wᵀ)``, all groups together; pairs of column blocks are multiplied once, not once each way round."""
-    total = torch.zeros((), dtype=torch.float64, device=weight.device)
-    for start in range(0, weight.shape[2], _ENERGY_COLUMNS):
+def _energy(weight: Tensor, hessians: Tensor) -> Tensor:
+    """``tr(W H Wᵀ)`` of each sample, all groups together; pairs of column blocks are multiplied once, not twice.
+
+    Shapes: ``[(samples,) groups, rows, columns]``, ``[samples, groups, columns, columns]`` -> ``[samples]``.
+    """
+    total = torch.zeros(len(hessians), dtype=torch.float64, device=weight.device)
+    for start in range(0, weight.shape[-1], _ENERGY_COLUMNS):
         block = slice(start, start + _ENERGY_COLUMNS)
         own = weight[..., block]
-        product = own @ hessian[:, block, block]
-        product += 2 * (weight[..., :start] @ hessian[:, :start, block])
-        total += product.mul_(own).sum(dtype=torch.float64)
+        product = own @ hessians[..., block, block]
+        product += 2 * (weight[..., :start] @ hessians[..., :start, block])
+        total += product.mul_(own).sum((1, 2, 3), dtype=torch.float64)
     return total

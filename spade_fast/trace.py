@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -57,10 +58,11 @@ class PrunedLayer:
     @classmethod
     def from_dense(cls, layer: Layer, weight: Tensor) -> PrunedLayer:
         """Pack a weight of the parameter's shape; its zeros are the removed ones."""
-        weight = weight.detach().flatten().cpu()
+        weight = weight.detach().flatten()
         survives = weight != 0
-        mask = torch.from_numpy(np.packbits(survives.numpy()))
-        return cls(layer.name, layer.parameter, layer.shape, weight.dtype, mask, weight[survives])
+        bits = F.pad(survives, (0, -survives.numel() % 8)).unflatten(0, (-1, 8))
+        mask = (bits << torch.arange(7, -1, -1, dtype=torch.uint8, device=weight.device)).sum(1, dtype=torch.uint8)
+        return cls(layer.name, layer.parameter, layer.shape, weight.dtype, mask.cpu(), weight[survives].cpu())
 
     @property
     def numel(self) -> int:

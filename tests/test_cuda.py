@@ -47,6 +47,7 @@ def _calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "obs_solution": (ops.obs_solution, (weight, hessian, hinv, order, counts)),
         "sparsegpt": (ops.sparsegpt, (weight, factor, removals, 9)),
         "inverse_cholesky": (ops.inverse_cholesky, (hessian, torch.tensor([0.0, 0.1]))),
+        "inverse_cholesky, many": (ops.inverse_cholesky, (random_problem(9, 1, 600)[1], 0.1)),
     }
 
 
@@ -79,7 +80,7 @@ def test_ops_stay_on_the_gpu_and_never_wait(name: str) -> None:
             assert (error > 1e-3 * truth.abs().max()).double().mean() <= flipped
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "inverse_cholesky"])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("inverse_cholesky")])
 def test_ops_can_be_captured(name: str) -> None:
     op, arguments = _calls()[name]
     moved = _to(DEVICE, arguments)
@@ -95,6 +96,12 @@ def test_ops_can_be_captured(name: str) -> None:
     graph.replay()
     pairs = zip(_pytree.tree_leaves(_to("cpu", captured)), _pytree.tree_leaves(eager), strict=True)
     assert all(torch.equal(mine, truth) for mine, truth in pairs)
+
+
+def test_tensors_of_different_devices_are_an_error() -> None:
+    weight, _, hinv = random_problem(1, 2, 8)
+    with pytest.raises(ValueError, match="obs_path: hinv must be on the device of weight"):
+        torch.ops.spade_fast.obs_path(weight.to(DEVICE), hinv, 1)
 
 
 @pytest.mark.parametrize("solver", ["exact", "sparsegpt"])

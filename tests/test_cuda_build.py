@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ OPS = (
     "obs_solution",
     "sparsegpt",
 )
+THREADS = {"sm_75": 1024, "sm_80": 2048, "sm_90": 2048}  # that a multiprocessor may have
 needs_toolkit = pytest.mark.skipif(TOOLKIT is None, reason="needs a CUDA toolkit")
 needs_cuda_build = pytest.mark.skipif(
     _native._C.build_info()["cuda"] is None, reason="spade_fast was built without CUDA kernels (make cuda-check)"
@@ -43,11 +45,10 @@ class Kernel:
     threads: int
 
     @property
-    def occupancy(self) -> float:
-        """Share of a multiprocessor's 2048 threads that its 65536 registers allow (sm_80, sm_90)."""
+    def resident(self) -> int:
+        """Threads that the 65536 registers of a multiprocessor allow."""
         of_warp = -(-32 * self.registers // 256) * 256
-        blocks = 65536 // of_warp // (self.threads // 32)
-        return min(1.0, blocks * self.threads / 2048)
+        return 65536 // of_warp // (self.threads // 32) * self.threads
 
 
 def nvcc(*arguments: str | Path) -> str:
@@ -73,7 +74,7 @@ def virtual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 @needs_toolkit
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", THREADS)
 def test_no_spills_and_a_quarter_of_the_threads(architecture: str, virtual: dict[str, int], tmp_path: Path) -> None:
     strict = ("-Xptxas", "-v,-warn-spills", "-Werror", "all-warnings")
     report = nvcc(f"-arch={architecture}", *strict, "-c", KERNELS, "-o", tmp_path / "all.o")
@@ -85,7 +86,7 @@ def test_no_spills_and_a_quarter_of_the_threads(architecture: str, virtual: dict
         kernels[name] = Kernel(int(registers), int(stack), int(stores) + int(loads), virtual[name])
     assert kernels.keys() == virtual.keys()
     assert {name: kernel for name, kernel in kernels.items() if kernel.stack or kernel.spilled} == {}
-    assert {name: kernel for name, kernel in kernels.items() if kernel.occupancy < 0.25} == {}
+    assert {name: kernel for name, kernel in kernels.items() if kernel.resident < THREADS[architecture] / 4} == {}
 
 
 @needs_toolkit
@@ -117,7 +118,17 @@ ops.obs_path(torch.ones(1, 2, 4).cuda(), hinv)
     assert run.returncode == 1 and "RuntimeError: Found no NVIDIA driver" in run.stderr
 
 
-def test_occupancy() -> None:
-    assert Kernel(128, 0, 0, 256).occupancy == 0.25
-    assert Kernel(129, 0, 0, 256).occupancy == 0.125
-    assert Kernel(32, 0, 0, 512).occupancy == 1
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_tests_that_need_a_gpu_are_skipped_or_fail_as_asked(required: str) -> None:
+    command = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "test_cuda.py"), "-k", "test_doctor"]
+    environment = {**os.environ, "SPADE_FAST_REQUIRE_CUDA": required}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    said = "SPADE_FAST_REQUIRE_CUDA=1, but torch finds no GPU" if required == "1" else "1 skipped"
+    assert run.returncode == int(required) and said in run.stdout
+
+
+def test_resident_threads() -> None:
+    assert Kernel(128, 0, 0, 256).resident == 512
+    assert Kernel(129, 0, 0, 256).resident == 256
+    assert Kernel(32, 0, 0, 512).resident == 2048

@@ -76,6 +76,23 @@ def test_the_order_of_blocks_and_threads_does_not_matter(name: str, kernels: str
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("name", WORK)
+def test_as_on_the_cpu(name: str) -> None:
+    torch.manual_seed(0)
+    found = WORK[name]()
+    torch.manual_seed(0)
+    with running_on(ops.simd_level()):
+        expected = WORK[name]()
+    for mine, truth in zip(found, expected, strict=True):
+        if not truth.is_floating_point():
+            assert torch.equal(mine, truth)
+        elif name.startswith("gram"):
+            assert_upper_close(mine, truth.double(), 4e-6)
+        else:
+            torch.testing.assert_close(mine, truth, rtol=1e-3, atol=1e-4)
+            assert torch.equal(mine == 0, truth == 0)
+
+
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_wide_gram_tiles(dtype: torch.dtype, layout: str) -> None:
@@ -101,8 +118,7 @@ def test_samples_in_parts() -> None:
 def test_wide_flush_tiles_and_rows_in_parts(rows: int, columns: int, block: int) -> None:
     weight, _, hinv = random_problem(1, rows, columns, seed=1)
     order, losses = ops.obs_path(weight, hinv, block)
-    with running_on(ops.simd_level()), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "_ops", torch.ops.spade_fast)
+    with running_on(ops.simd_level()):
         expected, _ = ops.obs_path(weight.double(), hinv.double(), block)
     assert torch.equal(order.sort(2).values, expected.sort(2).values)
     agree = (order == expected).double().mean()

@@ -276,6 +276,7 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"--model": "small_network:maps"}, "one row of logits"),
         ({"--solver": "magic"}, "unknown solver 'magic'"),
         ({"--sparsity": "1.5"}, "sparsity must lie between 0 and 1"),
+        ({"--device": "gpu"}, "device 'gpu' cannot be used"),
         ({"--sparsity": "nan"}, "sparsity must lie between 0 and 1"),
         ({"--augmentations": "0"}, "augmentations must be at least 1"),
         ({"--layers": "body.*"}, "body."),
@@ -320,6 +321,7 @@ def test_trace_command_makes_the_trace_of_the_explanation(small, photo, tmp_path
     [
         ({"--solver": "both"}, "unknown solver 'both': allowed are exact, sparsegpt"),
         ({"--sparsity": "2"}, "sparsity must lie between 0 and 1"),
+        ({"--device": "cuda:99"}, "device 'cuda:99' cannot be used"),
         ({"--model": "small_network:maps"}, "one row of logits"),
         ({"--layers": "body.*"}, "body."),
         ({"--out": "absent/trace.safetensors"}, "cannot write the trace: there is no folder absent"),

@@ -224,6 +224,15 @@ def test_mirror(columns: int, backend: str) -> None:
     assert torch.equal(gram, upper + upper.triu(1).mT)
 
 
+def test_strides_of_dimensions_of_one_do_not_matter(backend: str) -> None:
+    """A tensor is contiguous whatever they are."""
+    x = torch.randn(1, 600, 64)
+    gram = torch.zeros(64, 1, 64).transpose(0, 1)
+    assert gram.is_contiguous() and gram.stride(0) == 64
+    ops.gram_linear_(gram, x)
+    assert_upper_close(gram, reference.gram_linear(x), 2e-6)
+
+
 def test_empty_batches_change_nothing(backend: str) -> None:
     gram = torch.randn(2, 1, 36, 36)
     before = gram.clone()

@@ -218,7 +218,7 @@ def test_samples_together_are_as_alone(solver, chunked, monkeypatch):
     grams[2, 1] = 0  # its own dead columns
     grams[3] *= 1e6
     if chunked:
-        monkeypatch.setattr("spade_fast.solvers._WORKING_BYTES", 8 * grams[0].nbytes)
+        monkeypatch.setattr(solvers, "_working_bytes", lambda device: 8 * grams[0].nbytes)
     together, reports = solve(layer, weight, grams, solver=solver)
     for s in range(5):
         alone, (report,) = solve(layer, weight, grams[s : s + 1].clone(), solver=solver)
@@ -334,7 +334,7 @@ def test_removal_counts(data, sizes):
 def test_smallest_takes_the_first_of_equals(values, data):
     count = data.draw(st.integers(0, len(values)))
     expected = sorted(range(len(values)), key=lambda i: (values[i], i))[:count]
-    chosen = smallest(torch.tensor(values, dtype=torch.float32), count)
+    chosen = smallest(torch.tensor([values], dtype=torch.float32), count)[0]
     assert sorted(expected) == chosen.nonzero().flatten().tolist()
 
 
@@ -404,14 +404,14 @@ def test_nothing_is_looked_at_before_a_layer_is_done(name, solver, monkeypatch):
     layer = layer_of(LAYERS[name])
     weight, grams = problem(layer, samples=2)
     zeros = solvers.count_zeros(weight)
-    facts = solvers._facts
+    look = solvers._look
     looks = _Looks()
 
     def when_done(*arguments: Any) -> Any:
         looks.__exit__(None, None, None)
-        return facts(*arguments)
+        return look(*arguments)
 
-    monkeypatch.setattr(solvers, "_facts", when_done)
+    monkeypatch.setattr(solvers, "_look", when_done)
     monkeypatch.setattr("spade_fast.removals.removal_counts", lambda total, sizes, zeros: sizes // 2)  # on the host
     looks.__enter__()
     solve(layer, weight, grams, solver=solver, zeros=zeros)

@@ -7,21 +7,19 @@
 #include "../op_checks.h"
 #include "kernels/gram_cells.cuh"
 #include "kernels/gram_im2col.cuh"
+#include "kernels/gram_reduce.cuh"
 #include "kernels/gram_small.cuh"
-#include "kernels/gram_sums.cuh"
 #include "launch.h"
 
 namespace spade {
 namespace {
 
 constexpr int64_t kWantedBlocks = 2048;
-constexpr int64_t kLongestSum = 8192;  // positions that one float32 sum takes in
+constexpr int64_t kLongestSum = 8192;  // positions that one float32 sum takes in, memory allowing
 constexpr int64_t kShortestSum = 256;
-constexpr int64_t kPartBytes = kWorkingBytes / 16;
-constexpr int64_t kCellBytes = kWorkingBytes / 8;
 constexpr int kTile = 64;
-constexpr int64_t kWideTileColumns = 192;  // from here on, tiles of 128
-constexpr int64_t kLeastOfCells = 32;      // channels; with fewer, tiles hold channels of several taps instead
+constexpr int64_t kWideTileChannels = 192;  // from here on, tiles of 128
+constexpr int64_t kLeastOfCells = 32;       // channels; with fewer, tiles hold channels of several taps instead
 
 // Where a batch lies: x [samples, images, channels, height, width].
 struct GramBatch {
@@ -70,10 +68,11 @@ Task describe(const GramBatch& batch, const at::Tensor& gram) {
   return task;
 }
 
-// In how many parts to sum: enough blocks for the device, and no sum too long for its rounding.
+// In how many parts to sum: enough blocks for the device, and sums not too long for their rounding.
 int64_t choose_splits(int64_t blocks, int64_t positions, int64_t bytes_of_part) {
   const int64_t wanted = std::max(ceil_div(kWantedBlocks, blocks), ceil_div(positions, kLongestSum));
-  const int64_t most = std::min(ceil_div(positions, kShortestSum), kPartBytes / std::max<int64_t>(bytes_of_part, 1));
+  const int64_t bytes = std::min(int64_t{128} << 20, working_bytes() / 16);
+  const int64_t most = std::min(ceil_div(positions, kShortestSum), bytes / std::max<int64_t>(bytes_of_part, 1));
   return std::max<int64_t>(1, std::min(wanted, most));
 }
 
@@ -97,7 +96,7 @@ void sum_parts(GramTask<T, V> task, at::Tensor& gram, int64_t blocks, void (*ker
 template <class T, class V>
 void sum_small(const GramBatch& batch, at::Tensor& gram) {
   const GramTask<T, V> task = describe<GramTask<T, V>, V>(batch, gram);
-  const GramSmallPlan<T> plan(task.size);
+  const GramSmallPlan<T> plan(task.size, task.groups);
   sum_parts(task, gram, gram.size(0) * ceil_div(task.groups, plan.groups), gram_small<T, V>,
             sizeof(GramSmallShared<T>));
 }
@@ -156,23 +155,26 @@ bool sum_cells(const GramBatch& batch, at::Tensor& gram) {
   }
   if (task.cells() == 0) return true;  // every position lies in the padding
   const int64_t values = task.cells() * task.groups * task.channels * task.channels;  // of a sample
-  const int64_t at_once = std::min(gram.size(0), kCellBytes / static_cast<int64_t>(values * sizeof(T)));
+  const int64_t bytes = std::min(int64_t{256} << 20, working_bytes() / 8);
+  const bool single = task.size == task.channels && task.cells() == 1;
+  const int64_t at_once = single ? gram.size(0) : std::min<int64_t>(gram.size(0), bytes / (values * sizeof(T)));
   if (at_once == 0) return false;
   const int64_t side = ceil_div(task.channels, N);
   const int64_t blocks = at_once * task.groups * task.cells() * side * side;
   task.splits = choose_splits(blocks, batch.positions(), at_once * values * sizeof(T));
-  const bool direct = task.size == task.channels && task.cells() == 1 && task.splits == 1;
+  const bool direct = single && task.splits == 1;
+  const int64_t of_sample = gram.numel() / gram.size(0);
   Scratch scratch(gram);
   task.sums = direct ? nullptr : scratch.take<T>(task.splits * at_once * values);
   for (int64_t first = 0; first < gram.size(0); first += at_once) {
     const int64_t samples = std::min(at_once, gram.size(0) - first);
     task.matrices = samples * task.groups;
     task.x = static_cast<const V*>(batch.x.const_data_ptr()) + first * task.sample;
-    task.gram = gram.mutable_data_ptr<T>() + first * gram.stride(0);
+    task.gram = gram.mutable_data_ptr<T>() + first * of_sample;
     launch(gram_cells<T, V, N>, task.splits * task.matrices * task.cells() * side * side, kTileThreads,
            sizeof(GramCellsShared<T, N>), task);
     if (direct) continue;
-    launch(gram_combine<T, V>, ceil_div(samples * gram.stride(0), kTileThreads), kTileThreads, 0, task);
+    launch(gram_combine<T, V>, ceil_div(samples * of_sample, kTileThreads), kTileThreads, 0, task);
   }
   return true;
 }
@@ -181,9 +183,9 @@ template <class T, class V, int kWide>
 void add_gram(const GramBatch& batch, at::Tensor& gram) {
   if (gram.size(2) <= kSmallSize) return sum_small<T, V>(batch, gram);
   const int64_t channels = batch.x.size(2) / gram.size(1);
-  const bool done = channels >= kWideTileColumns ? sum_cells<T, V, kWide>(batch, gram)
-                    : channels >= kLeastOfCells  ? sum_cells<T, V, kTile>(batch, gram)
-                                                 : false;
+  const bool done = channels >= kWideTileChannels ? sum_cells<T, V, kWide>(batch, gram)
+                    : channels >= kLeastOfCells   ? sum_cells<T, V, kTile>(batch, gram)
+                                                  : false;
   if (!done) sum_im2col<T, V>(batch, gram);
 }
 
@@ -215,30 +217,10 @@ void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_
   add_gram({x.unflatten(0, {gram.size(0), x.size(0) / gram.size(0)}), rows, columns}, gram);
 }
 
-template <class T>
-void mirror_matrices(at::Tensor& gram) {
-  const int64_t size = gram.size(-1);
-  const int64_t side = ceil_div(size, kSquare);
-  launch(mirror_upper<T>, gram.numel() / (size * size) * (side * (side + 1) / 2), kSquare * kSquareRows,
-         sizeof(MirrorShared<T>), MirrorTask<T>{gram.mutable_data_ptr<T>(), size});
-}
-
-void mirror_upper_(at::Tensor& gram) {
-  const c10::cuda::OptionalCUDAGuard device_guard(gram.device());
-  check_mirror(gram);
-  if (gram.numel() == 0) return;
-  if (gram.scalar_type() == at::kFloat) {
-    mirror_matrices<float>(gram);
-  } else {
-    mirror_matrices<double>(gram);
-  }
-}
-
 }  // namespace
 }  // namespace spade
 
 SPADE_CUDA_OPS(m) {
   m.impl("gram_linear_", &spade::gram_linear_);
   m.impl("gram_conv2d_", &spade::gram_conv2d_);
-  m.impl("mirror_upper_", &spade::mirror_upper_);
 }

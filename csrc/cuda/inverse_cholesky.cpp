@@ -1,6 +1,7 @@
 // By torch's batched linear algebra: J (H + damp·I) J = L Lᵀ, U = J L⁻¹ J, with J the reversal.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
@@ -16,6 +17,8 @@
 namespace spade {
 namespace {
 
+constexpr int64_t kLargeColumns = 512;
+
 std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
   RECORD_USER_SCOPE("spade_fast.factor");
   const c10::cuda::OptionalCUDAGuard device_guard(hessian.device());
@@ -27,8 +30,13 @@ std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, c
   at::Tensor reversed = hessian.flip({1, 2});
   reversed.diagonal(0, 1, 2).add_(damp.unsqueeze(1));
   const at::Tensor lower = std::get<0>(at::linalg_cholesky_ex(reversed));
-  const at::Tensor identity = at::eye(columns, hessian.options()).expand_as(hessian);
-  const at::Tensor factor = at::linalg_solve_triangular(lower, identity, /*upper=*/false).flip({1, 2}).contiguous();
+  const at::Tensor identity = at::eye(columns, hessian.options());
+  // Batches of more than 8 go to a routine for small matrices.
+  std::vector<at::Tensor> inverses;
+  for (const at::Tensor& part : lower.split(columns >= kLargeColumns ? 8 : lower.size(0))) {
+    inverses.push_back(at::linalg_solve_triangular(part, identity.expand_as(part), /*upper=*/false));
+  }
+  const at::Tensor factor = at::cat(inverses).flip({1, 2}).contiguous();
 
   // Not every backend reports pivots that are infinite or not a number, so the first bad one is looked up.
   const at::Tensor pivots = lower.diagonal(0, 1, 2);

@@ -12,14 +12,30 @@
 #include <limits>
 #include <vector>
 
-// Working memory of a call. The tests' emulator sets less, so that problems go in several parts.
-#ifndef SPADE_WORKING_BYTES
-#define SPADE_WORKING_BYTES (int64_t{2} << 30)
-#endif
+#include "kernels/tile.cuh"
 
 namespace spade {
 
-constexpr int64_t kWorkingBytes = SPADE_WORKING_BYTES;
+// Working memory of a call: an eighth of the current device's. The tests' emulator sets less, so that problems go in
+// several parts.
+inline int64_t working_bytes() {
+#ifdef SPADE_WORKING_BYTES
+  return SPADE_WORKING_BYTES;
+#else
+  static const std::vector<int64_t> of_devices = [] {
+    int count = 0;
+    C10_CUDA_CHECK(cudaGetDeviceCount(&count));
+    std::vector<int64_t> bytes;
+    for (int device = 0; device < count; ++device) {
+      cudaDeviceProp properties;
+      C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+      bytes.push_back(static_cast<int64_t>(properties.totalGlobalMem) / 8);
+    }
+    return bytes;
+  }();
+  return of_devices[c10::cuda::current_device()];
+#endif
+}
 
 template <class Task>
 void launch(void (*kernel)(Task), int64_t blocks, int threads, size_t shared_bytes, const Task& task) {
@@ -49,9 +65,5 @@ class Scratch {
   at::TensorOptions options_;
   std::vector<at::Tensor> tensors_;
 };
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 }  // namespace spade

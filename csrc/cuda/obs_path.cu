@@ -23,8 +23,9 @@ void flush(const ObsPathTask<T>& task, int64_t rows) {
 // The paths of `rows` rows from task.first_row on.
 template <class T, int kWide>
 void run_rows(ObsPathTask<T> task, int64_t rows, T* matrices[2]) {
-  const int threads = static_cast<int>(std::clamp<int64_t>(ceil_div(task.dense_columns(), 32) * 32, 32, 256));
+  const int threads = static_cast<int>(std::min<int64_t>(ceil_div(task.dense_columns(), 64) * 32, kPathThreads));
   const size_t shared_bytes = sizeof(ObsPathShared<T>) + panel_capacity(task.block) * sizeof(T);
+  TORCH_CHECK_VALUE(shared_bytes <= 48 << 10, "obs_path: blocks of ", task.block, " columns are too large for a GPU");
   const int32_t panel_steps = panel_capacity(task.block) / task.block;
   task.count = task.dense_count;
   task.matrix = nullptr;
@@ -57,7 +58,7 @@ void run_paths(const at::Tensor& weight, const at::Tensor& hinv, int64_t block, 
   const int64_t of_row =
       (2 * matrix + (panel_capacity(block) + 2) * columns + (2 * triangle(block) + 2 * block) * count) * sizeof(T) +
       4 * count * sizeof(int32_t);
-  const int64_t at_once = std::clamp<int64_t>(kWorkingBytes / of_row, 1, rows);
+  const int64_t at_once = std::clamp<int64_t>(working_bytes() / of_row, 1, rows);
 
   Scratch scratch(weight);
   T* matrices[2] = {scratch.take<T>(at_once * matrix), scratch.take<T>(at_once * matrix)};

@@ -18,7 +18,7 @@ void solve_rows(const at::Tensor& weight, const at::Tensor& hessian, const at::T
   const int64_t columns = weight.size(2);
   const int64_t system = (columns / 2) * (columns / 2);
   const int64_t of_row = (system + 2 * columns) * sizeof(T) + 2 * columns * sizeof(int32_t);
-  const int64_t at_once = std::clamp<int64_t>(kWorkingBytes / of_row, 1, rows);
+  const int64_t at_once = std::clamp<int64_t>(working_bytes() / of_row, 1, rows);
   Scratch scratch(weight);
   ObsSolutionTask<T> task{};
   task.weight = weight.const_data_ptr<T>();

@@ -1,8 +1,10 @@
 // Every kernel that the launchers use, in one file without torch: for resource reports, and for tools that run PTX.
+// All are templates, so their names there are mangled.
 #include "gram_cells.cuh"
 #include "gram_im2col.cuh"
+#include "gram_reduce.cuh"
 #include "gram_small.cuh"
-#include "gram_sums.cuh"
+#include "mirror_upper.cuh"
 #include "obs_path.cuh"
 #include "obs_solution.cuh"
 #include "sparsegpt.cuh"

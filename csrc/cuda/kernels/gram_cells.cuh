@@ -110,7 +110,7 @@ struct CellSource {
 template <class T, class V, int N>
 __global__ void __launch_bounds__(kTileThreads, 2) gram_cells(const __grid_constant__ GramCellsTask<T, V> task) {
   auto& shared = shared_memory<GramCellsShared<T, N>>();
-  const int64_t side = (task.channels + N - 1) / N;
+  const int64_t side = ceil_div(task.channels, N);
   const int64_t tiles = side * side;
   const int64_t cells = task.cells();
   const int64_t tile = blockIdx.x % tiles;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) gram_cells(const __grid_const
   __syncthreads();
 
   const int64_t positions = static_cast<int64_t>(task.images) * rows.count * columns.count;
-  const int64_t length = (positions + task.splits - 1) / task.splits;
+  const int64_t length = ceil_div(positions, task.splits);
   const int64_t first = split * length;
   const int64_t group = matrix % task.groups;
   const V* x = task.x + matrix / task.groups * task.sample + group * task.channels * task.channel +
@@ -170,9 +170,9 @@ __device__ __forceinline__ GramInterval pair_interval(const GramAxis& axis, int3
   const int32_t second = second_tap * axis.dilation - axis.padding;
   const int32_t least = min(first, second);
   const int32_t most = max(first, second);
-  const int32_t from = least >= 0 ? 0 : (-least + axis.stride - 1) / axis.stride;
-  const int32_t to = most >= axis.size ? 0 : min(axis.outputs, (axis.size - most + axis.stride - 1) / axis.stride);
-  return {first + from * axis.stride, first + max(from, to) * axis.stride};
+  const int64_t from = least >= 0 ? 0 : ceil_div(-least, axis.stride);
+  const int64_t to = most >= axis.size ? 0 : min(int64_t(axis.outputs), ceil_div(axis.size - most, axis.stride));
+  return {static_cast<int32_t>(first + from * axis.stride), static_cast<int32_t>(first + max(from, to) * axis.stride)};
 }
 
 __device__ __forceinline__ bool covers(const GramInterval& interval, int32_t stride, const GramCell& cell,

@@ -47,7 +47,7 @@ struct Im2colSource {
 template <class T, class V, int N>
 __global__ void __launch_bounds__(kTileThreads, 2) gram_im2col(const __grid_constant__ GramTask<T, V> task) {
   auto& shared = shared_memory<GramIm2colShared<T, N>>();
-  const int64_t side = (task.size + N - 1) / N;
+  const int64_t side = ceil_div(task.size, N);
   const int64_t tiles = side * (side + 1) / 2;
   const TilePlace tile = upper_tile(blockIdx.x % tiles, side);
   const int64_t matrix = blockIdx.x / tiles % task.matrices;

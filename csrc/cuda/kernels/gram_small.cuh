@@ -32,10 +32,12 @@ template <class T>
 struct GramSmallPlan {
   int32_t side, squares, groups;  // squares of 4 columns on a side, and on or above the diagonal; groups of a block
 
-  __host__ __device__ explicit GramSmallPlan(int32_t size) : side((size + 3) / 4), squares(side * (side + 1) / 2) {
+  __host__ __device__ GramSmallPlan(int32_t size, int32_t all_groups)
+      : side((size + 3) / 4), squares(side * (side + 1) / 2), groups(all_groups) {
     const int32_t by_threads = kTileThreads / squares;
     const int32_t by_memory = GramSmallShared<T>::columns / (4 * side);
-    groups = by_threads < by_memory ? by_threads : by_memory;
+    if (groups > by_threads) groups = by_threads;
+    if (groups > by_memory) groups = by_memory;
   }
 };
 
@@ -43,8 +45,8 @@ template <class T, class V>
 __global__ void __launch_bounds__(kTileThreads, 2) gram_small(const __grid_constant__ GramTask<T, V> task) {
   auto& shared = shared_memory<GramSmallShared<T>>();
   const int thread = static_cast<int>(threadIdx.x);
-  const GramSmallPlan<T> plan(task.size);
-  const int64_t handfuls = (task.groups + plan.groups - 1) / plan.groups;
+  const GramSmallPlan<T> plan(task.size, task.groups);
+  const int64_t handfuls = ceil_div(task.groups, plan.groups);
   const int64_t first_group = blockIdx.x % handfuls * plan.groups;
   const int64_t sample = blockIdx.x / handfuls % (task.matrices / task.groups);
   const int64_t split = blockIdx.x / handfuls / (task.matrices / task.groups);

@@ -8,11 +8,12 @@
 // share. Columns are ordered [component of a block][block]. For a row of C columns and panels of B = 64 rows:
 //
 // obs_path_start (once), obs_path_panel
-// - grid: a block for each row; block: up to 256 threads
+// - grid: a block for each row; block: a thread for every two columns, up to 1024
 // - shared memory: about 600 bytes and a value for each row of the panel
 // - operations: B C² / 2
 // - bytes: B C² sizeof(T) / 4, from the second-level cache while it holds the panels at work (64 C values a row)
-// - bound expected on an H100: the second-level cache; where there are few rows the latency of a pivot, some 5 µs
+// - bound expected on an H100: the second-level cache, device memory once the panels outgrow it, and with fewer rows
+//   than multiprocessors the latency of a pivot, some 5 µs
 // obs_path_flush
 // - grid: a block for each row and N x N tile on or above the diagonal; block: 256 threads
 // - shared memory: 4 * 8 * (N + 4) values and 8 N bytes, 18 KB at N = 128 in float32
@@ -27,6 +28,7 @@
 namespace spade {
 
 constexpr int32_t kPanelRows = 64;
+constexpr int kPathThreads = 1024;
 
 // Entries of the lower triangle of a diagonal block.
 __host__ __device__ __forceinline__ int32_t triangle(int32_t block) {
@@ -99,7 +101,7 @@ template <class T>
 struct alignas(16) ObsPathShared {
   BestShared<T> best;
   RankShared rank;
-  T pivot, weight;
+  T pivot, floor, weight;
 
   __device__ __forceinline__ T* coefficients() {
     return reinterpret_cast<T*>(this + 1);
@@ -112,7 +114,7 @@ __device__ __forceinline__ T infinity() {
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) obs_path_start(const __grid_constant__ ObsPathTask<T> task) {
+__global__ void __launch_bounds__(kPathThreads) obs_path_start(const __grid_constant__ ObsPathTask<T> task) {
   const ObsPathRow<T> s(task, blockIdx.x);
   const int32_t threads = static_cast<int32_t>(blockDim.x);
   const T rounding = sizeof(T) == 4 ? T(1e-7) : T(2e-16);
@@ -186,8 +188,8 @@ __device__ __forceinline__ Candidate<T> select_block(const ObsPathTask<T>& task,
   return own.index < INT32_MAX ? own : best_of_block(first, shared.best);
 }
 
-// The row of the current trailing matrix that belongs to column j, scaled to a Cholesky row, becomes row `size` of the
-// panel; weights and diagonal blocks follow.
+// The row of the current trailing matrix that belongs to a column, scaled to a Cholesky row, becomes row `size` of the
+// panel; the weights follow. The diagonal blocks do not yet know the rows of the block's components before.
 template <class T>
 __device__ __forceinline__ void eliminate(const ObsPathTask<T>& task, const ObsPathRow<T>& s, ObsPathShared<T>& shared,
                                           int32_t size, int32_t component, int32_t position) {
@@ -198,17 +200,20 @@ __device__ __forceinline__ void eliminate(const ObsPathTask<T>& task, const ObsP
   T* coefficient = shared.coefficients();
   for (int32_t t = thread; t < size; t += threads) coefficient[t] = s.panel[t * s.columns + j];
   if (thread == 0) {
-    shared.pivot = max(s.diagonal[(triangle(component) + component) * task.count + position], s.floor[j]);
+    shared.pivot = s.diagonal[(triangle(component) + component) * task.count + position];
+    shared.floor = s.floor[j];
     shared.weight = s.weight[j];
   }
   __syncthreads();
-  const T scale = T(1) / sqrt(shared.pivot);
+  T pivot = shared.pivot;
+  for (int32_t t = size - component; t < size; ++t) pivot -= coefficient[t] * coefficient[t];
+  const T scale = T(1) / sqrt(max(pivot, shared.floor));
   const T step = shared.weight * scale;
   T* row = s.panel + size * s.columns;
   for (int32_t i = thread; i < columns; i += threads) {
     T p = s.shared || j <= i ? s.matrix[j * s.columns + i] : s.matrix[i * s.columns + j];
     const T* earlier = s.panel + i;
-#pragma unroll 4
+#pragma unroll 8
     for (int32_t t = 0; t < size; ++t) p -= coefficient[t] * earlier[t * s.columns];
     p *= scale;
     row[i] = p;
@@ -216,11 +221,20 @@ __device__ __forceinline__ void eliminate(const ObsPathTask<T>& task, const ObsP
     if (task.block == 1) s.diagonal[i] -= p * p;
   }
   __syncthreads();
-  if (task.block == 1) return;
+}
+
+// Takes the last `block` rows of the panel, of `size`, off the diagonal blocks.
+template <class T>
+__device__ __forceinline__ void update_diagonal(const ObsPathTask<T>& task, const ObsPathRow<T>& s, int32_t size) {
+  const T* rows = s.panel + (size - task.block) * s.columns;
   for (int32_t a = 0, entry = 0; a < task.block; ++a) {
     for (int32_t b = 0; b <= a; ++b, ++entry) {
-      for (int32_t k = thread; k < task.count; k += threads) {
-        s.diagonal[entry * task.count + k] -= row[a * task.count + k] * row[b * task.count + k];
+      for (int32_t k = static_cast<int32_t>(threadIdx.x); k < task.count; k += static_cast<int32_t>(blockDim.x)) {
+        T sum = T(0);
+        for (int32_t c = 0; c < task.block; ++c) {
+          sum += rows[c * s.columns + a * task.count + k] * rows[c * s.columns + b * task.count + k];
+        }
+        s.diagonal[entry * task.count + k] -= sum;
       }
     }
   }
@@ -262,7 +276,7 @@ __device__ __forceinline__ void compact(Value* values, int32_t rows, int32_t cou
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) obs_path_panel(const __grid_constant__ ObsPathTask<T> task) {
+__global__ void __launch_bounds__(kPathThreads, 1) obs_path_panel(const __grid_constant__ ObsPathTask<T> task) {
   auto& shared = shared_memory<ObsPathShared<T>>();
   const ObsPathRow<T> s(task, blockIdx.x);
   const int64_t out = (task.first_row + blockIdx.x) * task.steps;
@@ -275,6 +289,7 @@ __global__ void __launch_bounds__(256) obs_path_panel(const __grid_constant__ Ob
     }
     if (step + 1 == task.steps) return;
     for (int32_t c = 0; c < task.block; ++c) eliminate(task, s, shared, size++, c, chosen.index);
+    if (task.block > 1) update_diagonal(task, s, size);
     if (threadIdx.x == 0) retire(task, s, chosen.index);
     __syncthreads();
   }
@@ -321,7 +336,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) obs_path_flush(const __grid_c
   const int32_t removed = task.last - task.step;
   const int32_t left = task.count - removed;
   const int64_t columns = static_cast<int64_t>(left) * task.block;
-  const int64_t side = (columns + N - 1) / N;
+  const int64_t side = ceil_div(columns, N);
   const int64_t tiles = side * (side + 1) / 2;
   const TilePlace tile = upper_tile(blockIdx.x % tiles, side);
   const int64_t row = blockIdx.x / tiles;

@@ -10,7 +10,7 @@
 // - shared memory: the larger of a tile's (tile.cuh, N = 64) and a square of 64 x 65 values, 17 KB in float32
 // - operations: n³ / 3 for a system of n columns, nearly all in multiply_tile, and 4 n² + 2 n C a level
 // - bytes: n³ sizeof(T) / 192, from the second-level cache up to n = 300
-// - bound expected on an H100: the float32 rate, from as many rows as it has multiprocessors
+// - bound expected on an H100: the float32 rate while there are as many rows at work as multiprocessors
 #pragma once
 
 #include "block.cuh"

@@ -10,9 +10,8 @@
 // - shared memory: 4 KB (float64: 8 KB) for the panel's square of the factor, 1 KB for the histogram
 // - operations: 32 R C
 // - bytes: 16 R C sizeof(T), from the second-level cache
-// - bound expected on an H100: the latency of the selections, about 10 µs a mask block for four rounds (float64:
-// eight),
-//   for any number of problems up to that of multiprocessors
+// - bound expected on an H100: the latency of the selections, about 10 µs a mask block in float32, for
+//   any number of problems up to that of multiprocessors
 // sparsegpt_trailing
 // - grid: a block for each problem and 64 x 64 tile of columns and rows; block: 256 threads
 // - shared memory: 4 * 8 * 68 values
@@ -43,7 +42,7 @@ struct SparseGptTask {
   int32_t begin, end;  // the panel
 
   __host__ __device__ int32_t mask_blocks() const {
-    return (columns + mask_block - 1) / mask_block;
+    return ceil_div(columns, mask_block);
   }
 };
 
@@ -289,8 +288,8 @@ struct SweepSource {
 template <class T>
 __global__ void __launch_bounds__(kTileThreads, 2) sparsegpt_trailing(const __grid_constant__ SparseGptTask<T> task) {
   auto& shared = shared_memory<TileShared<T, kSweepTile>>();
-  const int64_t down = (task.columns - task.end + kSweepTile - 1) / kSweepTile;
-  const int64_t across = (task.rows + kSweepTile - 1) / kSweepTile;
+  const int64_t down = ceil_div(task.columns - task.end, kSweepTile);
+  const int64_t across = ceil_div(task.rows, kSweepTile);
   const SparseGptProblem<T> s(task, blockIdx.x / (down * across));
   const int32_t column = task.end + static_cast<int32_t>(blockIdx.x / across % down) * kSweepTile;
   const int32_t row = static_cast<int32_t>(blockIdx.x % across) * kSweepTile;

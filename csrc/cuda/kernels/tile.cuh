@@ -15,6 +15,10 @@
 
 namespace spade {
 
+__host__ __device__ __forceinline__ int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 constexpr int kTileThreads = 256;
 constexpr int kSlice = 8;
 
@@ -141,12 +145,12 @@ struct TilePlace {
 
 // The index-th tile on or above the diagonal of a square of `side` x `side` tiles, row by row.
 __device__ __forceinline__ TilePlace upper_tile(int64_t index, int64_t side) {
-  int64_t row = 0;
-  while (index >= side - row) {
-    index -= side - row;
-    ++row;
-  }
-  return {row, row + index};
+  auto begin = [&](int64_t row) { return row * side - row * (row - 1) / 2; };
+  const float middle = static_cast<float>(side) + 0.5f;
+  int64_t row = static_cast<int64_t>(middle - sqrtf(max(0.0f, middle * middle - 2.0f * static_cast<float>(index))));
+  while (row > 0 && begin(row) > index) --row;
+  while (begin(row + 1) <= index) ++row;
+  return {row, row + index - begin(row)};
 }
 
 }  // namespace spade

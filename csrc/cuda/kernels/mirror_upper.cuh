@@ -1,34 +1,13 @@
-// Adds up partial Gram matrices, and mirrors finished ones.
+// Copies the upper triangles of matrices onto the lower ones.
 //
-// gram_reduce
-// - grid: a thread for each entry of the result, 256 a block; adds the parts in order
-// - bytes: those of all parts; bound expected on an H100: device memory
-// mirror_upper
 // - grid: a block for each square of 32 x 32 on or above the diagonal; block: 32 x 8 threads
 // - shared memory: 4 KB (float64: 8 KB), so that both reads and writes are of whole lines
-// - bytes: those of the matrices; bound expected: device memory
+// - bytes: those of the matrices; bound expected on an H100: device memory
 #pragma once
 
 #include "tile.cuh"
 
 namespace spade {
-
-template <class T>
-struct GramReduceTask {
-  T* gram;         // [matrices][size][size]
-  const T* parts;  // [splits][matrices][size][size]
-  int64_t matrices, size, splits;
-};
-
-template <class T>
-__global__ void __launch_bounds__(kTileThreads) gram_reduce(const __grid_constant__ GramReduceTask<T> task) {
-  const int64_t values = task.matrices * task.size * task.size;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
-  if (i >= values || i / task.size % task.size > i % task.size) return;
-  T sum = T(0);
-  for (int64_t s = 0; s < task.splits; ++s) sum += task.parts[s * values + i];
-  task.gram[i] += sum;
-}
 
 constexpr int kSquare = 32;
 constexpr int kSquareRows = 8;
@@ -45,9 +24,9 @@ struct MirrorShared {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kSquare* kSquareRows) mirror_upper(const __grid_constant__ MirrorTask<T> task) {
+__global__ void __launch_bounds__(kSquare* kSquareRows, 1) mirror_upper(const __grid_constant__ MirrorTask<T> task) {
   auto& shared = shared_memory<MirrorShared<T>>();
-  const int64_t side = (task.size + kSquare - 1) / kSquare;
+  const int64_t side = ceil_div(task.size, kSquare);
   const int64_t squares = side * (side + 1) / 2;
   const TilePlace square = upper_tile(blockIdx.x % squares, side);
   T* matrix = task.matrix + blockIdx.x / squares * task.size * task.size;
