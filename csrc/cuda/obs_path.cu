@@ -5,6 +5,7 @@
 
 #include "../library.h"
 #include "../op_checks.h"
+#include "../path_columns.h"
 #include "kernels/obs_path.cuh"
 #include "launch.h"
 
@@ -94,11 +95,8 @@ std::tuple<at::Tensor, at::Tensor> paths(const at::Tensor& weight, const at::Ten
   at::Tensor order = at::empty({weight.size(0), weight.size(1), steps}, weight.options().dtype(at::kInt));
   at::Tensor losses = at::empty(order.sizes(), weight.options());
   if (order.numel() == 0) return {order, losses};
-  // The kernels want columns in [component][block] order.
-  const int64_t blocks = weight.size(2) / block;
-  const at::Tensor w = weight.unflatten(2, {blocks, block}).transpose(2, 3).contiguous();
-  const at::Tensor h =
-      hinv.unflatten(2, {blocks, block}).unflatten(1, {blocks, block}).permute({0, 2, 1, 4, 3}).contiguous();
+  const at::Tensor w = weight_by_component(weight, block);
+  const at::Tensor h = matrix_by_component(hinv, block);
   if (weight.scalar_type() == at::kFloat) {
     run_paths<float, 128>(w, h, block, n, m, order, losses);
   } else {
