@@ -90,7 +90,7 @@ def calibrate(
     device = next(model.parameters()).device
     augmenting = forward = 0.0
     images = 0
-    with _undisturbed(model):
+    with undisturbed(model):
         mark = time.perf_counter()
         for index, given in enumerate(_awaited(split_batches(batches))):
             batch = _checked(given, index, device)
@@ -216,7 +216,7 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients or fused paths, after which modes and buffers are as they were."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
