@@ -110,6 +110,38 @@ def trace(
     _out.print(str(out), markup=False)
 
 
+@app.command()
+def visualize(
+    index: Annotated[int, typer.Argument(metavar="INDEX", help="A class; with --layer, a channel of that layer.")],
+    layer: Annotated[str | None, typer.Option(help="Name of a module; default: the output.")] = None,
+    neuron: Annotated[bool, typer.Option(help="Only the neuron in the middle of the layer's map.")] = False,
+    model: _Model = "demo",
+    trace: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A trace to draw too; repeatable.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
+    device: _Device = "cpu",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path("visualization"),
+) -> None:
+    """Draw what excites a class, channel or neuron, in the dense network and in traces."""
+    with _one_line_errors():
+        from spade_fast.feature_pictures import draw_feature
+        from spade_fast.visualization import Feature
+
+        with _progress_bars() as report:
+            files = draw_feature(
+                Feature(index, layer, neuron),
+                model,
+                trace or [],
+                out,
+                steps=steps,
+                seed=seed,
+                device=device,
+                progress=report,
+            )
+    for path in files:
+        _out.print(str(path), markup=False)
+
+
 @app.command(context_settings={"allow_interspersed_args": False})
 def profile(
     command: Annotated[list[str], typer.Argument(metavar="explain|trace ...", help="A command as it would be alone.")],

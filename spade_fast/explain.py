@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import shutil
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +22,7 @@ from spade_fast.doctor import versions
 from spade_fast.layers import find_layers
 from spade_fast.methods import METHODS, Question, attribution_map, last_feature_layer
 from spade_fast.models import LoadedModel, load_model
+from spade_fast.outputs import check_device, output_folder
 from spade_fast.overlay import Column, draw
 from spade_fast.pipeline import trace
 from spade_fast.prepare import prepare_for_attribution
@@ -162,7 +160,7 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
         raise ImportError("explanations need captum: pip install 'spade_fast[captum]'")
     photo = _open_photo(settings.image)
     report_progress = progress or _no_progress
-    with _output_folder(out) as folder:
+    with output_folder(out) as folder:
         seconds: dict[str, float] = {}
         with _timed(seconds, "load model"):
             model, image, pixels = _load(settings, photo)
@@ -229,10 +227,7 @@ def _check(settings: TraceSettings, solvers: Sequence[str]) -> None:
         raise ValueError(f"sparsity must lie between 0 and 1, got {settings.sparsity}")
     if settings.augmentations < 1:
         raise ValueError(f"augmentations must be at least 1, got {settings.augmentations}")
-    try:
-        torch.zeros(0, device=settings.device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"device {settings.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    check_device(settings.device)
 
 
 def _known(kind: str, names: Sequence[str], allowed: Mapping[str, object]) -> None:
@@ -355,25 +350,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-@contextmanager
-def _output_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder inside `out`, whose files are moved into `out` at the end, and only if nothing failed."""
-    made = [path for path in [out, *out.parents] if not path.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
-    except OSError as error:
-        raise OSError(f"cannot write into the output folder {out}: {error.strerror or error}") from error
-    try:
-        yield temporary
-        for path in sorted(temporary.iterdir()):
-            os.replace(path, out / path.name)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):
-            for path in made:
-                path.rmdir()
-        raise
-    shutil.rmtree(temporary)

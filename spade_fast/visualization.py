@@ -1,0 +1,179 @@
+"""Feature visualisation: a picture that excites a class, a channel or a neuron, on a dense network or on a trace.
+
+After Olah, Mordvintsev and Schubert, "Feature Visualization" (Distill, 2017): gradient ascent on the Fourier
+coefficients of a picture with decorrelated colours, which is moved, turned and scaled a little at each step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Progress = Callable[[str, int, int], None]
+
+# Square root of the covariance of the colours of ImageNet, largest norm of a column 1 (Olah et al., 2017).
+_COLOURS = ((0.563, 0.195, 0.043), (0.584, 0.0, -0.108), (0.584, -0.195, 0.065))
+_START = 0.01  # standard deviation of the first coefficients
+_CONTRAST = 4.0  # divides the picture before the sigmoid
+_SHIFT = 12  # pixels, at most, each way
+_SCALES = (0.9, 1.1)
+_DEGREES = 10.0
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a picture is to excite.
+
+    Attributes
+    ----------
+    index
+        A class, if `layer` is None, else a channel (for layers of tokens: a feature).
+    layer
+        Name of a module of the model, or None for the model's output.
+    neuron
+        Only the neuron in the middle of the map, instead of the mean over its positions.
+    """
+
+    index: int
+    layer: str | None = None
+    neuron: bool = False
+
+
+def visualize(
+    model: nn.Module,
+    feature: Feature,
+    *,
+    size: tuple[int, int] = (224, 224),
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    steps: int = 512,
+    learning_rate: float = 0.05,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw the picture that excites a feature most.
+
+    Parameters
+    ----------
+    model
+        A network of one image input ``[n, 3, H, W]``; in a ``with trace.applied(model):`` block, the trace.
+    feature
+        What to excite.
+    size
+        Height and width of the picture.
+    mean, std
+        Of the colours (0 to 1) that the model's input is normalised with.
+    steps
+        Steps of Adam.
+    learning_rate
+        Of Adam.
+    seed
+        Of the first picture and all its moves; torch's own random state is neither used nor changed.
+    progress
+        Called as ``progress("visualize", step, steps)``.
+
+    Returns
+    -------
+    Tensor, [3, H, W]
+        Colours between 0 and 1, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        No such layer or index, a layer whose output is no map, or a setting that is out of range.
+    """
+    if steps < 0 or learning_rate <= 0 or min(size) < 1:
+        raise ValueError(
+            f"steps must be at least 0, learning_rate and size positive, got {steps}, {learning_rate}, {size}"
+        )
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    shape = (3, height, width // 2 + 1, 2)
+    spectrum = (_START * torch.randn(shape, generator=generator)).to(device).requires_grad_()
+    centre, spread = (torch.tensor(list(values), device=device).view(1, 3, 1, 1) for values in (mean, std))
+    optimizer = torch.optim.Adam([spectrum], learning_rate)
+    with _watched(model, feature) as excitement, torch.enable_grad():
+        for step in range(steps):
+            seen = _moved(_picture(spectrum, size)[None], generator)
+            gain = excitement((seen - centre) / spread)
+            (spectrum.grad,) = torch.autograd.grad(-gain, spectrum)
+            optimizer.step()
+            if progress is not None:
+                progress("visualize", step + 1, steps)
+    return _picture(spectrum.detach(), size).cpu()
+
+
+def _picture(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
+    """Colours ``[3, H, W]`` of Fourier coefficients; natural images have amplitudes of 1 / frequency."""
+    rows = torch.fft.fftfreq(size[0], device=spectrum.device)[:, None]
+    columns = torch.fft.rfftfreq(size[1], device=spectrum.device)[None]
+    frequency = torch.sqrt(rows**2 + columns**2).clamp(min=1 / max(size))
+    amplitudes = torch.view_as_complex(spectrum) / frequency
+    channels = torch.fft.irfft2(amplitudes, s=size, norm="ortho") / _CONTRAST
+    colours = torch.tensor(_COLOURS, device=spectrum.device)
+    return torch.sigmoid(torch.einsum("rc,chw->rhw", colours, channels))
+
+
+def _moved(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift, scale and turn an image ``[1, 3, H, W]`` a little, its border continued by reflection."""
+    shift_x, shift_y, scale, turn = (2 * torch.rand(4, generator=generator) - 1).tolist()
+    factor = math.exp((math.log(_SCALES[1] / _SCALES[0]) * scale + math.log(_SCALES[0] * _SCALES[1])) / 2)
+    angle = math.radians(_DEGREES * turn)
+    height, width = image.shape[-2:]
+    cosine, sine = math.cos(angle) / factor, math.sin(angle) / factor
+    transform = image.new_tensor(
+        [
+            [cosine, -sine * height / width, 2 * _SHIFT * shift_x / width],
+            [sine * width / height, cosine, 2 * _SHIFT * shift_y / height],
+        ]
+    )
+    grid = F.affine_grid(transform[None], list(image.shape), align_corners=False)
+    return F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
+
+
+@contextmanager
+def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Give a function from images to the feature's mean activation; the model is in evaluation mode meanwhile."""
+    outputs: list[Tensor] = []
+    modules = dict(model.named_modules())
+    if feature.layer is not None and feature.layer not in modules:
+        raise ValueError(f"the model has no layer {feature.layer!r}")
+    watched = model if feature.layer is None else modules[feature.layer]
+    modes = [(module, module.training) for module in modules.values()]
+    hook = watched.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+
+    def excitement(images: Tensor) -> Tensor:
+        outputs.clear()
+        model(images)
+        if not outputs or not isinstance(outputs[-1], Tensor) or outputs[-1].dim() not in (2, 3, 4):
+            raise ValueError(f"layer {feature.layer!r} does not return a map of features, tokens or classes")
+        return _activation(outputs[-1], feature).mean()
+
+    try:
+        model.eval()
+        yield excitement
+    finally:
+        hook.remove()
+        for module, mode in modes:
+            module.training = mode
+
+
+def _activation(output: Tensor, feature: Feature) -> Tensor:
+    channels = output.movedim(-1, 1) if output.dim() == 3 else output  # tokens have their features last
+    if not 0 <= feature.index < channels.shape[1]:
+        raise ValueError(f"index must lie between 0 and {channels.shape[1] - 1}, got {feature.index}")
+    chosen = channels[:, feature.index]
+    if not feature.neuron:
+        return chosen
+    if chosen.dim() != 3:
+        raise ValueError(
+            f"a neuron needs a layer whose output is a map, {feature.layer!r} returns {list(output.shape)}"
+        )
+    return chosen[:, chosen.shape[1] // 2, chosen.shape[2] // 2]
