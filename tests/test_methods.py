@@ -17,6 +17,7 @@ pytest.importorskip("captum")
 models = pytest.importorskip("torchvision.models")
 
 from captum.attr import LRP as CaptumLRP  # noqa: E402
+from captum.attr import IntegratedGradients, NoiseTunnel, Saliency  # noqa: E402
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule  # noqa: E402
 from torch.nn.utils.fusion import fuse_conv_bn_eval  # noqa: E402
 
@@ -29,6 +30,7 @@ from spade_fast.lrp import LRP  # noqa: E402
 from spade_fast.maps import attribution_map, seeded, to_map  # noqa: E402
 from spade_fast.methods import METHODS, Question, make_recipe  # noqa: E402
 from spade_fast.models import load_model  # noqa: E402
+from spade_fast.pipeline import trace  # noqa: E402
 from spade_fast.prepare import prepare_for_attribution  # noqa: E402
 
 HAS_DEMO = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
@@ -163,6 +165,56 @@ def test_all_draws_are_put_back():
     states = torch.get_rng_state(), np.random.get_state()[1]
     attribution_map("gradient-shap", question("plain CNN"))
     assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
+
+
+# NoiseTunnel
+
+SETTINGS = {"sparsity": 0.5, "solver": "sparsegpt"}
+AUGMENTER = ImageAugmenter(n=4, seed=2)
+NOISE = {"nt_samples": 3, "stdevs": 0.1}
+
+
+@pytest.mark.parametrize("method", [Saliency, LRP])
+def test_noise_inside_spade_smooths_on_one_trace(method, images):
+    model = question("plain CNN").model
+    tunnel = NoiseTunnel(method(model))
+    spade = Spade(tunnel, AUGMENTER, **SETTINGS)
+    torch.manual_seed(5)
+    found = spade.attribute(images, target=[1, 2], **NOISE)
+    assert [made.sample_id for made in spade.traces] == ["0", "1"]
+    torch.manual_seed(5)
+    for index, made in enumerate(spade.traces):
+        clean = trace(model, AUGMENTER(images[index], str(index)), sample_id=str(index), seed=2, **SETTINGS)
+        assert torch.equal(made.weight("3"), clean.weight("3"))
+        with made.applied(model):
+            expected = tunnel.attribute(images[index : index + 1], target=index + 1, **NOISE)
+        assert torch.equal(found[index : index + 1], expected)
+
+
+def test_noise_around_spade_makes_a_trace_of_each_noisy_copy(images):
+    model = question("plain CNN").model
+    spade = Spade(Saliency(model), AUGMENTER, **SETTINGS)
+    torch.manual_seed(5)
+    found = NoiseTunnel(spade).attribute(images, target=1, **NOISE)
+    assert len(spade.traces) == 6 and found.shape == images.shape
+    torch.manual_seed(5)
+    noisy = images.repeat_interleave(3, dim=0) + torch.normal(0, torch.full((6, 3, 16, 16), 0.1))
+    expected = spade.attribute(noisy, target=1).view(2, 3, 3, 16, 16).mean(1)
+    assert torch.allclose(found, expected, atol=1e-7)
+
+
+def test_noise_inside_spade_shares_a_distribution_of_baselines(images):
+    model = question("plain CNN").model
+    tunnel = NoiseTunnel(IntegratedGradients(model))
+    arguments = {"baselines": torch.rand(2, 3, 16, 16), "draw_baseline_from_distrib": True, "target": 1, "n_steps": 3}
+    spade = Spade(tunnel, AUGMENTER, **SETTINGS)
+    with seeded(images.device):
+        found = spade.attribute(images, **arguments, **NOISE)
+    with seeded(images.device):
+        for index, made in enumerate(spade.traces):
+            with made.applied(model):
+                expected = tunnel.attribute(images[index : index + 1], **arguments, **NOISE)
+            assert torch.equal(found[index : index + 1], expected)
 
 
 # LRP
