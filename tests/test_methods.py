@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ pytest.importorskip("captum")
 models = pytest.importorskip("torchvision.models")
 
 from captum.attr import LRP as CaptumLRP  # noqa: E402
-from captum.attr import IntegratedGradients, NoiseTunnel, Saliency  # noqa: E402
+from captum.attr import IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency  # noqa: E402
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule  # noqa: E402
 from torch.nn.utils.fusion import fuse_conv_bn_eval  # noqa: E402
 
@@ -350,3 +353,24 @@ def test_lime_finds_the_square_that_counts(monkeypatch):
     model[1].weight.data = weight.view(1, -1)
     found = attribution_map("lime", Question(model, torch.ones(1, 3, 16, 16), 0, torch.zeros(1, 3, 1, 1)))
     assert (found[4:6, 8:10] > 9).all() and found.where(weight[0, 0] == 0, 0).max() < 1
+
+
+# Other libraries
+
+
+def test_python_examples_of_the_docs():
+    pytest.importorskip("pytorch_grad_cam", exc_type=ImportError)  # OpenCV, which both need, may miss its libraries
+    pytest.importorskip("quantus", exc_type=ImportError)
+    blocks = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        for block in blocks:
+            exec(compile(block, "docs/methods.md", "exec"), names)
+    assert names["dense"].shape == names["traced"].shape == (32, 32)
+    model, image = names["model"], names["images"][:1]
+    with names["trace"].applied(model):
+        own = LayerGradCam(model, model[3]).attribute(image, target=3, relu_attributions=True)[0, 0].detach()
+    theirs = torch.from_numpy(names["cams"][0])
+    assert torch.allclose(theirs, (own - own.min()) / (own.max() - own.min()), atol=1e-4)
+    assert len(names["scores"]) == 2 and np.isfinite(names["scores"]).all()
