@@ -154,7 +154,9 @@ class Spade(Attribution):
         ids = [str(index) for index in range(count)] if sample_ids is None else [str(name) for name in sample_ids]
         if len(ids) != count:
             raise ValueError(f"sample_ids must name each of the {count} samples, got {len(ids)}")
-        shares_baselines = isinstance(self.attribution_method, GradientShap | DeepLiftShap)
+        shares_baselines = arguments.get("draw_baseline_from_distrib", False) or isinstance(
+            self.attribution_method, GradientShap | DeepLiftShap
+        )
         per_sample = [
             {name: _share(name, value, index, count, shares_baselines) for name, value in arguments.items()}
             for index in range(count)

@@ -20,7 +20,8 @@ from torch import Tensor
 from spade_fast.augment import ImageAugmenter
 from spade_fast.doctor import versions
 from spade_fast.layers import find_layers
-from spade_fast.methods import METHODS, Question, attribution_map, last_feature_layer
+from spade_fast.maps import attribution_map
+from spade_fast.methods import METHODS, Question
 from spade_fast.models import LoadedModel, load_model
 from spade_fast.outputs import check_device, output_folder
 from spade_fast.overlay import Column, draw
@@ -170,8 +171,7 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
             if not 0 <= target < len(dense):
                 raise ValueError(f"target must be a class between 0 and {len(dense) - 1}, got {target}")
             mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (model.mean, model.std))
-            layer = last_feature_layer(prepared, image)
-            question = Question(prepared, image, target, -mean / std, layer)
+            question = Question(prepared, image, target, -mean / std)
 
         networks = {"dense": dense}
         with _timed(seconds, "dense: attribution"):

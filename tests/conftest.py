@@ -32,6 +32,10 @@ def loaded():
 def maps():
     return LoadedModel("maps", torch.nn.Conv2d(3, 4, 3), resize=20, crop=16)
 
+def gelu():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 16), torch.nn.GELU(), torch.nn.Flatten())
+    return LoadedModel("gelu", module, resize=20, crop=16)
+
 number = 3
 def text():
     return "network"

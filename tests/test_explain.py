@@ -24,7 +24,7 @@ from spade_fast import doctor, ops  # noqa: E402
 from spade_fast import explain as explaining  # noqa: E402
 from spade_fast.cli import app  # noqa: E402
 from spade_fast.explain import Settings, explain  # noqa: E402
-from spade_fast.methods import METHODS, Question, attribution_map, last_feature_layer  # noqa: E402
+from spade_fast.methods import METHODS  # noqa: E402
 from spade_fast.models import LoadedModel, demo_photo, load_model  # noqa: E402
 from spade_fast.overlay import Column, draw, normalise, overlay  # noqa: E402
 from spade_fast.prepare import prepare_for_attribution  # noqa: E402
@@ -157,29 +157,6 @@ def test_draw(tmp_path):
         assert np.array(two.convert("L")).std() > 20
 
 
-# Methods
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_give_one_map(small, photo, name):
-    loaded = load_model(small)
-    model = prepare_for_attribution(loaded.module)
-    image, _ = loaded.preprocess(Image.open(photo))
-    layer = last_feature_layer(model, image)
-    assert layer is model[3]
-    question = Question(model, image, 1, torch.full((1, 3, 1, 1), -2.0), layer)
-    found = attribution_map(name, question)
-    assert found.shape == (16, 16) and found.min() >= 0 and found.isfinite().all()
-    if name == "saliency":
-        expected = Saliency(model).attribute(image, target=1).sum(1)[0]
-        assert torch.allclose(found, expected)
-
-
-def test_no_feature_layer():
-    with pytest.raises(ValueError, match="Grad-CAM"):
-        last_feature_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2))
-
-
 # The whole explanation
 
 
@@ -272,6 +249,7 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"IMAGE": "cut.png"}, "not an image file, or a damaged one"),
         ({"--methods": "saliency,magic"}, "unknown method 'magic'"),
         ({"--methods": ""}, "method"),
+        ({"--methods": "deeplift", "--model": "small_network:gelu"}, "DeepLIFT cannot be used on Sequential: DeepLIFT"),
         ({"--model": "magic"}, "unknown model 'magic'"),
         ({"--model": "small_network:maps"}, "one row of logits"),
         ({"--solver": "magic"}, "unknown solver 'magic'"),

@@ -1,0 +1,84 @@
+"""Class activation maps: LayerCAM as a Captum method, and the layer whose maps to look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+try:
+    from captum._utils.gradient import compute_layer_gradients_and_eval
+    from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
+    from captum.log import log_usage
+except ImportError as error:
+    raise ImportError("class activation maps need captum: pip install 'spade_fast[captum]'") from error
+
+
+class LayerCam(LayerAttribution, GradientAttribution):
+    """LayerCAM: a layer's maps, each place weighted by its own positive gradient.
+
+    Grad-CAM weights a whole map by its mean gradient instead.
+
+    Parameters
+    ----------
+    forward_func
+        The network.
+    layer
+        One of its modules, whose output is ``[N, channels, h, w]``.
+
+    References
+    ----------
+    .. [1] Jiang et al., LayerCAM: Exploring Hierarchical Class Activation Maps for Localization, IEEE TIP 2021.
+    """
+
+    def __init__(self, forward_func: Any, layer: nn.Module) -> None:
+        LayerAttribution.__init__(self, forward_func, layer)
+        GradientAttribution.__init__(self, forward_func)
+
+    @log_usage()
+    def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Tensor:
+        """Map of the layer, ``[N, 1, h, w]``, never negative; arguments as of Captum's `LayerGradCam`."""
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        if additional_forward_args is not None and not isinstance(additional_forward_args, tuple):
+            additional_forward_args = (additional_forward_args,)
+        (gradients,), (maps,) = compute_layer_gradients_and_eval(
+            self.forward_func, self.layer, inputs, target, additional_forward_args
+        )
+        return F.relu((F.relu(gradients) * maps).sum(1, keepdim=True))
+
+
+def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:
+    """Return the last module in the forward pass whose output still is a map: the layer that CAM methods look at.
+
+    Raises
+    ------
+    ValueError
+        The network has no such module, or its features become tokens behind the last one, as in a vision transformer.
+    """
+    names = {module: name for name, module in model.named_modules() if not any(True for _ in module.children())}
+    found: list[nn.Module] = []
+    tokens: list[Tensor] = []
+
+    def look(module: nn.Module, _: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            return
+        if output.dim() == 4 and min(output.shape[-2:]) > 1:
+            found.append(module)
+            tokens.clear()
+        elif output.dim() == 3 and output.shape[1] > 1:
+            tokens.append(output)
+
+    hooks = [module.register_forward_hook(look) for module in names]
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise ValueError("it has no layer whose output is a map")
+    if tokens:
+        raise ValueError(f"its features behind the layer {names[found[-1]]!r} are tokens, not a map")
+    return found[-1]

@@ -1,0 +1,68 @@
+"""What Captum's LIME needs for pictures: squares as superpixels, nearness, and a ridge regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from captum._utils.models.model import Model
+except ImportError as error:
+    raise ImportError("LIME needs captum: pip install 'spade_fast[captum]'") from error
+
+_KERNEL_WIDTH = 0.25
+_PENALTY = 1.0
+
+
+def squares(image: Tensor, across: int) -> Tensor:
+    """Number the superpixels of a grid of about ``across x across`` squares.
+
+    Parameters
+    ----------
+    image
+        ``[1, C, H, W]``
+    across
+        Squares in a row; as many as pixels if there are fewer of them.
+
+    Returns
+    -------
+    Tensor ``[1, 1, H, W]``, int64
+        A feature mask, as Captum calls it.
+    """
+    height, width = image.shape[-2:]
+    rows, columns = (torch.arange(size, device=image.device) * min(across, size) // size for size in (height, width))
+    return (rows[:, None] * min(across, width) + columns)[None, None]
+
+
+def nearness(original: Any, perturbed: Any, kept: Tensor, **_: Any) -> Tensor:
+    """Weight of a sample, by the cosine distance of its superpixels ``[1, features]`` from the whole picture."""
+    distance = 1 - kept.double().mean().sqrt()
+    return torch.exp(-(distance**2) / _KERNEL_WIDTH**2).sqrt()
+
+
+class Ridge(Model):
+    """Weighted ridge regression with an intercept, in closed form.
+
+    The model of the LIME authors' own image explainer, with its penalty; Captum's default, a lasso, needs scikit-learn.
+    """
+
+    def __init__(self) -> None:
+        self._coefficients = torch.zeros(0)
+
+    def fit(self, train_data: Any, **_: Any) -> None:
+        """Fit on batches of features ``[n, features]``, outcomes ``[n]`` and weights ``[n]``."""
+        x, y, weight = (torch.cat([part.double() for part in parts]) for parts in zip(*train_data, strict=True))
+        weight, y = weight.flatten(), y.flatten()
+        share = weight / weight.sum()
+        x, y = x - share @ x, y - share @ y
+        gram = x.T @ (weight[:, None] * x) + _PENALTY * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        self._coefficients = torch.linalg.solve(gram, x.T @ (weight * y)).float()
+
+    def representation(self) -> Tensor:
+        """Coefficients ``[features]``."""
+        return self._coefficients
+
+    def __call__(self, x: Any) -> Any:
+        return x @ self._coefficients

@@ -1,0 +1,155 @@
+"""Layer-wise relevance propagation for networks with skip connections and batch norms, as a Captum method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+try:
+    from captum.attr import InputXGradient
+    from captum.log import log_usage
+except ImportError as error:
+    raise ImportError("LRP needs captum: pip install 'spade_fast[captum]'") from error
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Functions of one number that are zero at zero: their relevance is passed on as it is.
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh)
+# Their gradient is their rule: linear without weights, or a choice of one input.
+_GRADIENT = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, nn.Flatten, nn.Unflatten, nn.ZeroPad2d),
+)
+_LEAVES = (*_CONVOLUTIONS, *_BATCH_NORMS, *_ACTIVATIONS, *_GRADIENT, nn.Linear)
+
+
+class LRP(InputXGradient):
+    """Layer-wise relevance propagation with the z+ rule for convolutions and the epsilon rule for linear layers.
+
+    The composite called EpsilonPlus [2]_. A batch norm behind a convolution counts as part of it. What flows backwards
+    is relevance divided by activation, so that sums, such as skip connections, means and concatenations in the forward
+    pass need no rule: their gradient is it.
+
+    Parameters
+    ----------
+    model
+        A network in evaluation mode whose layers are convolutional, linear, pooling, dropout, batch norm and activation
+        modules. Functions called in its forward pass go by their gradient, which is right for ReLU and for all that is
+        linear; products of two activations must not occur.
+    epsilon
+        Added to the denominators, away from zero.
+
+    Raises
+    ------
+    ValueError
+        The network has modules without a rule, such as attention.
+
+    References
+    ----------
+    .. [1] Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
+       Propagation, PLOS ONE 2015.
+    .. [2] Kohlbrenner et al., Towards Best Practice in Explaining Neural Network Decisions with LRP, IJCNN 2020.
+    """
+
+    def __init__(self, model: nn.Module, epsilon: float = 1e-6) -> None:
+        super().__init__(model)
+        self.model = model
+        self.epsilon = epsilon
+        self._rules = _find_rules(model)
+        self._in_rule = False
+        self._last: tuple[Tensor, Any, Tensor] | None = None
+
+    @log_usage()
+    def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
+        """Relevance of the inputs; arguments and result are those of Captum's `InputXGradient`.
+
+        It sums up to the target's output, less what ends at biases: at those of linear layers, and where a convolution
+        has no positive product to give an output's relevance to.
+        """
+        with self._hooks():
+            return super().attribute(inputs, target, additional_forward_args)
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        handles = [module.register_forward_hook(getattr(self, name)) for module, name in self._rules.items()]
+        try:
+            yield
+        finally:
+            self._last = None
+            for handle in handles:
+                handle.remove()
+
+    def _convolution(self, module: Any, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+        if self._in_rule:
+            return None
+        output = self._carried_by(self._positive_part(module, args[0], module.weight), output)
+        self._last = (output, module, args[0])
+        return output
+
+    def _batch_norm(self, module: Any, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+        if self._last is None or self._last[0] is not args[0] or module.running_var is None:
+            return None
+        _, convolution, inputs = self._last
+        scale = (module.running_var + module.eps).rsqrt()
+        scale = scale if module.weight is None else scale * module.weight
+        weight = convolution.weight * scale.view(-1, *[1] * (convolution.weight.dim() - 1))
+        return self._carried_by(self._positive_part(convolution, inputs, weight), output)
+
+    def _linear(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        return self._carried_by(output, output)
+
+    def _activation(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        return self._carried_by(args[0], output)
+
+    def _positive_part(self, convolution: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        """What the positive products of inputs and weights add up to."""
+        weight = weight.detach()
+        parameters = {"weight": weight.clamp(min=0)}
+        if convolution.bias is not None:
+            parameters["bias"] = torch.zeros_like(convolution.bias)
+        self._in_rule = True
+        try:
+            positive = functional_call(convolution, parameters, inputs.clamp(min=0))
+            if (inputs < 0).any():
+                parameters["weight"] = weight.clamp(max=0)
+                positive = positive + functional_call(convolution, parameters, inputs.clamp(max=0))
+            return positive
+        finally:
+            self._in_rule = False
+
+    def _carried_by(self, carrier: Tensor, value: Tensor) -> Tensor:
+        """Return `value`, whose relevance goes where that of `carrier` goes."""
+        stable = carrier + torch.where(carrier < 0, -self.epsilon, self.epsilon)
+        ratio = (value / stable).detach()
+        return value.detach() + (carrier - carrier.detach()) * ratio
+
+
+def _find_rules(model: nn.Module) -> dict[nn.Module, str]:
+    """The modules with a rule, each with the name of the method that is its hook."""
+    kinds = {
+        _CONVOLUTIONS: "_convolution",
+        _BATCH_NORMS: "_batch_norm",
+        _ACTIVATIONS: "_activation",
+        (nn.Linear,): "_linear",
+    }
+    rules: dict[nn.Module, str] = {}
+    unknown: set[str] = set()
+    inside: set[nn.Module] = set()  # modules that a layer runs itself, such as its padding
+    for module in model.modules():
+        if module in inside:
+            continue
+        if isinstance(module, _LEAVES):
+            inside.update(module.modules())
+            rules.update((module, hook) for types, hook in kinds.items() if isinstance(module, types))
+        elif isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children()):
+            inside.update(module.modules())
+            unknown.add(type(module).__name__)
+    if unknown:
+        raise ValueError(f"LRP has no rule for {', '.join(sorted(unknown))}")
+    return rules
