@@ -70,7 +70,7 @@ class Tuning:
         OSError
             The file cannot be written.
         """
-        yaml = _yaml()
+        yaml = import_yaml()
         path = Path(path)
 
         def dump(contents: dict[str, Any], flow: bool | None = False) -> str:
@@ -126,7 +126,8 @@ def load_sparsity(path: str | os.PathLike[str]) -> dict[str, float]:
     return _read(Path(path))[1]
 
 
-def _yaml() -> Any:
+def import_yaml() -> Any:
+    """Return PyYAML; ImportError names the extra to install."""
     try:
         import yaml
     except ImportError as error:
@@ -135,7 +136,7 @@ def _yaml() -> Any:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    yaml = _yaml()
+    yaml = import_yaml()
     if not path.is_file():
         raise FileNotFoundError(f"no such file of sparsities: {path}")
     try:
