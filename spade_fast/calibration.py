@@ -90,7 +90,7 @@ def calibrate(
     device = next(model.parameters()).device
     augmenting = forward = 0.0
     images = 0
-    with undisturbed(model), torch.no_grad():
+    with undisturbed(model):
         mark = time.perf_counter()
         for index, given in enumerate(_awaited(split_batches(batches))):
             batch = _checked(given, index, device)
@@ -217,23 +217,23 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without fused paths, after which modes and buffers are as they were."""
+    """Evaluation mode without gradients or fused paths, after which modes and buffers are as they were."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    copies = [[None if b is None else b.detach().clone() for b in of_module.values()] for _, of_module in buffers]
+    copies = [[None if b is None else b.clone() for b in of_module.values()] for _, of_module in buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
-        model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, mode in modes:
-            module.training = mode
-        for (module, originals), of_module in zip(buffers, copies, strict=True):
-            module._buffers.clear()
-            module._buffers.update(originals)
-            with torch.no_grad():
+    with torch.no_grad():
+        try:
+            model.eval()
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            for module, mode in modes:
+                module.training = mode
+            for (module, originals), of_module in zip(buffers, copies, strict=True):
+                module._buffers.clear()
+                module._buffers.update(originals)
                 for original, copy in zip(originals.values(), of_module, strict=True):
                     if original is not None and copy is not None and not torch.equal(original, copy):
                         original.copy_(copy)

@@ -128,12 +128,12 @@ def tune(
     model: _Model = "demo",
     solver: _Solver = "exact",
     score: Annotated[
-        str, typer.Option(help="probability of the predicted class, or localisation of the object (needs --masks).")
+        str, typer.Option(help="probability of the predicted class, deletion, or localisation (needs --masks).")
     ] = "probability",
     masks: Annotated[
         Path | None, typer.Option(metavar="DIR", help="NAME.png for each photo NAME.*; the object is not black.")
     ] = None,
-    method: Annotated[str, typer.Option(help="Whose maps localisation looks at.")] = "saliency",
+    method: Annotated[str, typer.Option(help="Whose maps deletion and localisation look at.")] = "saliency",
     candidates: Annotated[str, typer.Option(help="Comma-separated sparsities to try.")] = "0,0.2,0.5,0.8,0.9,0.95,0.99",
     stages: Annotated[str, typer.Option(help="What gets a sparsity of its own: blocks or layers.")] = "blocks",
     rounds: Annotated[int, typer.Option(help="Times to go through all stages.")] = 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import nn
 
 from spade_fast.calibration import Batches, undisturbed
@@ -127,7 +128,8 @@ def tune(
     if not grouped:
         raise ValueError("there is no layer to tune: none can be pruned or is reached by the calibration data")
     search = _Search(model, score, weights, grouped, shares, run.progress)
-    with undisturbed(model):
+    gradients = torch.is_grad_enabled()  # which scores may need
+    with undisturbed(model), torch.set_grad_enabled(gradients):
         chosen, before, after = search.run(rounds)
     stage_of = {name: stage for stage, names in grouped.items() for name in names}
     return Tuning(
@@ -136,7 +138,7 @@ def tune(
         after=after,
         history=tuple(search.history),
         settings={
-            **{name: setting for name, setting in run.settings.items() if name != "sparsity"},
+            **{name: setting for name, setting in run.settings.items() if name not in ("sparsity", "layers")},
             "candidates": shares,
             "rounds": rounds,
             "samples": len(samples),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ from spade_fast.prepare import prepare_for_attribution
 from spade_fast.tune import CANDIDATES, Score, tune
 from spade_fast.tuning import Tuning, import_yaml
 
-SCORES = ("probability", "localisation")
+SCORES = ("probability", "deletion", "localisation")
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class TuneSettings:
     solver
         ``"exact"`` or ``"sparsegpt"``.
     score
-        ``"probability"`` of that class, or ``"localisation"``: the AUC with which `method`'s map tells the object's
-        pixels from the others.
+        ``"probability"`` of that class; ``"deletion"``: how far below 1 the dense network's probability of it is on
+        average while pixels are blurred, those first that `method`'s map says are important; or ``"localisation"``: the
+        AUC with which that map tells the object's pixels from the others.
     masks
         Folder with a mask for each photo, of its name and size, as PNG: what is not black is the object.
     method
@@ -102,11 +105,10 @@ def tune_photos(settings: TuneSettings, out: Path, progress: Progress | None = N
     images = [model.preprocess(photo)[0].to(settings.device) for photo in opened]
     module = prepare_for_attribution(model.module, first)
     targets = [int(predict(module, image).argmax()) for image in images]
-    score = _probability(images, targets)
-    if settings.masks is not None:
-        sizes = [photo.size for photo in opened]
-        masks = [_mask(settings.masks, path, size, model) for path, size in zip(settings.photos, sizes, strict=True)]
-        score = _localisation(model, module, images, targets, masks, settings.method)
+    if settings.score == "probability":
+        score = _probability(images, targets)
+    else:
+        score = _score_of_maps(settings, opened, model, module, images, targets)
     augmenter = ImageAugmenter(settings.augmentations, model.mean, model.std, settings.seed)
     tuning = tune(
         module,
@@ -124,7 +126,7 @@ def tune_photos(settings: TuneSettings, out: Path, progress: Progress | None = N
         "model": settings.model,
         "photos": [path.name for path in settings.photos],
         "score": settings.score,
-        **({} if settings.masks is None else {"method": settings.method}),
+        **({} if settings.score == "probability" else {"method": settings.method}),
         "augmentations": settings.augmentations,
         "seed": settings.seed,
     }
@@ -137,22 +139,40 @@ def _probability(images: Sequence[Tensor], targets: Sequence[int]) -> Score:
     return lambda module, i: float(predict(module, images[i])[targets[i]])
 
 
-def _localisation(
+def _score_of_maps(
+    settings: TuneSettings,
+    opened: Sequence[Any],
     model: LoadedModel,
     module: nn.Module,
     images: Sequence[Tensor],
     targets: Sequence[int],
-    masks: Sequence[Tensor],
-    method: str,
 ) -> Score:
+    mean, std = (images[0].new_tensor(values).view(1, -1, 1, 1) for values in (model.mean, model.std))
+    layer = last_feature_layer(module, images[0])
+    asked = zip(images, targets, strict=True)
+    questions = [Question(module, image, target, -mean / std, layer) for image, target in asked]
+    if settings.masks is None:
+        return _deletion(copy.deepcopy(module), settings.method, questions)
+    photos = zip(settings.photos, opened, strict=True)
+    masks = [_mask(settings.masks, path, photo.size, model) for path, photo in photos]
+    return _localisation(settings.method, questions, masks)
+
+
+def _deletion(dense: nn.Module, method: str, questions: Sequence[Question]) -> Score:
+    from spade_fast.metrics import auc, deletion_curve
+
+    def score(module: nn.Module, i: int) -> float:
+        found = attribution_map(method, questions[i])
+        image = questions[i].image
+        return 1 - float(auc(deletion_curve(dense, image, found[None].to(image.device), questions[i].target)))
+
+    return score
+
+
+def _localisation(method: str, questions: Sequence[Question], masks: Sequence[Tensor]) -> Score:
     from spade_fast.metrics import localisation_auc
 
-    layer = last_feature_layer(module, images[0])
-    mean, std = (images[0].new_tensor(values).view(1, -1, 1, 1) for values in (model.mean, model.std))
-    questions = [
-        Question(module, image, target, -mean / std, layer) for image, target in zip(images, targets, strict=True)
-    ]
-    return lambda module, i: float(localisation_auc(attribution_map(method, questions[i]), masks[i]))
+    return lambda module, i: float(localisation_auc(attribution_map(method, questions[i])[None], masks[i][None]))
 
 
 def _mask(folder: Path, photo: Path, size: tuple[int, int], model: LoadedModel) -> Tensor:

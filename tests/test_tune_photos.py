@@ -88,9 +88,10 @@ def test_other_commands_take_the_file(small, photos, tmp_path):
 def test_localisation(small, photos, tmp_path, monkeypatch):
     seen = []
 
-    def localisation_auc(found, mask):
+    def localisation_auc(maps, masks):
+        ((found,), (mask,)) = maps, masks
         seen.append((found, mask))
-        return float(found[mask].mean() / found.mean())
+        return (found[mask].mean() / found.mean())[None]
 
     monkeypatch.setitem(sys.modules, "spade_fast.metrics", SimpleNamespace(localisation_auc=localisation_auc))
     masks = tmp_path / "masks"
@@ -120,6 +121,26 @@ def test_localisation(small, photos, tmp_path, monkeypatch):
     assert result.exit_code == 2 and "no such image file" in result.stderr
 
 
+def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
+    seen = []
+
+    def deletion_curve(model, images, maps, target):
+        seen.append((next(model.parameters()).flatten()[:9].clone(), maps.clone()))
+        return maps.flatten(1)[:, ::50]
+
+    metrics = SimpleNamespace(deletion_curve=deletion_curve, auc=lambda curve: curve.mean(1))
+    monkeypatch.setitem(sys.modules, "spade_fast.metrics", metrics)
+    options = ["--model", small, "--augmentations", 4, "--score", "deletion", "--layers", "0", "--candidates", 0.8]
+    result = invoke("tune", photos[0], *options, "--out", tmp_path / "tuned.yaml")
+    assert result.exit_code == 0, result.output
+    (before, dense), (after, pruned) = seen
+    assert torch.equal(before, after) and not torch.allclose(dense, pruned)
+    made = Tuning.load(tmp_path / "tuned.yaml")
+    assert made.before == pytest.approx(1 - float(dense.flatten()[::50].mean()))
+    assert made.history[0].score == pytest.approx(1 - float(pruned.flatten()[::50].mean()))
+    assert made.settings["method"] == "saliency"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -127,7 +148,7 @@ def test_localisation(small, photos, tmp_path, monkeypatch):
         ({"--model": "magic"}, "unknown model 'magic'"),
         ({"--model": "small_network:maps"}, "one row of logits"),
         ({"--solver": "both"}, "unknown solver 'both': allowed are exact, sparsegpt"),
-        ({"--score": "beauty"}, "unknown score 'beauty': allowed are probability, localisation"),
+        ({"--score": "beauty"}, "unknown score 'beauty': allowed are probability, deletion, localisation"),
         ({"--score": "localisation"}, "localisation needs a folder of masks"),
         ({"--masks": "."}, "no other score takes one"),
         ({"--method": "magic"}, "unknown method 'magic'"),
