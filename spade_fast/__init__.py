@@ -14,6 +14,8 @@ from spade_fast import ops
 from spade_fast.pipeline import FallbackError, FallbackWarning, trace, trace_batch
 from spade_fast.stages import emit_nvtx_if_asked_for
 from spade_fast.trace import Trace
+from spade_fast.tune import tune
+from spade_fast.tuning import Tuning, load_sparsity
 
 if TYPE_CHECKING:
     from spade_fast.attribution import Spade
@@ -27,10 +29,13 @@ __all__ = [
     "ImageAugmenter",
     "Spade",
     "Trace",
+    "Tuning",
+    "load_sparsity",
     "ops",
     "prepare_for_attribution",
     "trace",
     "trace_batch",
+    "tune",
 ]
 
 _LAZY = {

@@ -19,7 +19,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from spade_fast.explain import Explanation
-    from spade_fast.explain import Progress as ProgressCallback
+    from spade_fast.photos import Progress as ProgressCallback
     from spade_fast.profiling import StageUse
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -28,7 +28,10 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")]
 _Model = Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")]
-_Sparsity = Annotated[float | None, typer.Option(help="Share of weights removed; default by solver.")]
+_Sparsity = Annotated[
+    str | None, typer.Option(help="Share of weights removed, or FILE.yaml from tune; default by solver.")
+]
+_Solver = Annotated[str, typer.Option(help="exact (SPADE) or sparsegpt (FastSPADE).")]
 _Augmentations = Annotated[int, typer.Option(help="Calibration images made from the photo.")]
 _Layers = Annotated[str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")]
 _Seed = Annotated[int, typer.Option(help="Of the augmentations.")]
@@ -72,7 +75,7 @@ def explain(
             image=_photo(image),
             model=model,
             solvers=("exact", "sparsegpt") if solver == "both" else (solver,),
-            sparsity=sparsity,
+            sparsity=_shares(sparsity),
             methods=tuple(methods.split(",")),
             augmentations=augmentations,
             layers=_split(layers),
@@ -90,7 +93,7 @@ def explain(
 def trace(
     image: _Image,
     model: _Model = "demo",
-    solver: Annotated[str, typer.Option(help="exact (SPADE) or sparsegpt (FastSPADE).")] = "exact",
+    solver: _Solver = "exact",
     sparsity: _Sparsity = None,
     augmentations: _Augmentations = 256,
     layers: _Layers = None,
@@ -101,9 +104,18 @@ def trace(
 ) -> None:
     """Prune the network for one photo, and save the trace."""
     with _one_line_errors():
-        from spade_fast.explain import TraceSettings, trace_photo
+        from spade_fast.photos import TraceSettings, trace_photo
 
-        settings = TraceSettings(_photo(image), model, sparsity, augmentations, _split(layers), seed, precision, device)
+        settings = TraceSettings(
+            image=_photo(image),
+            model=model,
+            sparsity=_shares(sparsity),
+            augmentations=augmentations,
+            layers=_split(layers),
+            seed=seed,
+            precision=precision,
+            device=device,
+        )
         with _progress_bars() as report, _one_line_warnings():
             made = trace_photo(settings, solver, out, report)
     _out.print(made.summary(), markup=False)
@@ -140,6 +152,54 @@ def visualize(
             )
     for path in files:
         _out.print(str(path), markup=False)
+
+
+@app.command()
+def tune(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos, or 'demo' for the packaged one.")],
+    model: _Model = "demo",
+    solver: _Solver = "exact",
+    score: Annotated[
+        str, typer.Option(help="probability of the predicted class, deletion, or localisation (needs --masks).")
+    ] = "probability",
+    masks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="NAME.png for each photo NAME.*; the object is not black.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Whose maps deletion and localisation look at.")] = "saliency",
+    candidates: Annotated[str, typer.Option(help="Comma-separated sparsities to try.")] = "0,0.2,0.5,0.8,0.9,0.95,0.99",
+    stages: Annotated[str, typer.Option(help="What gets a sparsity of its own: blocks or layers.")] = "blocks",
+    rounds: Annotated[int, typer.Option(help="Times to go through all stages.")] = 1,
+    augmentations: _Augmentations = 256,
+    layers: _Layers = None,
+    seed: _Seed = 0,
+    precision: _Precision = "float32",
+    device: _Device = "cpu",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="For the sparsities.")] = Path("sparsity.yaml"),
+) -> None:
+    """Search each stage's best sparsity for some photos; --sparsity FILE then uses them."""
+    with _one_line_errors():
+        from spade_fast.tune_photos import TuneSettings, tune_photos
+
+        settings = TuneSettings(
+            photos=[_photo(image) for image in images],
+            model=model,
+            solver=solver,
+            score=score,
+            masks=masks,
+            method=method,
+            candidates=[_number("candidates", share) for share in candidates.split(",")],
+            stages=stages,
+            rounds=rounds,
+            augmentations=augmentations,
+            layers=_split(layers),
+            seed=seed,
+            precision=precision,
+            device=device,
+        )
+        with _progress_bars() as report, _one_line_warnings():
+            tuning = tune_photos(settings, out, report)
+    _out.print(tuning.summary(), markup=False)
+    _out.print(str(out), markup=False)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -199,6 +259,24 @@ def _photo(image: str) -> Path:
 
 def _split(patterns: str | None) -> list[str] | None:
     return None if patterns is None else patterns.split(",")
+
+
+def _shares(sparsity: str | None) -> float | dict[str, float] | None:
+    """A number, or what a file of sparsities says."""
+    if sparsity is None:
+        return None
+    if sparsity.endswith((".yaml", ".yml")):
+        from spade_fast.tuning import load_sparsity
+
+        return load_sparsity(sparsity)
+    return _number("sparsity", sparsity, " or a file FILE.yaml")
+
+
+def _number(what: str, text: str, alternative: str = "") -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{what} must be a number{alternative}, got {text!r}") from None
 
 
 @contextmanager

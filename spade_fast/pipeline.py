@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import operator
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from types import NoneType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from spade_fast.calibration import PRECISIONS, Batches, Calibration, calibrate, gram_bytes, split_batches
-from spade_fast.layers import Layer, find_layers
-from spade_fast.removals import count_zeros
-from spade_fast.settings import (
-    Sparsity,
-    group_by_memory,
-    is_number,
-    parse_bytes,
-    samples_together,
-    sparsity_by_layer,
-)
-from spade_fast.solvers import SOLVERS, LayerReport, check_block, default_block, solve_layer
+from spade_fast.calibration import Batches, Calibration
+from spade_fast.layers import Layer
+from spade_fast.run import FallbackError, FallbackWarning, Progress, Run, library_version
+from spade_fast.settings import Sparsity
+from spade_fast.solvers import LayerReport, solve_layer
 from spade_fast.trace import PrunedLayer, Trace, hash_weights
 
-Progress = Callable[[str, int, int], None]
-
-logger = logging.getLogger("spade_fast")
-
-
-class FallbackError(RuntimeError):
-    """Something could not be done as asked, and ``strict=True`` forbids doing otherwise."""
-
-
-class FallbackWarning(UserWarning):
-    """Something could not be done as asked for the layers that the message names."""
+__all__ = ["FallbackError", "FallbackWarning", "Progress", "trace", "trace_batch"]
 
 
 def trace(
@@ -134,8 +110,8 @@ def trace(
     ...     int((model[0].weight == 0).sum())
     96
     """
-    run = _Run(model, sparsity, solver, layers, block, damping, precision, memory_limit, seed, strict, progress)
-    (result,) = run.traces([batches], [str(sample_id)])
+    run = Run(model, sparsity, solver, layers, block, damping, precision, memory_limit, seed, strict, progress)
+    (result,) = _traces(run, [batches], [str(sample_id)])
     run.warn()
     return result
 
@@ -180,200 +156,60 @@ def trace_batch(
         raise ValueError("samples is empty: there is nothing to trace")
     if len(ids) != len(samples):
         raise ValueError(f"sample_ids must name each of the {len(samples)} samples, got {len(ids)} names")
-    run = _Run(model, sparsity, solver, layers, block, damping, precision, memory_limit, seed, strict, progress)
-    results = run.traces(samples, ids)
+    run = Run(model, sparsity, solver, layers, block, damping, precision, memory_limit, seed, strict, progress)
+    results = _traces(run, samples, ids)
     run.warn()
     return results
 
 
-class _Run:
-    """One call: its checked arguments, the layers at work and the fallbacks so far."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        sparsity: Sparsity,
-        solver: str,
-        layers: str | Iterable[str] | None,
-        block: int | None,
-        damping: float,
-        precision: str,
-        memory_limit: int | str | None,
-        seed: int | None,
-        strict: bool,
-        progress: Progress | None,
-    ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(map(repr, SOLVERS))}, got {solver!r}")
-        if block is not None and (isinstance(block, bool) or not isinstance(block, int)):
-            raise TypeError(f"block must be a whole number or None, got {block!r}")
-        if block is not None and block < 1:
-            raise ValueError(f"block must be at least 1, got {block}")
-        if not (is_number(damping) and 0 <= damping < math.inf):
-            raise ValueError(f"damping must be a number of at least 0, got {damping!r}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
-        if isinstance(seed, bool) or not isinstance(seed, (int, NoneType)):
-            raise TypeError(f"seed must be a whole number or None, got {seed!r}")
-        self.model, self.solver, self.seed, self.damping = model, solver, seed, float(damping)
-        self.precision = precision
-        self.limit = None if memory_limit is None else parse_bytes(memory_limit)
-        self.strict, self.progress = strict, progress or (lambda stage, done, total: None)
-        self.fallbacks: dict[str, dict[str, None]] = defaultdict(dict)
-
-        patterns = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
-        found, unsupported = find_layers(model, patterns)
-        every, every_unsupported = find_layers(model)
-        names = [layer.name for layer in found] + list(unsupported)
-        self.sparsity = sparsity_by_layer(sparsity, names, [layer.name for layer in every] + list(every_unsupported))
-        self.layers = [layer for layer in found if self.sparsity[layer.name] > 0]
-        self.blocks = {layer.name: default_block(layer, solver) if block is None else block for layer in self.layers}
-        for layer in self.layers:
-            check_block(layer, self.blocks[layer.name])
-            dtype = layer.weight(model).dtype
-            if precision == "bf16" and dtype != torch.float32:
-                raise ValueError(f"precision='bf16' needs float32 weights, but layer {layer.name!r} has {dtype}")
-        for name, parameter in model.named_parameters():
-            if parameter.is_meta:
-                raise ValueError(f"parameter {name!r} is on the meta device: it has no values")
-            if not bool(torch.isfinite(parameter).all()):
-                raise ValueError(f"parameter {name!r} of the model has NaN or infinite values")
-        self.zeros = {layer.name: count_zeros(layer.matrix(layer.weight(model).detach())) for layer in self.layers}
-        self.left_alone = {}
-        for name, reason in unsupported.items():
-            share = self.sparsity[name]
-            if share > 0:
-                self._fall_back("left alone, as they cannot be pruned", f"{name} ({reason})")
-                self.left_alone[name] = LayerReport(name, (), share, 0.0, 0, solver, 0, note=reason)
-        self.settings: dict[str, Any] = {
-            "solver": solver,
-            "sparsity": _recordable(sparsity),
-            "layers": patterns,
-            "block": block,
-            "damping": self.damping,
-            "precision": precision,
-            "memory_limit": memory_limit,
-        }
-
-    def traces(self, samples: Sequence[Batches], ids: Sequence[str]) -> list[Trace]:
-        """Calibrate and solve, as many samples at a time as the memory limit allows."""
-        with torch.autocast(next(self.model.parameters()).device.type, enabled=False):
-            return self._traces(samples, ids)
-
-    def _traces(self, samples: Sequence[Batches], ids: Sequence[str]) -> list[Trace]:
-        sizes = {layer.name: gram_bytes(layer, self.model) for layer in self.layers}
-        together = samples_together(sizes, self.limit, len(samples))
-        groups = group_by_memory({name: size * together for name, size in sizes.items()}, self.limit)
-        by_name = {layer.name: layer for layer in self.layers}
-        passes = [[by_name[name] for name in group] for group in groups]
-        chunks = -(-len(samples) // together)
-        if len(passes) > 1 or chunks > 1:
-            self._check_repeatable(samples, len(passes))
-            logger.info("memory_limit: %d passes over the data, %d samples together", len(passes), together)
-            what = f"{len(passes)} passes over the data" + (f", {together} samples together" if chunks > 1 else "")
-            self._fall_back("calibrated in parts to keep within memory_limit", what)
-
-        weights = hash_weights(self.model)
-        counter = _BatchCounter(self.progress, samples, len(passes))
-        builders = [_Builder(self.left_alone) for _ in samples]
+def _traces(run: Run, samples: Sequence[Batches], ids: Sequence[str]) -> list[Trace]:
+    """Calibrate and solve, as many samples at a time as the memory limit allows."""
+    with run.exact_types():
+        plan = run.plan(samples)
+        weights = hash_weights(run.model)
+        builders = [_Builder(run.left_alone) for _ in samples]
         solved = 0
-        for start in range(0, len(samples), together):
-            chunk = range(start, min(start + together, len(samples)))
-            for layers in passes:
-                calibrations = [self._calibrate(samples[s], layers, counter, ids[s], len(samples)) for s in chunk]
-                for s, calibration in zip(chunk, calibrations, strict=True):
-                    builders[s].count(calibration)
-                for layer in layers:
-                    self._prune(layer, calibrations, [builders[s] for s in chunk])
-                    solved += 1
-                    self.progress("solve", solved, len(self.layers) * chunks)
-        header = {
-            "seed": self.seed,
-            "settings": self.settings,
-            "passes": len(passes),
-            "library_version": _library_version(),
-            "weights": weights,
-        }
-        order = [*self.left_alone, *by_name]
-        named = zip(builders, ids, strict=True)
-        return [builder.trace(order, {"sample_id": name, **header}) for builder, name in named]
+        for chunk, layers, calibrations in run.calibrated(plan, samples, ids):
+            for s, calibration in zip(chunk, calibrations, strict=True):
+                builders[s].count(calibration)
+            for layer in layers:
+                _prune(run, layer, calibrations, [builders[s] for s in chunk])
+                solved += 1
+                run.progress("solve", solved, len(run.layers) * len(plan.chunks))
+    header = {
+        "seed": run.seed,
+        "settings": run.settings,
+        "passes": len(plan.passes),
+        "library_version": library_version(),
+        "weights": weights,
+    }
+    order = [*run.left_alone, *(layer.name for layer in run.layers)]
+    named = zip(builders, ids, strict=True)
+    return [builder.trace(order, {"sample_id": name, **header}) for builder, name in named]
 
-    def warn(self) -> None:
-        """Give one warning of everything that was done otherwise than asked."""
-        if self.fallbacks:
-            parts = [f"{what}: {', '.join(details)}" for what, details in self.fallbacks.items()]
-            warnings.warn("; ".join(parts), FallbackWarning, stacklevel=3)
 
-    def _fall_back(self, what: str, detail: str) -> None:
-        if self.strict:
-            raise FallbackError(f"{what}: {detail}")
-        self.fallbacks[what][detail] = None
-
-    def _calibrate(
-        self, batches: Batches, layers: Sequence[Layer], progress: Callable[[int], None], sample_id: str, samples: int
-    ) -> Calibration:
-        try:
-            return calibrate(self.model, batches, layers, precision=self.precision, progress=progress)
-        except (TypeError, ValueError) as error:
-            if samples == 1:
-                raise
-            raise type(error)(f"sample {sample_id!r}: {error}") from error
-
-    def _prune(self, layer: Layer, calibrations: Sequence[Calibration], builders: Sequence[_Builder]) -> None:
-        """Solve one layer for all samples that reached it, and free its Gram matrices."""
-        start = time.perf_counter()
-        weight = layer.weight(self.model).detach()
-        block, sparsity = self.blocks[layer.name], self.sparsity[layer.name]
-        reached: list[_Builder] = []
-        for calibration, builder in zip(calibrations, builders, strict=True):
-            if layer.name in calibration.grams:
-                reached.append(builder)
-                continue
-            note = calibration.unsupported.get(layer.name)
-            if note is None:
-                note = "not reached by the calibration data"
-                self._fall_back("left alone, as the calibration data did not reach them", layer.name)
-            else:
-                self._fall_back("left alone, as they cannot be pruned", f"{layer.name} ({note})")
-            zeros = int(self.zeros[layer.name].sum()) / layer.numel
-            builder.reports[layer.name] = LayerReport(
-                layer.name, layer.shape, sparsity, zeros, 0, self.solver, block, note=note
-            )
-        if not reached:
-            return
-        grams = [c.grams.pop(layer.name) for c in calibrations if layer.name in c.grams]
-        hessians = grams[0][None] if len(grams) == 1 else torch.stack(grams)
-        del grams
-        matrix = layer.matrix(weight).to(hessians)
-        pruned, reports = solve_layer(
-            layer,
-            matrix,
-            hessians,
-            solver=self.solver,
-            sparsity=sparsity,
-            block=block,
-            damping=self.damping,
-            zeros=self.zeros[layer.name],
+def _prune(run: Run, layer: Layer, calibrations: Sequence[Calibration], builders: Sequence[_Builder]) -> None:
+    """Solve one layer for all samples that reached it, and free its Gram matrices."""
+    start = time.perf_counter()
+    sparsity = run.sparsity[layer.name]
+    given = run.gather(layer, calibrations)
+    for s, note in given.left_alone.items():
+        zeros = int(run.zeros[layer.name].sum()) / layer.numel
+        builders[s].reports[layer.name] = LayerReport(
+            layer.name, layer.shape, sparsity, zeros, 0, run.solver, run.blocks[layer.name], note=note
         )
-        for builder, solution, report in zip(reached, pruned, reports, strict=True):
-            if report.retries:
-                self._fall_back("damped more than asked for", f"{layer.name} ({report.damping:g})")
-            if report.removed:
-                packed = PrunedLayer.from_dense(layer, layer.restore(solution).to(weight.dtype))
-                builder.pruned[layer.name] = packed
-            builder.reports[layer.name] = report
-        spent = (time.perf_counter() - start) / len(reached)
-        for builder in reached:
-            builder.seconds["solve"] += spent
-
-    def _check_repeatable(self, samples: Sequence[Batches], passes: int) -> None:
-        if passes > 1 and any(isinstance(batches, Iterator) for batches in samples):
-            raise ValueError(
-                f"batches is an iterator, which can be run over once, but memory_limit asks for {passes} passes; "
-                "give something that can be run over again, such as a list or an ImageAugmenter's result"
-            )
+    if not given.reached:
+        return
+    pruned, reports = solve_layer(**given.options, sparsity=sparsity)
+    reached = [builders[s] for s in given.reached]
+    for builder, solution, report in zip(reached, pruned, reports, strict=True):
+        run.note_damping(report)
+        if report.removed:
+            builder.pruned[layer.name] = PrunedLayer.from_solution(layer, solution, layer.weight(run.model).dtype)
+        builder.reports[layer.name] = report
+    spent = (time.perf_counter() - start) / len(reached)
+    for builder in reached:
+        builder.seconds["solve"] += spent
 
 
 class _Builder:
@@ -396,29 +232,3 @@ class _Builder:
             [self.reports[name] for name in order if name in self.reports],
             {**header, "images": self.images, "seconds": dict(self.seconds)},
         )
-
-
-class _BatchCounter:
-    """Reports batches done, over all samples and passes."""
-
-    def __init__(self, progress: Progress, samples: Sequence[Batches], passes: int) -> None:
-        self.progress, self.done = progress, 0
-        lengths = [operator.length_hint(split_batches(batches)) for batches in samples]
-        self.total = sum(lengths) * passes if all(lengths) else 0
-
-    def __call__(self, images: int) -> None:
-        self.done += 1
-        self.progress("calibrate", self.done, self.total)
-
-
-def _recordable(sparsity: Sparsity) -> float | str | dict[str, float]:
-    if isinstance(sparsity, Mapping):
-        return {pattern: float(share) for pattern, share in sparsity.items()}
-    return "function" if callable(sparsity) else float(sparsity)
-
-
-def _library_version() -> str:
-    try:
-        return version("spade_fast")
-    except PackageNotFoundError:
-        return "unknown"

@@ -68,17 +68,18 @@ def sparsity_by_layer(sparsity: Sparsity, names: Sequence[str], every: Sequence[
         shares = list(sparsity.values())
         first = match_names(list(sparsity), every)
         given = {name: shares[first[name]] if name in first else 0.0 for name in names}
-        _check_shares({f"sparsity[{pattern!r}]": share for pattern, share in sparsity.items()})
+        check_shares({f"sparsity[{pattern!r}]": share for pattern, share in sparsity.items()})
     elif callable(sparsity):
         given = {name: sparsity(name) for name in names}
-        _check_shares({f"sparsity({name!r})": share for name, share in given.items()})
+        check_shares({f"sparsity({name!r})": share for name, share in given.items()})
     else:
-        _check_shares({"sparsity": sparsity})
+        check_shares({"sparsity": sparsity})
         given = dict.fromkeys(names, sparsity)
     return {name: float(share) for name, share in given.items()}
 
 
-def _check_shares(shares: Mapping[str, Any]) -> None:
+def check_shares(shares: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for a share that is no number between 0 and 1; the key says what it is."""
     for what, share in shares.items():
         if not is_number(share):
             raise TypeError(f"{what} must be a number between 0 and 1, got {share!r}")

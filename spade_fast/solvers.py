@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from spade_fast import ops
+from spade_fast.attempt import Problem, Solution, attempt, energy, more_damping
 from spade_fast.layers import Layer
-from spade_fast.removals import count_zeros, mask_block_counts, removal_target, smallest
+from spade_fast.removals import count_zeros, removal_target
 
 SOLVERS = ("exact", "sparsegpt")
 
 # A mask block of one column leaves no choice in a problem of one row: below this, all columns share one mask block.
 _FEW_ROWS = 8
-_FIRST_RETRY = 1e-6
-_ENERGY_COLUMNS = 512
-# Share of the largest weight that stands for weights of dead columns: they go before all but those that are zero
-# already, and the mask can be read off the result.
-_NEGLIGIBLE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -146,49 +142,73 @@ def solve_layer(
     On a GPU, whether all went well is looked at once, when the work of the layer is done; samples that failed are then
     solved again, one by one.
     """
+    ((pruned, reports),) = solve_sparsities(
+        layer, weight, hessians, solver=solver, sparsities=[sparsity], block=block, damping=damping, zeros=zeros
+    )
+    return pruned, reports
+
+
+def solve_sparsities(
+    layer: Layer,
+    weight: Tensor,
+    hessians: Tensor,
+    *,
+    solver: str,
+    sparsities: Sequence[float],
+    block: int | None = None,
+    damping: float = 0.01,
+    zeros: Tensor | None = None,
+) -> list[tuple[Tensor, list[LayerReport]]]:
+    """Prune one layer to several sparsities: for each of them what :func:`solve_layer` returns, up to rounding.
+
+    With exact OBS they share one path a sample, and the solutions their factorisations (OBC, arXiv 2208.11580); with
+    SparseGPT, which has no path, they share a sample's factor, and each takes a sweep. The other parameters, errors and
+    notes are those of :func:`solve_layer`; `seconds` of the reports is the time of all sparsities.
+    """
     block = default_block(layer, solver) if block is None else block
     check_block(layer, block)
     start = time.perf_counter()
-    removed = removal_target(layer, sparsity, block if solver == "exact" else 1)
-    zeros = count_zeros(weight) if zeros is None else zeros
-    settings = (removed, solver, block, zeros)
+    removed = [removal_target(layer, sparsity, block if solver == "exact" else 1) for sparsity in sparsities]
+    problem = Problem(layer, weight, solver, block, count_zeros(weight) if zeros is None else zeros)
     chunk = max(1, _working_bytes(weight.device) // (4 * hessians[0].nbytes))
-    parts: list[Tensor] = []
-    tables: list[Tensor] = []
+    parts: list[list[Tensor]] = [[] for _ in sparsities]
+    tables: list[list[Tensor]] = [[] for _ in sparsities]
     for part in hessians.split(chunk):
-        if 0 < removed < layer.numel:
-            solution = _solve(layer, weight, part, *settings, damping, look=_looking_is_free(weight.device))
-        else:
-            solution = _all_or_nothing(weight, part, removed)
-        parts.append(solution.pruned)
-        tables.append(_table(weight, solution, part))
-    pruned = torch.cat(parts)
-    facts = _look(torch.cat(tables))
-    for s, fact in enumerate(facts):
-        if fact.failed:
-            alone = _solve_stably(layer, weight, hessians[s : s + 1], settings, damping)
-            pruned[s] = alone.pruned[0]
-            (facts[s],) = _look(_table(weight, alone, hessians[s : s + 1]))
-    seconds = (time.perf_counter() - start) / len(facts)
+        solutions = attempt(problem, part, removed, damping, look=_looking_is_free(weight.device))
+        for level, solution in enumerate(solutions):
+            parts[level].append(solution.pruned)
+            tables[level].append(_table(weight, solution, part))
+    pruned = [torch.cat(of_level) for of_level in parts]
+    facts = _look(torch.stack([torch.cat(of_level) for of_level in tables]))
+    for level, count in enumerate(removed):
+        for s, fact in enumerate(facts[level]):
+            if fact.failed:
+                alone = _solve_stably(problem, hessians[s : s + 1], count, damping)
+                pruned[level][s] = alone.pruned[0]
+                ((facts[level][s],),) = _look(_table(weight, alone, hessians[s : s + 1])[None])
+    seconds = (time.perf_counter() - start) / len(hessians)
     reports = [
-        LayerReport(
-            name=layer.name,
-            shape=layer.shape,
-            sparsity=sparsity,
-            reached=1 - fact.nonzero / layer.numel,
-            removed=removed,
-            solver=solver,
-            block=block,
-            damping=fact.damping,
-            retries=int(fact.retries),
-            dead_columns=int(fact.dead_columns),
-            predicted_error=fact.relative_error(2 * fact.loss),
-            measured_error=fact.relative_error(fact.energy_of_change),
-            seconds=seconds,
-        )
-        for fact in facts
+        [
+            LayerReport(
+                name=layer.name,
+                shape=layer.shape,
+                sparsity=sparsity,
+                reached=1 - fact.nonzero / layer.numel,
+                removed=count,
+                solver=solver,
+                block=block,
+                damping=fact.damping,
+                retries=int(fact.retries),
+                dead_columns=int(fact.dead_columns),
+                predicted_error=fact.relative_error(2 * fact.loss),
+                measured_error=fact.relative_error(fact.energy_of_change),
+                seconds=seconds,
+            )
+            for fact in of_level
+        ]
+        for sparsity, count, of_level in zip(sparsities, removed, facts, strict=True)
     ]
-    return pruned, reports
+    return list(zip(pruned, reports, strict=True))
 
 
 def _working_bytes(device: torch.device) -> int:
@@ -199,18 +219,6 @@ def _working_bytes(device: torch.device) -> int:
 def _looking_is_free(device: torch.device) -> bool:
     """Whether values can be looked at without waiting for queued work."""
     return device.type == "cpu"
-
-
-@dataclass
-class _Solution:
-    """Weights ``[samples, groups, rows, columns]``, and for each sample what the solver says about them."""
-
-    pruned: Tensor
-    loss: Tensor
-    damping: Tensor
-    retries: Tensor
-    dead_columns: Tensor
-    failed: Tensor
 
 
 class _Facts(NamedTuple):
@@ -230,7 +238,7 @@ class _Facts(NamedTuple):
         return math.sqrt(max(0.0, energy) / self.energy) if self.energy > 0 else 0.0
 
 
-def _table(weight: Tensor, solution: _Solution, hessians: Tensor) -> Tensor:
+def _table(weight: Tensor, solution: Solution, hessians: Tensor) -> Tensor:
     """`_Facts` of all samples, ``[samples, facts]``, still on the device."""
     columns = (
         solution.failed,
@@ -239,150 +247,23 @@ def _table(weight: Tensor, solution: _Solution, hessians: Tensor) -> Tensor:
         solution.retries,
         solution.dead_columns,
         solution.pruned.count_nonzero((1, 2, 3)),
-        _energy(weight, hessians),
-        _energy(solution.pruned - weight, hessians),
+        energy(weight, hessians),
+        energy(solution.pruned - weight, hessians),
     )
     return torch.stack([column.double() for column in columns], 1)
 
 
-def _look(table: Tensor) -> list[_Facts]:
-    """Copy a table to the host, which on a GPU waits for all work before."""
-    return [_Facts(*row) for row in table.tolist()]
+def _look(tables: Tensor) -> list[list[_Facts]]:
+    """Copy tables ``[sparsities, samples, facts]`` to the host, which on a GPU waits for all work before."""
+    return [[_Facts(*row) for row in table] for table in tables.tolist()]
 
 
-def _all_or_nothing(weight: Tensor, hessians: Tensor, removed: int) -> _Solution:
-    rest = weight if removed == 0 else torch.zeros_like(weight)
-    none = torch.zeros(len(hessians), device=weight.device)
-    loss = _energy(weight - rest, hessians) / 2
-    dead = (hessians.diagonal(dim1=2, dim2=3) == 0).sum((1, 2))
-    return _Solution(rest.repeat(len(hessians), 1, 1, 1), loss, none, none, dead, none)
-
-
-def _solve_stably(
-    layer: Layer, weight: Tensor, hessian: Tensor, settings: tuple[int, str, int, Tensor], damping: float
-) -> _Solution:
+def _solve_stably(problem: Problem, hessian: Tensor, removed: int, damping: float) -> Solution:
     """Solve for one sample, with more damping for as long as there is no finite solution."""
     tries = 0
     while True:
-        solution = _solve(layer, weight, hessian, *settings, damping, look=True)
+        (solution,) = attempt(problem, hessian, [removed], damping, look=True)
         if not solution.failed.any():
             return replace(solution, retries=solution.retries + tries)
-        damping = _more_damping(layer, damping)
+        damping = more_damping(problem.layer, damping)
         tries += 1
-
-
-def _solve(
-    layer: Layer,
-    weight: Tensor,
-    hessians: Tensor,
-    removed: int,
-    solver: str,
-    block: int,
-    zeros: Tensor,
-    damping: float,
-    *,
-    look: bool,
-) -> _Solution:
-    """Solve for all samples; if it may `look`, factorisations that failed are repeated with more damping."""
-    samples = len(hessians)
-    natural = layer.natural_order(weight.device) if solver == "sparsegpt" and layer.taps > 1 else None
-    dense = weight if natural is None else weight[..., natural]
-    dense = dense.expand(samples, *dense.shape).flatten(0, 1)
-    hessian = hessians.flatten(0, 1)
-    if natural is not None:
-        zeros = zeros[:, layer.natural_order(zeros.device)]
-        by_tap = hessian.unflatten(2, (layer.taps, -1)).unflatten(1, (layer.taps, -1))
-        hessian = by_tap.permute(0, 2, 1, 4, 3).flatten(3).flatten(1, 2)
-
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    undamped = diagonal.clone()
-    dead = undamped == 0
-    scale = undamped.sum(1) / (~dead).sum(1).clamp(min=1)
-    diagonal += torch.where(dead, torch.where(scale > 0, scale, 1)[:, None], 0)
-    weights = torch.where(dead[:, None], dense.sign() * (_NEGLIGIBLE * weight.abs().max()), dense)
-    try:
-        factor, positive, shares, retries = _factorise(layer, hessian, scale, damping, look)
-        if solver == "exact":
-            inverse = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(factor), factor))
-            del factor
-            diagonal += (shares * scale)[:, None]
-            pruned, losses = _exact(weights, hessian, inverse, samples, removed, block)
-        else:
-            counts = mask_block_counts(zeros, layer.rows, removed, block).to(weight.device, non_blocking=True)
-            pruned, losses = ops.sparsegpt(weights, factor, counts.repeat(samples, 1), block)
-    finally:
-        diagonal.copy_(undamped)
-    good = positive & torch.isfinite(pruned).all(2).all(1) & torch.isfinite(losses).all(1)
-    pruned = torch.where(dead[:, None] & (pruned != 0), dense, pruned)
-    if natural is not None:
-        pruned = torch.empty_like(pruned).index_copy_(2, natural, pruned)
-    pruned, losses, dead, shares, retries, good = (
-        result.unflatten(0, (samples, layer.groups)) for result in (pruned, losses, dead, shares, retries, good)
-    )
-    return _Solution(
-        pruned,
-        losses.sum((1, 2), dtype=torch.float64),
-        shares.amax(1),
-        retries.sum(1),
-        dead.sum((1, 2)),
-        ~good.all(1),
-    )
-
-
-def _exact(
-    weights: Tensor, hessian: Tensor, inverse: Tensor, samples: int, removed: int, block: int
-) -> tuple[Tensor, Tensor]:
-    """Exact OBS: weights after the removals of least loss of each sample, and the summed losses of each row."""
-    order, losses = ops.obs_path(weights, inverse, block)
-    counts = smallest(losses.unflatten(0, (samples, -1)), removed // block).sum(3).flatten(0, 1)
-    try:
-        pruned = ops.obs_solution(weights, hessian, inverse, order, counts, block)
-    except torch.linalg.LinAlgError:  # on a GPU such rows are not a number instead
-        pruned = torch.full_like(weights, math.nan)
-    done = torch.arange(losses.shape[2], device=losses.device) < counts[:, :, None]
-    return pruned, torch.where(done, losses, 0).sum(2)
-
-
-def _factorise(
-    layer: Layer, hessian: Tensor, scale: Tensor, damping: float, look: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Factors of the damped inverses; for each problem whether it has one, its share of `scale`, and failed tries."""
-    shares = torch.full_like(scale, damping)
-    retries = torch.zeros(len(scale), dtype=torch.int64, device=scale.device)
-    factor, info = ops.inverse_cholesky(hessian, shares * scale)
-    if not look:
-        return factor, info == 0, shares, retries
-    failed = info.nonzero().flatten()
-    share = damping
-    while failed.numel() > 0:
-        share = _more_damping(layer, share)
-        shares[failed] = share
-        retries[failed] += 1
-        again, info = ops.inverse_cholesky(hessian[failed], share * scale[failed])
-        factor[failed] = again
-        failed = failed[info != 0]
-    return factor, torch.ones_like(scale, dtype=torch.bool), shares, retries
-
-
-def _more_damping(layer: Layer, damping: float) -> float:
-    """The next step of the damping ladder."""
-    if damping >= 1:
-        raise torch.linalg.LinAlgError(
-            f"layer {layer.name!r}: the Hessian is not positive definite, even with damping {damping:g}"
-        )
-    return _FIRST_RETRY if damping < _FIRST_RETRY else min(10 * damping, 1.0)
-
-
-def _energy(weight: Tensor, hessians: Tensor) -> Tensor:
-    """``tr(W H Wᵀ)`` of each sample, all groups together; pairs of column blocks are multiplied once, not twice.
-
-    Shapes: ``[(samples,) groups, rows, columns]``, ``[samples, groups, columns, columns]`` -> ``[samples]``.
-    """
-    total = torch.zeros(len(hessians), dtype=torch.float64, device=weight.device)
-    for start in range(0, weight.shape[-1], _ENERGY_COLUMNS):
-        block = slice(start, start + _ENERGY_COLUMNS)
-        own = weight[..., block]
-        product = own @ hessians[..., block, block]
-        product += 2 * (weight[..., :start] @ hessians[..., :start, block])
-        total += product.mul_(own).sum((1, 2, 3), dtype=torch.float64)
-    return total

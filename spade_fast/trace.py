@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +63,11 @@ class PrunedLayer:
         bits = F.pad(survives, (0, -survives.numel() % 8)).unflatten(0, (-1, 8))
         mask = (bits << torch.arange(7, -1, -1, dtype=torch.uint8, device=weight.device)).sum(1, dtype=torch.uint8)
         return cls(layer.name, layer.parameter, layer.shape, weight.dtype, mask.cpu(), weight[survives].cpu())
+
+    @classmethod
+    def from_solution(cls, layer: Layer, solution: Tensor, dtype: torch.dtype) -> PrunedLayer:
+        """Pack a solver's weight, ``[groups, rows, columns]`` in solver order."""
+        return cls.from_dense(layer, layer.restore(solution).to(dtype))
 
     @property
     def numel(self) -> int:
@@ -145,24 +150,8 @@ class Trace:
         RuntimeError
             A trace is applied to the model already.
         """
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        targets = [
-            (layer, parameters[layer.parameter]) for layer in self._pruned.values() if layer.parameter in parameters
-        ]
-        with _reserved([parameter for _, parameter in targets]):
-            with stage("apply"):
-                self._check_model(model)
-            originals: list[tuple[nn.Parameter, Tensor]] = []
-            try:
-                with stage("apply"), torch.no_grad():
-                    for layer, parameter in targets:
-                        originals.append((parameter, parameter.detach().clone()))
-                        parameter.copy_(layer.dense())
-                yield model
-            finally:
-                with stage("apply"), torch.no_grad():
-                    for parameter, original in originals:
-                        parameter.copy_(original)
+        with weights_applied(model, self._pruned.values(), self._check_model):
+            yield model
 
     def summary(self) -> str:
         """Return a table of the layers as text."""
@@ -213,7 +202,7 @@ class Trace:
             "content_hash": _content_hash(tensors),
         }
         metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "trace": json.dumps(header)}
-        _write_whole(path, to_safetensors(tensors, metadata))
+        write_whole(path, to_safetensors(tensors, metadata), "the trace")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -281,6 +270,29 @@ def hash_weights(model: nn.Module) -> dict[str, str]:
 
 
 @contextmanager
+def weights_applied(
+    model: nn.Module, pruned: Iterable[PrunedLayer], check: Callable[[nn.Module], None] = lambda model: None
+) -> Iterator[None]:
+    """Exchange weights in place for the length of a ``with`` block, after a `check`; see :meth:`Trace.applied`."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    targets = [(layer, parameters[layer.parameter]) for layer in pruned if layer.parameter in parameters]
+    with _reserved([parameter for _, parameter in targets]):
+        with stage("apply"):
+            check(model)
+        originals: list[tuple[nn.Parameter, Tensor]] = []
+        try:
+            with stage("apply"), torch.no_grad():
+                for layer, parameter in targets:
+                    originals.append((parameter, parameter.detach().clone()))
+                    parameter.copy_(layer.dense())
+            yield
+        finally:
+            with stage("apply"), torch.no_grad():
+                for parameter, original in originals:
+                    parameter.copy_(original)
+
+
+@contextmanager
 def _reserved(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Refuse parameters that another trace has swapped at the moment."""
     keys = {id(parameter) for parameter in parameters}
@@ -321,7 +333,8 @@ def _content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write_whole(path: Path, contents: bytes) -> None:
+def write_whole(path: Path, contents: bytes, what: str) -> None:
+    """Write a file that appears when it is complete; `what` it holds is named if that fails (OSError)."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -332,7 +345,7 @@ def _write_whole(path: Path, contents: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         # The system's message names the temporary file, which the user does not know.
-        raise type(error)(error.errno, f"cannot write the trace: {error.strerror}", str(path)) from error
+        raise type(error)(error.errno, f"cannot write {what}: {error.strerror}", str(path)) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

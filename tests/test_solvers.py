@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spade_fast import ops, reference, solvers
 from spade_fast.layers import Layer, find_layers
 from spade_fast.removals import removal_counts, smallest
-from spade_fast.solvers import check_block, default_block, solve_layer
+from spade_fast.solvers import check_block, default_block, solve_layer, solve_sparsities
 
 
 @pytest.fixture(params=["cpu", pytest.param("as on a GPU", marks=pytest.mark.emulated)], autouse=True)
@@ -229,6 +229,28 @@ def test_samples_together_are_as_alone(solver, chunked, monkeypatch):
 
 
 @pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_several_sparsities_are_as_one_by_one(name, solver, monkeypatch):
+    layer = layer_of(LAYERS[name])
+    weight, grams = problem(layer, samples=2)
+    grams[1, :, :, 2] = grams[1, :, 2] = 0
+    calls: list[str] = []
+    for op in ("inverse_cholesky", "obs_path", "obs_solution"):
+        native = getattr(ops, op)
+        monkeypatch.setattr(ops, op, lambda *given, _op=native, _name=op: calls.append(_name) or _op(*given))
+    shares = [0.9, 0.0, 0.3, 1.0, 0.6]
+    together = solve_sparsities(layer, weight, grams, solver=solver, sparsities=shares)
+    path = ["obs_path", "obs_solution"] if solver == "exact" else []
+    assert calls == ["inverse_cholesky", *path]
+    for share, (pruned, reports) in zip(shares, together, strict=True):
+        alone, others = solve(layer, weight, grams, solver=solver, sparsity=share)
+        assert torch.equal(pruned == 0, alone == 0) and torch.allclose(pruned, alone, rtol=1e-9, atol=1e-12)
+        for report, other in zip(reports, others, strict=True):
+            assert (report.sparsity, report.removed, report.damping) == (share, other.removed, other.damping)
+            assert math.isclose(report.measured_error, other.measured_error, rel_tol=1e-6, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
 def test_all_or_nothing(solver):
     layer = layer_of(nn.Linear(6, 4))
     weight, grams = problem(layer)
@@ -378,6 +400,32 @@ def test_unstable_solutions_get_more_damping(failure, monkeypatch):
     limit = limit + math.inf
     with pytest.raises(torch.linalg.LinAlgError, match=r"layer 'weight'"):
         solve(layer, weight, grams, damping=0.001)
+
+
+def test_a_sparsity_without_solution_alone_gets_more_damping(monkeypatch):
+    layer = layer_of(nn.Linear(6, 4))
+    weight, grams = problem(layer, samples=2)
+    ceiling = 1.05 * grams[1, 0].diagonal()
+    paths = []
+
+    def solution(weight: Tensor, hessian: Tensor, hinv: Tensor, order: Tensor, counts: Tensor, block: int) -> Tensor:
+        little_damping = (hessian.diagonal(dim1=1, dim2=2) < ceiling) & (hessian[:, :1, 1] == grams[1, :, 0, 1])
+        if counts.max() > 5 and bool(little_damping.any()):
+            raise torch.linalg.LinAlgError("not positive definite")
+        return native(weight, hessian, hinv, order, counts, block)
+
+    native, path = ops.obs_solution, ops.obs_path
+    expected = [
+        torch.cat([solve(layer, weight, grams[s : s + 1], sparsity=p, damping=d)[0] for s, d in enumerate(dampings)])
+        for p, dampings in ((0.25, (0.001, 0.001)), (0.95, (0.001, 0.1)), (0.5, (0.001, 0.001)))
+    ]
+    monkeypatch.setattr(ops, "obs_solution", solution)
+    monkeypatch.setattr(ops, "obs_path", lambda *given: paths.append(1) or path(*given))
+    solved = solve_sparsities(layer, weight, grams, solver="exact", sparsities=[0.25, 0.95, 0.5], damping=0.001)
+    for (pruned, _), weights in zip(solved, expected, strict=True):
+        assert torch.allclose(pruned, weights)
+    assert [[report.damping for report in reports] for _, reports in solved] == [[0.001] * 2, [0.001, 0.1], [0.001] * 2]
+    assert len(paths) == 1 + 1 + 3  # both, the first sample again, the second with each damping
 
 
 class _Looks(TorchDispatchMode):
