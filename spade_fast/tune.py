@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spade_fast.calibration import Batches, undisturbed
-from spade_fast.layers import Layer, match_names
+from spade_fast.layers import Layer, find_layers, match_names
 from spade_fast.run import Progress, Run, library_version
 from spade_fast.settings import check_shares
 from spade_fast.solvers import solve_sparsities
@@ -63,8 +63,8 @@ def tune(
     candidates
         Shares of weights to try, between 0 and 1. 0 is always one of them.
     stages : "blocks", "layers" or mapping
-        Which layers share one sparsity. ``"layers"``: each has its own. ``"blocks"``: the layers of an outermost module
-        that is neither a plain container (Sequential, ModuleList, ModuleDict) nor holds all the layers, such as a
+        Which layers share one sparsity. ``"layers"``: each has its own. ``"blocks"``: those of an outermost module that
+        is neither a plain container (Sequential, ModuleList, ModuleDict) nor holds all the model's layers, such as a
         residual block. A mapping goes from names of stages to layer names or patterns; a layer belongs to the first one
         it matches, or stays dense. The stage of the layer that comes last in the model is searched first.
     rounds
@@ -162,7 +162,8 @@ def group_layers(model: nn.Module, layers: Sequence[Layer], stages: Stages) -> d
     elif stages == "layers":
         stage_of = {name: name for name in names}
     elif stages == "blocks":
-        stage_of = {layer.name: _block_of(model, layer, layers) for layer in layers}
+        every = [layer.parameter for layer in find_layers(model)[0]]
+        stage_of = {layer.name: _block_of(model, layer, every) for layer in layers}
     else:
         raise ValueError(f"stages must be 'blocks', 'layers' or a mapping of names to patterns, got {stages!r}")
     grouped: dict[str, list[str]] = {}
@@ -172,12 +173,13 @@ def group_layers(model: nn.Module, layers: Sequence[Layer], stages: Stages) -> d
     return grouped
 
 
-def _block_of(model: nn.Module, layer: Layer, layers: Sequence[Layer]) -> str:
+def _block_of(model: nn.Module, layer: Layer, every: Sequence[str]) -> str:
+    """Name of the outermost module around a layer that divides the parameters of `every` layer."""
     path = layer.parameter.split(".")[:-1]
     for depth in range(1, len(path)):
         prefix = ".".join(path[:depth])
         plain = isinstance(model.get_submodule(prefix), (nn.Sequential, nn.ModuleList, nn.ModuleDict))
-        if not plain and not all(other.parameter.startswith(f"{prefix}.") for other in layers):
+        if not plain and not all(parameter.startswith(f"{prefix}.") for parameter in every):
             return prefix
     return ".".join(path) or layer.name
 

@@ -252,6 +252,7 @@ def test_progress(model, samples, score):
 def test_stages(model):
     layers = find_layers(model)[0]
     assert group_layers(model, layers, "blocks") == STAGES
+    assert list(group_layers(model, layers[1:3], "blocks")) == ["body.0"]
     assert list(group_layers(model, layers, "layers")) == [layer.name for layer in reversed(layers)]
     given = {"points": "*point", "rest": ["stem", "body*"]}
     assert group_layers(model, layers, given) == {
