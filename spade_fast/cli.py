@@ -59,7 +59,7 @@ def explain(
     seed: _Seed = 0,
     precision: _Precision = "float32",
     device: _Device = "cpu",
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for pictures, traces, report.json.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for page, pictures, traces, report.")] = Path(
         "explanation"
     ),
 ) -> None:

@@ -1,4 +1,4 @@
-"""Explains one photo: dense network against its traces, as pictures, trace files and a report."""
+"""Explains one photo: dense network against its traces, as a page, pictures, trace files and a report."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from spade_fast.methods import METHODS, Question
 from spade_fast.models import LoadedModel
 from spade_fast.outputs import output_folder
 from spade_fast.overlay import Column, draw
+from spade_fast.page import render
 from spade_fast.photos import (
     SOLVER_TITLES,
     Progress,
@@ -39,6 +40,7 @@ from spade_fast.photos import (
 from spade_fast.prepare import prepare_for_attribution
 from spade_fast.trace import Trace
 
+PAGE = "index.html"
 DEFAULT_METHODS = ("saliency", "integrated-gradients", "guided-gradcam", "gradcam")
 
 
@@ -65,7 +67,7 @@ class Settings(TraceSettings):
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the results lie, seconds by stage, and the content of the JSON report."""
+    """Where the results lie, the page last; seconds by stage; and the content of the JSON report."""
 
     files: list[Path]
     seconds: dict[str, float]
@@ -73,7 +75,7 @@ class Explanation:
 
 
 def explain(settings: Settings, out: Path, progress: Progress | None = None) -> Explanation:
-    """Explain one photo and write pictures, traces and ``report.json`` into a folder.
+    """Explain one photo and write a page, pictures, traces and ``report.json`` into a folder.
 
     Parameters
     ----------
@@ -147,6 +149,7 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
             "versions": versions(),
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
             "predictions": {name: _top(model, scores, target) for name, scores in networks.items()},
+            "page": PAGE,
             "pictures": {name: f"{name}.png" for name in ("overview", *settings.methods)},
             "traces": {
                 solver: {
@@ -158,7 +161,8 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
             },
         }
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        names = sorted(path.name for path in folder.iterdir())
+        (folder / PAGE).write_text(render(report, pixels, maps), encoding="utf-8")
+        names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name == PAGE, name))
     return Explanation([out / name for name in names], seconds, report)
 
 

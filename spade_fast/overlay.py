@@ -13,7 +13,7 @@ _CELL, _GAP, _MARGIN, _ROW_LABEL, _HEAD, _LINE, _FOOT = 2.5, 0.12, 0.25, 0.42, 1
 _DPI = 160
 _INK, _SOFT_INK = "#1a1a1a", "#5c5c5c"
 # Perceptually uniform, readable by the colour-blind and in grey print.
-_COLOURS = "inferno"
+COLOURS = "inferno"
 _PHOTO_LIGHT = 0.5
 
 
@@ -121,7 +121,7 @@ def overlay(photo: np.ndarray, attribution: np.ndarray) -> np.ndarray:
         heat = _stretch(heat, photo.shape[:2])
     grey = photo.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255
     strength = np.clip(heat * 2.0, 0, 1)[..., None]
-    return (1 - strength) * _PHOTO_LIGHT * grey[..., None] + strength * colormaps[_COLOURS](heat)[..., :3]
+    return (1 - strength) * _PHOTO_LIGHT * grey[..., None] + strength * colormaps[COLOURS](heat)[..., :3]
 
 
 def normalise(attribution: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ def _stretch(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 def _legend(figure: Any, left: float, width: float, height: float) -> None:
     axes = figure.add_axes((left / width, 0.34 / height, _CELL / width, 0.1 / height))
-    axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=_COLOURS)
+    axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=COLOURS)
     axes.set_yticks([])
     axes.set_xticks([0, 255], ["no evidence", "strongest evidence"])
     axes.tick_params(length=0, pad=2, labelsize=7.5, labelcolor=_SOFT_INK)
