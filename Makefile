@@ -74,8 +74,14 @@ bench-scaling: build  ## time against columns, rows, samples, images and threads
 	$(BIN)/python benchmarks/scaling.py measure
 	$(BIN)/python benchmarks/scaling.py plot
 
+trojan: build  ## do traces explain better? Implant a trojan and score maps against it: tables and pictures in benchmarks/results
+	$(BIN)/python benchmarks/trojan results
+
+trojan-study: build  ## what makes traces explain better: one setting at a time, on other photos
+	$(BIN)/python benchmarks/trojan study
+
 clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/*.so spade_fast/built_with.json
 
-.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling cuda-check gpu clean
+.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling cuda-check gpu trojan trojan-study clean
 .DEFAULT_GOAL := help

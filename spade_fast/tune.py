@@ -120,7 +120,7 @@ def tune(
     kept = {name for names in grouped.values() for name in names}
     run.layers = [layer for layer in run.layers if layer.name in kept]
 
-    weights = _solve(run, samples, shares[1:])
+    weights = solve_candidates(run, samples, shares[1:])
     solved = {name for of_sample in weights for name in of_sample}
     grouped = {stage: [name for name in names if name in solved] for stage, names in grouped.items()}
     grouped = {stage: names for stage, names in grouped.items() if names}
@@ -196,12 +196,12 @@ def _checked_candidates(candidates: Iterable[float]) -> list[float]:
 
 
 # The surviving weights of one sample: of each layer at each sparsity at which some are removed.
-_Weights = dict[str, dict[float, PrunedLayer]]
+Candidates = dict[str, dict[float, PrunedLayer]]
 
 
-def _solve(run: Run, samples: Sequence[Batches], shares: Sequence[float]) -> list[_Weights]:
+def solve_candidates(run: Run, samples: Sequence[Batches], shares: Sequence[float]) -> list[Candidates]:
     """Solve all layers for all samples at all sparsities."""
-    weights: list[_Weights] = [{} for _ in samples]
+    weights: list[Candidates] = [{} for _ in samples]
     with run.exact_types():
         plan = run.plan(samples)
         done = 0
@@ -230,7 +230,7 @@ class _Search:
         self,
         model: nn.Module,
         score: Score,
-        weights: Sequence[_Weights],
+        weights: Sequence[Candidates],
         stages: Mapping[str, Sequence[str]],
         candidates: Sequence[float],
         progress: Progress,

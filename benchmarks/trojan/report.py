@@ -1,0 +1,140 @@
+"""Tables of the records, as Markdown and JSON in ``benchmarks/results``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import ROWS, WITH_SLOW, Experiment
+from records import Records
+from scoring import FAST, SLOW
+from study import Setting
+
+from spade_fast.methods import METHODS
+from spade_fast.metrics import bootstrap_interval
+
+RESULTS = Path(__file__).parents[1] / "results"
+Interval = Mapping[str, float]
+
+
+def interval(values: Sequence[float], sources: Sequence[str]) -> dict[str, float]:
+    """Mean in percent, and the ends of its 95 % interval by bootstrap over the sources."""
+    low, high = bootstrap_interval(values, sources)
+    return {"mean": 100 * float(np.nanmean(values)), "low": 100 * low, "high": 100 * high}
+
+
+def summarise(experiment: Experiment, records: Records, metric: str) -> dict[str, Any]:
+    """Average a metric over the cases, row by row."""
+    rows = ["dense", *experiment.sparsity, *experiment.others, "magnitude", "random"]
+    names = [case.name for case in experiment.cases]
+    return {row: _of_row(row, names, experiment, records, metric) for row in rows}
+
+
+def _of_row(row: str, names: Sequence[str], experiment: Experiment, records: Records, metric: str) -> dict[str, Any]:
+    found = [records[row, name] for name in names]
+    sources = [one["source"] for one in found]
+    values = {method: [one[metric][method] for one in found] for method in FAST}
+    dense = [records["dense", name] for name in names]
+    fast = [np.mean([one[metric][method] for method in FAST]) for one in found]
+    gain = [value - np.mean([one[metric][method] for method in FAST]) for value, one in zip(fast, dense, strict=True)]
+    summary: dict[str, Any] = {
+        "title": ROWS[row],
+        "cases": len(found),
+        "methods": {method: interval(of_method, sources) for method, of_method in values.items()},
+        "mean": interval(fast, sources),
+        "gain over dense": interval(gain, sources),
+        "probability": interval([one["probability"] for one in found], sources),
+        "decides": 100 * float(np.mean([one["decides"] for one in found])),
+        "seconds to solve": float(np.median([one["solve"] for one in found])),
+    }
+    deciding = [value for value, one in zip(gain, found, strict=True) if one["decides"]]
+    if deciding:
+        kept = [source for source, one in zip(sources, found, strict=True) if one["decides"]]
+        summary["gain over dense where it decides"] = interval(deciding, kept)
+    if row in WITH_SLOW and experiment.slow:
+        some = [records[row, name] for name in names if name in experiment.slow]
+        sources = [one["source"] for one in some]
+        for method in SLOW:
+            summary["methods"][method] = interval([one[metric][method] for one in some], sources)
+        everything = [np.mean([one[metric][method] for method in METHODS]) for one in some]
+        summary["mean of all methods"] = {**interval(everything, sources), "cases": len(some)}
+    return summary
+
+
+def table(summary: Mapping[str, Any], unit: str) -> str:
+    """Return one line a network, one column a method."""
+    slow = any(method in of_row["methods"] for of_row in summary.values() for method in SLOW)
+    methods = [*FAST, *(SLOW if slow else ())]
+    head = ["network", f"mean of {len(FAST)} [95 %]", "gain over dense", "P(target)", "decides"]
+    head += [METHODS[method].title for method in methods]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for of_row in summary.values():
+        cells = [of_row["title"], _with_interval(of_row["mean"]), _with_interval(of_row["gain over dense"], sign="+")]
+        cells += [f"{of_row['probability']['mean']:.0f} %", f"{of_row['decides']:.0f} %"]
+        cells += [
+            f"{of_row['methods'][method]['mean']:.1f}" if method in of_row["methods"] else "" for method in methods
+        ]
+        lines.append(cells)
+    return f"{unit}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _with_interval(value: Interval, sign: str = "") -> str:
+    return f"{value['mean']:{sign}.1f} [{value['low']:{sign}.1f}, {value['high']:{sign}.1f}]"
+
+
+def study_summary(settings: Sequence[Setting], records: Records) -> list[dict[str, Any]]:
+    """Average the scores of each setting of the study."""
+    cases = [name for key, name in records if key == "dense"]
+    lines = []
+    for setting in settings:
+        found = [records[setting.key, name] for name in cases]
+        sources = [one["source"] for one in found]
+        auc = [np.mean(list(one["auc"].values())) for one in found]
+        dense = [np.mean(list(records["dense", name]["auc"].values())) for name in cases]
+        lines.append(
+            {
+                "question": setting.question,
+                "answer": setting.answer,
+                "cases": len(cases),
+                "dense": 100 * float(np.mean(dense)),
+                "auc": interval(auc, sources),
+                "gain over dense": interval(np.subtract(auc, dense), sources),
+                "probability": 100 * float(np.mean([one["probability"] for one in found])),
+                "decides": 100 * float(np.mean([one["decides"] for one in found])),
+                "layer error": 100 * float(np.mean([one["error"] for one in found])),
+                "seconds to solve": float(np.median([one["solve"] for one in found])),
+            }
+        )
+    return lines
+
+
+def study_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return one line a setting."""
+    head = ["setting", "", "AUC [95 %]", "gain over dense", "P(target)", "decides", "layer error", "seconds"]
+    rows = [head, ["---", "---"] + ["---:"] * 6]
+    for number, line in enumerate(lines):
+        new = number == 0 or lines[number - 1]["question"] != line["question"]
+        rows.append(
+            [
+                line["question"] if new else "",
+                line["answer"],
+                _with_interval(line["auc"]),
+                _with_interval(line["gain over dense"], sign="+"),
+                f"{line['probability']:.0f} %",
+                f"{line['decides']:.0f} %",
+                f"{line['layer error']:.0f} %",
+                f"{line['seconds to solve']:.1f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def write(name: str, title: str, tables: Sequence[str], content: Mapping[str, Any]) -> None:
+    """Write ``NAME.md`` and ``NAME.json`` into the results."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(f"# {title}\n\n" + "\n".join(tables), encoding="utf-8")
+    rounded = json.loads(json.dumps(content), parse_float=lambda text: float(f"{float(text):.5g}"))
+    (RESULTS / f"{name}.json").write_text(json.dumps(rounded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,95 @@
+"""The networks that are compared on a case: its traces, and controls with as many weights removed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spade_fast import ImageAugmenter
+from spade_fast.layers import find_layers
+from spade_fast.models import LoadedModel
+from spade_fast.run import Run
+from spade_fast.trace import PrunedLayer
+from spade_fast.tune import Candidates, solve_candidates
+
+LAYERS = ("*_expand_conv", "*_project_conv", "_conv_head")  # the 1x1 convolutions
+EQUAL = 0.65  # the sparsity at which networks are compared as equals
+Sparsity = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How traces are made: the augmentations, and arguments of `spade_fast.trace`."""
+
+    augmentations: int = 64
+    scale: tuple[float, float] = (0.2, 1.0)
+    layers: Sequence[str] = LAYERS
+    block: int | None = None
+    damping: float = 0.01
+
+    def augmented(self, network: LoadedModel, image: Tensor, name: str):
+        """Return the calibration images of a sample; its name fixes the draws."""
+        augmenter = ImageAugmenter(self.augmentations, network.mean, network.std, scale=self.scale)
+        return augmenter(image, name)
+
+
+def solve(
+    network: LoadedModel, image: Tensor, name: str, solver: str, shares: Sequence[float], calibration: Calibration
+) -> Candidates:
+    """Prune all layers for an image to all shares, from one calibration."""
+    run = Run(
+        network.module,
+        sparsity=max(shares),
+        solver=solver,
+        layers=calibration.layers,
+        block=calibration.block,
+        damping=calibration.damping,
+        precision="float32",
+        memory_limit=None,
+        seed=None,
+        strict=True,
+        progress=None,
+    )
+    (weights,) = solve_candidates(run, [calibration.augmented(network, image, name)], sorted(set(shares) - {0.0}))
+    return weights
+
+
+def shares_of(sparsity: Sparsity) -> list[float]:
+    """Return the shares that occur in a sparsity."""
+    return sorted(set(sparsity.values())) if isinstance(sparsity, Mapping) else [sparsity]
+
+
+def chosen(weights: Candidates, sparsity: Sparsity) -> list[PrunedLayer]:
+    """Return the weights at a sparsity: one share, or one a layer."""
+    shares = {name: sparsity.get(name, 0.0) if isinstance(sparsity, Mapping) else sparsity for name in weights}
+    return [weights[name][share] for name, share in shares.items() if share > 0]
+
+
+def magnitude(module: nn.Module, sparsity: float, layers: Sequence[str] = LAYERS) -> list[PrunedLayer]:
+    """Remove each layer's smallest weights (LeCun et al., 1989, call it the naive way)."""
+    return _remove_lowest(module, sparsity, layers, lambda name, weight: weight.abs())
+
+
+def at_random(module: nn.Module, sparsity: float, seed: str, layers: Sequence[str] = LAYERS) -> list[PrunedLayer]:
+    """Remove weights of each layer at random."""
+
+    def scores(name: str, weight: Tensor) -> Tensor:
+        digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+        return torch.rand(weight.shape, generator=generator)
+
+    return _remove_lowest(module, sparsity, layers, scores)
+
+
+def _remove_lowest(module: nn.Module, sparsity: float, layers: Sequence[str], scores) -> list[PrunedLayer]:
+    pruned = []
+    for layer in find_layers(module, list(layers))[0]:
+        weight = layer.weight(module).detach().clone().flatten()
+        order = scores(layer.name, weight).argsort(stable=True)
+        weight[order[: round(sparsity * len(order))]] = 0
+        pruned.append(PrunedLayer.from_dense(layer, weight.view(layer.shape)))
+    return pruned

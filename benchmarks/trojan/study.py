@@ -1,0 +1,112 @@
+"""What makes traces localise better: one setting at a time is changed, on photos that are not reported on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from statistics import mean
+
+from cases import trojan_cases
+from implant import trojaned_network
+from measure import decides
+from records import Records
+from rich.progress import track
+from rows import EQUAL, LAYERS, Calibration
+from scoring import Scorer
+from sources import CONSOLE, tuning_photos
+
+from spade_fast import trace
+from spade_fast.layers import find_layers
+from spade_fast.models import LoadedModel
+from spade_fast.trace import hash_weights
+
+METHODS = ("saliency", "input-x-gradient", "deeplift", "lrp", "guided-backprop")
+BASE = Calibration()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the study."""
+
+    question: str
+    answer: str
+    solver: str = "sparsegpt"
+    sparsity: float = EQUAL
+    calibration: Calibration = BASE
+
+    @property
+    def key(self) -> str:
+        """What its records are kept under: equal settings are measured once."""
+        return json.dumps([self.solver, self.sparsity, asdict(self.calibration)])
+
+
+def settings(network: LoadedModel) -> Iterator[Setting]:
+    """Yield all settings, question by question."""
+    for solver, sparsity in product(("sparsegpt", "exact"), (0.3, 0.5, 0.65, 0.75, 0.85, 0.92)):
+        yield Setting(f"sparsity, {solver}", f"{sparsity:.0%}", solver, sparsity)
+    for low in (0.08, 0.2, 0.5, 0.8):
+        yield Setting("crops of at least this share of the image", f"{low:.0%}", calibration=_with(scale=(low, 1.0)))
+    for count in (16, 48, 128, 512, 1024):
+        yield Setting("augmentations", str(count), calibration=_with(augmentations=count))
+    for damping in (0.001, 0.01, 0.1, 1.0):
+        yield Setting("damping", f"{damping:g}", calibration=_with(damping=damping))
+    every = find_layers(network.module)[0]
+    half = len(network.module._blocks) // 2
+    early = tuple(f"_blocks.{block}.{kind}" for block in range(half) for kind in ("_expand_conv", "_project_conv"))
+    late = tuple(
+        f"_blocks.{block}.{kind}" for block in range(half, 2 * half) for kind in ("_expand_conv", "_project_conv")
+    )
+    groups = {
+        "1x1": LAYERS,
+        "1x1, first half": early,
+        "1x1, second half": (*late, "_conv_head"),
+        "1x1 and the last linear layer": (*LAYERS, "_fc"),
+        "depthwise": ("*_depthwise_conv",),
+        "100 columns and more": tuple(layer.name for layer in every if layer.columns >= 100),
+        "all": tuple(layer.name for layer in every),
+    }
+    for name, layers in groups.items():
+        yield Setting("layers", name, calibration=_with(layers=layers))
+    for block in (1, 2, 8):  # 8 divides the columns of all layers
+        yield Setting("columns whose mask SparseGPT chooses together", str(block), calibration=_with(block=block))
+    for block in (1, 4, 8):
+        yield Setting("columns that exact OBS removes together", str(block), "exact", calibration=_with(block=block))
+
+
+def _with(**changes) -> Calibration:
+    return replace(BASE, **changes)
+
+
+def study() -> Records:
+    """Score all settings; what was scored before is kept."""
+    network = trojaned_network()
+    cases = [case for case in trojan_cases(network, tuning_photos(), each=1) if decides(network, case)]
+    records = Records("study", {"weights": hash_weights(network.module), "methods": METHODS})
+    scorer = Scorer(network, cases[0].image)
+    for case in cases:
+        if ("dense", case.name) not in records:
+            records.add(("dense", case.name), {"source": case.source, **scorer(case, METHODS)})
+    for setting in track(list(settings(network)), "Study", console=CONSOLE):
+        calibration = setting.calibration
+        for case in cases:
+            if (setting.key, case.name) in records:
+                continue
+            start = time.perf_counter()
+            made = trace(
+                network.module,
+                calibration.augmented(network, case.image, case.sample),
+                sparsity=setting.sparsity,
+                solver=setting.solver,
+                layers=calibration.layers,
+                block=calibration.block,
+                damping=calibration.damping,
+            )
+            seconds = time.perf_counter() - start
+            error = mean(report.measured_error for report in made.reports)
+            with made.applied(scorer.prepared):
+                scores = scorer(case, METHODS)
+            records.add((setting.key, case.name), {"source": case.source, "solve": seconds, "error": error, **scores})
+    return records
