@@ -80,8 +80,11 @@ trojan: build  ## do traces explain better? Implant a trojan and score maps agai
 trojan-study: build  ## what makes traces explain better: one setting at a time, on other photos
 	$(BIN)/python benchmarks/trojan study
 
+notebook: build  ## run examples/spade.ipynb with its full numbers, in minutes, and keep the outputs in it
+	$(BIN)/python tests/test_notebook.py
+
 clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/*.so spade_fast/built_with.json
 
-.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling cuda-check gpu trojan trojan-study clean
+.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling cuda-check gpu trojan trojan-study notebook clean
 .DEFAULT_GOAL := help
