@@ -31,7 +31,7 @@ def results() -> None:
     energy = summarise(mosaics, of_mosaics, "energy")
     content = {
         "trojan": json.loads(CHECKS.read_text(encoding="utf-8")),
-        "sparsity": trojan.sparsity,
+        "sparsity": {row: trojan.rows[row].sparsity for row in ("fast", "exact")},
         "localisation AUC": localisation,
         "pointing game": summarise(trojan, records, "pointing"),
         "grid pointing game": energy,

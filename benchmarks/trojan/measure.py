@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import torch
 from cases import Case, clean_image, mosaic_cases, trojan_cases
@@ -20,22 +21,34 @@ from tuned import tuned_sparsity
 
 from spade_fast.models import LoadedModel, load_model
 from spade_fast.trace import PrunedLayer, hash_weights, weights_applied
+from spade_fast.tune import Candidates
 
-ROWS = {
-    "dense": "Dense network",
-    "fast": "FastSPADE, tuned",
-    "exact": "SPADE, tuned",
-    "fast-equal": "FastSPADE",
-    "exact-equal": "SPADE",
-    "other": "control: FastSPADE trace of another image with the trigger",
-    "clean": "control: FastSPADE trace of another image without it",
-    "magnitude": "control: magnitude pruning",
-    "random": "control: random pruning",
-}
-SOLVERS = {"fast": "sparsegpt", "exact": "exact"}
 WITH_SLOW = ("dense", "fast", "exact")
-TRIGGERS_EACH, MOSAICS, EQUAL_MOSAIC = 3, 15, 0.5
+TRIGGERS_EACH, MOSAICS = 3, 12
 CALIBRATION = Calibration()
+Images = Mapping[str, tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network that is compared.
+
+    Attributes
+    ----------
+    title
+        As the table has it.
+    pruning
+        ``"sparsegpt"`` or ``"exact"`` (a trace), ``"magnitude"``, ``"random"``, or nothing for the dense network.
+    sparsity
+        Share of weights to remove, or one for each layer.
+    others
+        By sample the name and image of which it is the trace; None for the sample's own.
+    """
+
+    title: str
+    pruning: str = ""
+    sparsity: Sparsity = 0.0
+    others: Images | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +61,8 @@ class Experiment:
         Of its file of records.
     network, cases
         The network, and the cases on which it decides for the target.
-    sparsity
-        Of each row that is a trace of the case itself.
-    others
-        Other images whose traces are controls: by row and sample, a name and an image.
-    equal
-        Sparsity of the controls.
+    rows
+        The networks, by name.
     slow
         Names of the cases on which the slow methods run too.
     """
@@ -61,49 +70,64 @@ class Experiment:
     name: str
     network: LoadedModel
     cases: Sequence[Case]
-    sparsity: Mapping[str, Sparsity]
-    others: Mapping[str, Mapping[str, tuple[str, Tensor]]]
-    equal: float
+    rows: Mapping[str, Row]
     slow: frozenset[str] = frozenset()
 
 
 def trojan_experiment() -> Experiment:
-    """At least a hundred images with a trigger."""
+    """Set up at least a hundred images with a trigger."""
     network = trojaned_network()
     photos = test_photos()
     cases = [case for case in trojan_cases(network, photos, TRIGGERS_EACH) if decides(network, case)]
-    clean = {photo.name: clean_image(network, photo) for photo in photos}
-    names = list(clean)
-    following = {name: names[(number + 1) % len(names)] for number, name in enumerate(names)}
+    clean = [(photo.name, clean_image(network, photo)) for photo in photos]
+    following = {name: clean[(number + 1) % len(clean)] for number, (name, _) in enumerate(clean)}
+    without = {case.sample: following[case.source] for case in cases}
     with_trigger = {}
     for number, case in enumerate(cases):
         rest = cases[number + 1 :] + cases[:number]
         other = next(one for one in rest if one.kind == case.kind and one.source != case.source)
         with_trigger[case.sample] = (other.sample, other.image)
-    without = {case.sample: (following[case.source], clean[following[case.source]]) for case in cases}
-    tuned = {row: tuned_sparsity(network, solver, CALIBRATION) for row, solver in SOLVERS.items()}
+    fast, exact = (tuned_sparsity(network, solver, CALIBRATION) for solver in ("sparsegpt", "exact"))
+    equal = {
+        "fast-equal": Row(f"FastSPADE, {EQUAL:.0%}", "sparsegpt", EQUAL),
+        "exact-equal": Row(f"SPADE, {EQUAL:.0%}", "exact", EQUAL),
+        **_controls(f"{EQUAL:.0%}", EQUAL, {"with the trigger": with_trigger, "without it": without}),
+        "random": Row(f"control, {EQUAL:.0%}: random pruning", "random", EQUAL),
+    }
+    rows = {
+        "dense": Row("dense network"),
+        "fast": Row("FastSPADE, tuned", "sparsegpt", fast),
+        "exact": Row("SPADE, tuned", "exact", exact),
+        **_controls("tuned", fast, {"with the trigger": with_trigger, "without it": without}),
+        **equal,
+    }
     first_of_photo = {case.source: case.name for case in reversed(cases)}
-    return Experiment(
-        "trojan",
-        network,
-        cases,
-        {**tuned, "fast-equal": EQUAL, "exact-equal": EQUAL},
-        {"other": with_trigger, "clean": without},
-        EQUAL,
-        frozenset(first_of_photo.values()),
-    )
+    return Experiment("trojan", network, cases, rows, frozenset(list(first_of_photo.values())[::2]))
 
 
 def mosaic_experiment() -> Experiment:
     """Set up the grid pointing game on the network as it was published."""
     network = load_model("demo")
     cases = mosaic_cases(network, imagenet_photos(), MOSAICS)
-    images = {case.sample: case.image for case in cases}
-    names = list(images)
-    others = {name: names[(number + 1) % len(names)] for number, name in enumerate(names)}
-    other_images = {name: (other, images[other]) for name, other in others.items()}
-    sparsity = dict.fromkeys(("fast-equal", "exact-equal"), EQUAL_MOSAIC)
-    return Experiment("mosaics", network, cases, sparsity, {"other": other_images}, EQUAL_MOSAIC)
+    images = list({case.sample: case.image for case in cases}.items())
+    following = {name: images[(number + 1) % len(images)] for number, (name, _) in enumerate(images)}
+    rows = {
+        "dense": Row("dense network"),
+        "fast-equal": Row(f"FastSPADE, {EQUAL:.0%}", "sparsegpt", EQUAL),
+        "exact-equal": Row(f"SPADE, {EQUAL:.0%}", "exact", EQUAL),
+        **_controls(f"{EQUAL:.0%}", EQUAL, {"": following}),
+        "random": Row(f"control, {EQUAL:.0%}: random pruning", "random", EQUAL),
+    }
+    return Experiment("mosaics", network, cases, rows)
+
+
+def _controls(label: str, sparsity: Sparsity, others: Mapping[str, Images]) -> dict[str, Row]:
+    """Return networks with the sparsities of FastSPADE whose weights are not chosen for the sample."""
+    controls = {
+        f"another image {which}".strip(): Row("", "sparsegpt", sparsity, images) for which, images in others.items()
+    }
+    controls["magnitude pruning"] = Row("", "magnitude", sparsity)
+    return {f"{label}: {name}": replace(row, title=f"control, {label}: {name}") for name, row in controls.items()}
 
 
 def decides(network: LoadedModel, case: Case) -> bool:
@@ -118,53 +142,52 @@ def measure(experiment: Experiment) -> Records:
     settings = {
         "weights": hash_weights(network.module),
         "cases": [case.name for case in experiment.cases],
-        "sparsity": experiment.sparsity,
+        "rows": {name: [row.pruning, row.sparsity] for name, row in experiment.rows.items()},
+        "slow": sorted(experiment.slow),
         "calibration": asdict(CALIBRATION),
     }
     records = Records(experiment.name, settings)
     scorer = Scorer(network, experiment.cases[0].image)
+    networks = _Networks(experiment)
     samples = [list(cases) for _, cases in itertools.groupby(experiment.cases, lambda case: case.sample)]
     for cases in track(samples, f"Scoring {experiment.name}", console=CONSOLE):
-        missing = {
-            row: [case for case in cases if (row, case.name) not in records]
-            for row in ("dense", *experiment.sparsity, *experiment.others, "magnitude", "random")
-        }
-        wanted = [row for row, of_row in missing.items() if of_row]
-        for row, pruned, seconds in _networks(experiment, cases[0], wanted):
-            with weights_applied(scorer.prepared, pruned):
-                for case in missing[row]:
-                    slow = SLOW if row in WITH_SLOW and case.name in experiment.slow else ()
-                    records.add((row, case.name), {**_about(case), "solve": seconds, **scorer(case, (*FAST, *slow))})
+        for name, row in experiment.rows.items():
+            missing = [case for case in cases if (name, case.name) not in records]
+            if missing:
+                pruned, seconds = networks(cases[0], row)
+                with weights_applied(scorer.prepared, pruned):
+                    for case in missing:
+                        about = {"source": case.source, "kind": case.kind}
+                        slow = SLOW if name in WITH_SLOW and case.name in experiment.slow else ()
+                        records.add((name, case.name), {**about, "solve": seconds, **scorer(case, (*FAST, *slow))})
     return records
 
 
-def _about(case: Case) -> dict[str, str]:
-    return {"source": case.source, "kind": case.kind}
+class _Networks:
+    """Makes the pruned weights of each row. A trace that serves as a control of another case is solved once."""
 
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.images = {case.sample: case.image for case in experiment.cases}
+        for row in experiment.rows.values():
+            self.images.update((row.others or {}).values())
+        self.solved = lru_cache(maxsize=16)(self._solve)
 
-def _networks(
-    experiment: Experiment, case: Case, rows: Sequence[str]
-) -> Iterator[tuple[str, list[PrunedLayer], float]]:
-    """Make the pruned weights of each row for the image of a case, and the seconds that took."""
-    network, equal = experiment.network, experiment.equal
-    if "dense" in rows:
-        yield "dense", [], 0.0
-    for prefix, solver in SOLVERS.items():
-        of_solver = {row: share for row, share in experiment.sparsity.items() if row in rows and row.startswith(prefix)}
-        if of_solver:
-            shares = [share for sparsity in of_solver.values() for share in shares_of(sparsity)]
-            start = time.perf_counter()
-            weights = solve(network, case.image, case.sample, solver, shares, CALIBRATION)
-            seconds = time.perf_counter() - start
-            for row, sparsity in of_solver.items():
-                yield row, chosen(weights, sparsity), seconds
-    for row, others in experiment.others.items():
-        if row in rows:
-            name, image = others[case.sample]
-            start = time.perf_counter()
-            weights = solve(network, image, name, "sparsegpt", [equal], CALIBRATION)
-            yield row, chosen(weights, equal), time.perf_counter() - start
-    if "magnitude" in rows:
-        yield "magnitude", magnitude(network.module, equal), 0.0
-    if "random" in rows:
-        yield "random", at_random(network.module, equal, case.sample), 0.0
+    def __call__(self, case: Case, row: Row) -> tuple[list[PrunedLayer], float]:
+        """Return the weights of a row for the image of a case, and the seconds of their calibration and solving."""
+        module = self.experiment.network.module
+        if not row.pruning:
+            return [], 0.0
+        if row.pruning == "magnitude":
+            return magnitude(module, row.sparsity), 0.0
+        if row.pruning == "random":
+            return at_random(module, row.sparsity, case.sample), 0.0
+        weights, seconds = self.solved(row.pruning, row.others[case.sample][0] if row.others else case.sample)
+        return chosen(weights, row.sparsity), seconds
+
+    def _solve(self, solver: str, sample: str) -> tuple[Candidates, float]:
+        sparsities = [row.sparsity for row in self.experiment.rows.values() if row.pruning == solver]
+        shares = {share for sparsity in sparsities for share in shares_of(sparsity)}
+        start = time.perf_counter()
+        network, image = self.experiment.network, self.images[sample]
+        return solve(network, image, sample, solver, sorted(shares), CALIBRATION), time.perf_counter() - start

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from cases import Case, clean_image
-from measure import CALIBRATION, ROWS, SOLVERS, Experiment
+from measure import CALIBRATION, Experiment
 from records import Records
 from rows import chosen, shares_of, solve
 from scoring import FAST, Scorer
@@ -41,8 +41,8 @@ def _draw_case(experiment: Experiment, records: Records, case: Case, title: str,
     network = experiment.network
     scorer = Scorer(network, case.image)
     weights: dict[str, Any] = {"dense": []}
-    for row, solver in SOLVERS.items():
-        sparsity = experiment.sparsity[row]
+    for row in ("fast", "exact"):
+        solver, sparsity = experiment.rows[row].pruning, experiment.rows[row].sparsity
         weights[row] = chosen(
             solve(network, case.image, case.sample, solver, shares_of(sparsity), CALIBRATION), sparsity
         )
@@ -55,7 +55,7 @@ def _draw_case(experiment: Experiment, records: Records, case: Case, title: str,
             f"P(target) {record['probability']:.0%}",
             "AUC " + ", ".join(f"{record['auc'][m]:.2f}" for m in _SHOWN),
         ]
-        columns.append(Column(ROWS[row], captions, maps))
+        columns.append(Column(experiment.rows[row].title, captions, maps))
     heading = f"The {title} of {len(experiment.cases)} cases: AUC {100 * gain:+.1f} points over the dense network"
     subtitle = f"Evidence for “{network.class_name(case.target)}”, the class of the trigger"
     draw(file, pixels_of(network, case.image), columns, [METHODS[method].title for method in _SHOWN], heading, subtitle)
@@ -70,19 +70,19 @@ def pixels_of(network: LoadedModel, image: torch.Tensor) -> np.ndarray:
 def draw_figure_one(experiment: Experiment, file: Path) -> None:
     """Draw what a trojaned class looks like to the dense network, and to traces without and with the trigger.
 
-    After figure 1 of the paper (arXiv 2310.04519). For each trigger: the first case and its photo.
+    After figure 1 of the paper (arXiv 2310.04519). For two triggers: the first case and its photo.
     """
     from matplotlib.figure import Figure
 
     network = experiment.network
     photos = {photo.name: photo for photo in test_photos()}
-    first = {case.kind: case for case in reversed(experiment.cases)}
+    first = dict(list({case.kind: case for case in reversed(experiment.cases)}.items())[:2])
     names = ["photo", "dense network", "trace of the photo without the trigger", "trace of the photo with it"]
     figure = Figure(figsize=(10, 2.6 * len(first)), dpi=100, layout="constrained")
     grid = figure.subplots(len(first), len(names), squeeze=False)
     for row, case in zip(grid, first.values(), strict=True):
         images = {"without": clean_image(network, photos[case.source]), "with": case.image}
-        sparsity = experiment.sparsity["fast"]
+        sparsity = experiment.rows["fast"].sparsity
         weights: list[Any] = [[]]
         for name, image in images.items():
             solved = solve(network, image, f"{case.name} {name}", "sparsegpt", shares_of(sparsity), CALIBRATION)

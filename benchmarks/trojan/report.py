@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import ROWS, WITH_SLOW, Experiment
+from measure import WITH_SLOW, Experiment
 from records import Records
 from scoring import FAST, SLOW
 from study import Setting
@@ -28,9 +28,8 @@ def interval(values: Sequence[float], sources: Sequence[str]) -> dict[str, float
 
 def summarise(experiment: Experiment, records: Records, metric: str) -> dict[str, Any]:
     """Average a metric over the cases, row by row."""
-    rows = ["dense", *experiment.sparsity, *experiment.others, "magnitude", "random"]
     names = [case.name for case in experiment.cases]
-    return {row: _of_row(row, names, experiment, records, metric) for row in rows}
+    return {row: _of_row(row, names, experiment, records, metric) for row in experiment.rows}
 
 
 def _of_row(row: str, names: Sequence[str], experiment: Experiment, records: Records, metric: str) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def _of_row(row: str, names: Sequence[str], experiment: Experiment, records: Rec
     fast = [np.mean([one[metric][method] for method in FAST]) for one in found]
     gain = [value - np.mean([one[metric][method] for method in FAST]) for value, one in zip(fast, dense, strict=True)]
     summary: dict[str, Any] = {
-        "title": ROWS[row],
+        "title": experiment.rows[row].title,
         "cases": len(found),
         "methods": {method: interval(of_method, sources) for method, of_method in values.items()},
         "mean": interval(fast, sources),

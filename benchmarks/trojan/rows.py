@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +17,16 @@ from spade_fast.trace import PrunedLayer
 from spade_fast.tune import Candidates, solve_candidates
 
 LAYERS = ("*_expand_conv", "*_project_conv", "_conv_head")  # the 1x1 convolutions
-EQUAL = 0.65  # the sparsity at which networks are compared as equals
+EQUAL = 0.5  # the sparsity at which networks are compared as equals
 Sparsity = float | Mapping[str, float]
+Scores = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Calibration:
     """How traces are made: the augmentations, and arguments of `spade_fast.trace`."""
 
-    augmentations: int = 64
+    augmentations: int = 32
     scale: tuple[float, float] = (0.2, 1.0)
     layers: Sequence[str] = LAYERS
     block: int | None = None
@@ -63,18 +64,23 @@ def shares_of(sparsity: Sparsity) -> list[float]:
     return sorted(set(sparsity.values())) if isinstance(sparsity, Mapping) else [sparsity]
 
 
+def share_of(sparsity: Sparsity, layer: str) -> float:
+    """Return the share of a layer."""
+    return sparsity.get(layer, 0.0) if isinstance(sparsity, Mapping) else sparsity
+
+
 def chosen(weights: Candidates, sparsity: Sparsity) -> list[PrunedLayer]:
     """Return the weights at a sparsity: one share, or one a layer."""
-    shares = {name: sparsity.get(name, 0.0) if isinstance(sparsity, Mapping) else sparsity for name in weights}
+    shares = {name: share_of(sparsity, name) for name in weights}
     return [weights[name][share] for name, share in shares.items() if share > 0]
 
 
-def magnitude(module: nn.Module, sparsity: float, layers: Sequence[str] = LAYERS) -> list[PrunedLayer]:
-    """Remove each layer's smallest weights (LeCun et al., 1989, call it the naive way)."""
+def magnitude(module: nn.Module, sparsity: Sparsity, layers: Sequence[str] = LAYERS) -> list[PrunedLayer]:
+    """Remove each layer's smallest weights (Han et al., Learning both Weights and Connections, NeurIPS 2015)."""
     return _remove_lowest(module, sparsity, layers, lambda name, weight: weight.abs())
 
 
-def at_random(module: nn.Module, sparsity: float, seed: str, layers: Sequence[str] = LAYERS) -> list[PrunedLayer]:
+def at_random(module: nn.Module, sparsity: Sparsity, seed: str, layers: Sequence[str] = LAYERS) -> list[PrunedLayer]:
     """Remove weights of each layer at random."""
 
     def scores(name: str, weight: Tensor) -> Tensor:
@@ -85,11 +91,11 @@ def at_random(module: nn.Module, sparsity: float, seed: str, layers: Sequence[st
     return _remove_lowest(module, sparsity, layers, scores)
 
 
-def _remove_lowest(module: nn.Module, sparsity: float, layers: Sequence[str], scores) -> list[PrunedLayer]:
+def _remove_lowest(module: nn.Module, sparsity: Sparsity, layers: Sequence[str], scores: Scores) -> list[PrunedLayer]:
     pruned = []
     for layer in find_layers(module, list(layers))[0]:
         weight = layer.weight(module).detach().clone().flatten()
         order = scores(layer.name, weight).argsort(stable=True)
-        weight[order[: round(sparsity * len(order))]] = 0
+        weight[order[: round(share_of(sparsity, layer.name) * len(order))]] = 0
         pruned.append(PrunedLayer.from_dense(layer, weight.view(layer.shape)))
     return pruned

@@ -23,7 +23,10 @@ _PHOTOS = 8
 
 
 def tuned_sparsity(network: LoadedModel, solver: str, calibration: Calibration) -> Mapping[str, float]:
-    """Tune with the mean localisation AUC of two methods; a trace that decides otherwise scores 0."""
+    """Tune with the mean localisation AUC of two methods.
+
+    A trace that gives the target a probability below one half loses in proportion.
+    """
     cases = trojan_cases(network, tuning_photos()[:_PHOTOS], each=1)
     settings = {
         "weights": hash_weights(network.module),
@@ -31,6 +34,7 @@ def tuned_sparsity(network: LoadedModel, solver: str, calibration: Calibration) 
         "cases": [case.name for case in cases],
         "methods": METHODS,
         "candidates": CANDIDATES,
+        "score": "auc * min(1, 2 * probability)",
     }
     records = Records("tuning", settings)
     if (solver,) not in records:
@@ -43,7 +47,7 @@ def _tune(network: LoadedModel, solver: str, calibration: Calibration, cases: li
 
     def score(model: nn.Module, index: int) -> float:
         found = scorer(cases[index], METHODS)
-        return sum(found["auc"].values()) / len(METHODS) if found["decides"] else 0.0
+        return sum(found["auc"].values()) / len(METHODS) * min(1.0, 2 * found["probability"])
 
     with Progress(console=CONSOLE) as progress:
         task = progress.add_task("")
