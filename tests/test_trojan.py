@@ -221,3 +221,58 @@ def test_a_trace_of_the_benchmark_is_that_of_the_package(monkeypatch):
         )
         for layer in rows.chosen(solved, sparsity):
             torch.testing.assert_close(layer.dense(), expected.weight(layer.name))
+
+
+def test_tables_hold_means_and_differences_of_the_records(emojis):
+    from cases import Case
+    from measure import Experiment, Row
+    from report import differences, differences_table, study_table, summarise, table
+    from scoring import FAST, SLOW
+
+    cases = [Case(f"case {n}", f"case {n}", f"photo {n // 2}", "x", torch.rand(1), 0, torch.rand(1)) for n in range(4)]
+    rows = {
+        "dense": Row("dense network"),
+        "fast-equal": Row("FastSPADE, 50%", "sparsegpt", 0.5),
+        "exact-equal": Row("SPADE, 50%", "exact", 0.5),
+        "50%: magnitude pruning": Row("control", "magnitude", 0.5),
+    }
+    experiment = Experiment("x", network(), cases, rows, frozenset({"case 1", "case 3"}))
+    heights = {"dense": 0.5, "fast-equal": 0.75, "exact-equal": 0.875, "50%: magnitude pruning": 0.25}
+    records = {
+        (row, case.name): {
+            "source": case.source,
+            "probability": 0.5,
+            "decides": number != 0,
+            "solve": 2.0,
+            "auc": dict.fromkeys(
+                (*FAST, *(SLOW if row == "dense" and number % 2 else ())), height + 0.125 * (number // 2)
+            ),
+        }
+        for row, height in heights.items()
+        for number, case in enumerate(cases)
+    }
+    summary = summarise(experiment, records, "auc")
+    assert summary["fast-equal"]["mean"] == {"mean": 81.25, "low": 75.0, "high": 87.5}
+    assert summary["fast-equal"]["gain over dense"] == {"mean": 25.0, "low": 25.0, "high": 25.0}
+    assert summary["dense"]["decides"] == 75 and summary["dense"]["mean of all methods"]["cases"] == 2
+    assert summary["dense"]["methods"][SLOW[0]]["mean"] == 56.25 and SLOW[0] not in summary["fast-equal"]["methods"]
+    found = {(line["of"], line["and"]): line["difference"]["mean"] for line in differences(experiment, records, "auc")}
+    assert found == {
+        ("FastSPADE, 50%", "dense network"): 25.0,
+        ("SPADE, 50%", "dense network"): 37.5,
+        ("SPADE, 50%", "FastSPADE, 50%"): 12.5,
+        ("FastSPADE, 50%", "control"): 50.0,
+    }
+    lines = table(summary, "AUC").splitlines()
+    assert len({line.count("|") for line in lines[2:]}) == 1 and len(lines) == 2 + 2 + 4
+    assert "| FastSPADE, 50% | control | +50.0 [+50.0, +50.0] |" in differences_table(
+        differences(experiment, records, "auc")
+    )
+    setting = {
+        "question": "q",
+        "answer": "a",
+        "auc": summary["dense"]["mean"],
+        "gain over dense": summary["dense"]["mean"],
+    }
+    setting |= {"probability": 50.0, "decides": 75.0, "layer error": 1.0, "seconds to solve": 1.0}
+    assert len({line.count("|") for line in study_table([setting]).splitlines()}) == 1

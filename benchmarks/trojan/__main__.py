@@ -12,7 +12,7 @@ import typer
 from implant import CHECKS, trojaned_network
 from measure import measure, mosaic_experiment, trojan_experiment
 from pictures import draw_cases, draw_figure_one, draw_study
-from report import RESULTS, study_summary, study_table, summarise, table, write
+from report import RESULTS, differences, differences_table, study_summary, study_table, summarise, table, write
 from sources import CONSOLE
 from study import settings, study
 
@@ -29,6 +29,13 @@ def results() -> None:
     mosaics = mosaic_experiment()
     of_mosaics = measure(mosaics)
     energy = summarise(mosaics, of_mosaics, "energy")
+    differing = {
+        name: differences(one, of_one, metric)
+        for name, one, of_one, metric in (
+            ("trojan", trojan, records, "auc"),
+            ("mosaics", mosaics, of_mosaics, "energy"),
+        )
+    }
     content = {
         "trojan": json.loads(CHECKS.read_text(encoding="utf-8")),
         "sparsity": {row: trojan.rows[row].sparsity for row in ("fast", "exact")},
@@ -36,12 +43,15 @@ def results() -> None:
         "pointing game": summarise(trojan, records, "pointing"),
         "grid pointing game": energy,
         "grid AUC": summarise(mosaics, of_mosaics, "auc"),
+        "differences": differing,
     }
     tables = [
         table(localisation, f"Localisation AUC, %, of the trigger in {len(trojan.cases)} images"),
+        differences_table(differing["trojan"]),
         table(
             energy, f"Grid pointing game: % of a map inside the cell asked for, {len(mosaics.cases)} cells; chance 25"
         ),
+        differences_table(differing["mosaics"]),
     ]
     write("trojan", "Explanations of traces", tables, content)
     draw_cases(trojan, records, RESULTS)

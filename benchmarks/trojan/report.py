@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from measure import WITH_SLOW, Experiment
 from records import Records
+from rows import EQUAL
 from scoring import FAST, SLOW
 from study import Setting
 
@@ -63,21 +64,50 @@ def _of_row(row: str, names: Sequence[str], experiment: Experiment, records: Rec
     return summary
 
 
+def differences(experiment: Experiment, records: Records, metric: str) -> list[dict[str, Any]]:
+    """Compare pairs of rows case by case: each trace with the dense network, the other solver and its controls."""
+    pairs = []
+    for own, solver, label in (("fast", "exact", "tuned"), ("fast-equal", "exact-equal", f"{EQUAL:.0%}")):
+        if own in experiment.rows:
+            controls = [row for row in experiment.rows if row.startswith(f"{label}: ")]
+            pairs += [(own, "dense"), (solver, "dense"), (solver, own), *((own, control) for control in controls)]
+    lines = []
+    for first, second in pairs:
+        found = [[records[row, case.name] for case in experiment.cases] for row in (first, second)]
+        values = [[np.mean([one[metric][method] for method in FAST]) for one in of_row] for of_row in found]
+        lines.append(
+            {
+                "of": experiment.rows[first].title,
+                "and": experiment.rows[second].title,
+                "difference": interval(np.subtract(*values), [one["source"] for one in found[0]]),
+            }
+        )
+    return lines
+
+
+def differences_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return one line a pair."""
+    rows = [["", "less", "difference [95 %]"], ["---", "---", "---:"]]
+    rows += [[line["of"], line["and"], _with_interval(line["difference"], sign="+")] for line in lines]
+    return _markdown(rows)
+
+
 def table(summary: Mapping[str, Any], unit: str) -> str:
     """Return one line a network, one column a method."""
     slow = any(method in of_row["methods"] for of_row in summary.values() for method in SLOW)
     methods = [*FAST, *(SLOW if slow else ())]
-    head = ["network", f"mean of {len(FAST)} [95 %]", "gain over dense", "P(target)", "decides"]
+    head = ["network", f"mean of {len(FAST)} [95 %]", "gain over dense", "P(target)", "decides", "seconds"]
     head += [METHODS[method].title for method in methods]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for of_row in summary.values():
         cells = [of_row["title"], _with_interval(of_row["mean"]), _with_interval(of_row["gain over dense"], sign="+")]
         cells += [f"{of_row['probability']['mean']:.0f} %", f"{of_row['decides']:.0f} %"]
+        cells.append(f"{of_row['seconds to solve']:.1f}")
         cells += [
             f"{of_row['methods'][method]['mean']:.1f}" if method in of_row["methods"] else "" for method in methods
         ]
         lines.append(cells)
-    return f"{unit}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return f"{unit}\n\n{_markdown(lines)}"
 
 
 def _with_interval(value: Interval, sign: str = "") -> str:
@@ -128,6 +158,10 @@ def study_table(lines: Sequence[Mapping[str, Any]]) -> str:
                 f"{line['seconds to solve']:.1f}",
             ]
         )
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
