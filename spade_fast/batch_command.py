@@ -113,16 +113,20 @@ def batch(
 
 def _print_summary(summary: Summary, out: Path, dry_run: bool) -> None:
     if dry_run:
-        how = f"{summary.workers} workers, {summary.samples_per_solve} samples a solve"
-        stdout.print(f"{summary.total} samples, {summary.before} finished, {summary.left} to do: {how}", markup=False)
+        how = f"workers: {summary.workers}, samples a solve: {summary.samples_per_solve}"
+        stdout.print(f"{_total(summary)}, {summary.before} finished, {summary.left} to do: {how}", markup=False)
         return
     finished = f"{summary.before + summary.finished} finished ({summary.before} before)"
-    stdout.print(f"{summary.total} samples: {finished}, {len(summary.failed)} failed, {_pace(summary)}", markup=False)
+    stdout.print(f"{_total(summary)}: {finished}, {len(summary.failed)} failed, {_pace(summary)}", markup=False)
     for name, error in list(summary.failed.items())[:_SHOWN_ERRORS]:
         stdout.print(f"  {name}: {error}", markup=False)
     if len(summary.failed) > _SHOWN_ERRORS:
         stdout.print(f"  and {len(summary.failed) - _SHOWN_ERRORS} more, all in {out / 'errors'}", markup=False)
     stdout.print(str(out), markup=False)
+
+
+def _total(summary: Summary) -> str:
+    return f"{summary.total} sample{'' if summary.total == 1 else 's'}"
 
 
 def _pace(summary: Summary) -> str:

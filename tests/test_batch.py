@@ -193,7 +193,7 @@ def test_other_folders_are_refused(small, photos, tmp_path):
 def test_a_worker_refuses_another_network(small, photos, tmp_path):
     job, _ = make_job(find_samples(photos), tmp_path / "out", settings(small))
     other = replace(job, facts={**job.facts, "network": "0"})
-    with pytest.raises(RuntimeError, match="other weights or preprocessing"):
+    with pytest.raises(ValueError, match="other weights or preprocessing"):
         Worker(other, 1)
 
 
@@ -324,7 +324,8 @@ def test_schedule(monkeypatch):
 def test_memory():
     assert fit(3, 2, 10, 0) == 3 and fit(None, 2, 10, 100) == 2 and fit(None, 2, 10, 0) == 1
     assert fit(None, 1, 0, 10**9) == 8 and free_bytes("cpu") > 10**7
-    assert count_workers(3, 1, "cpu") == 3 and count_workers(None, 10**6, "cpu") == 1
+    assert count_workers(10**6, "cpu", 0, 10**12) == count_workers(1, "cpu", 10**9, 10**9) == 1
+    assert count_workers(1, "cpu", 0, 10**12) == len(os.sched_getaffinity(0))
 
 
 # Command line
@@ -337,7 +338,9 @@ def invoke(*arguments):
 def test_command(small, photos, tmp_path):
     options = ["--model", small, "--augmentations", 6, "--workers", 1, "--out", tmp_path / "out"]
     result = invoke(photos, *options, "--dry-run")
-    assert result.exit_code == 0 and result.stdout.startswith("5 samples, 0 finished, 5 to do: 1 workers, 5 samples")
+    assert result.exit_code == 0 and result.stdout.startswith(
+        "5 samples, 0 finished, 5 to do: workers: 1, samples a solve: 5"
+    )
     assert not (tmp_path / "out").exists()
     result = invoke(photos, *options)
     assert result.exit_code == 0, result.output

@@ -85,12 +85,12 @@ class Job:
 
         Raises
         ------
-        RuntimeError
-            It is not the network with which the run began.
+        ValueError
+            It is not the network with which the run began, or another error of `spade_fast.models.load_model`.
         """
         model = load_model(self.facts["model"])
         if hash_model(model) != self.facts["network"]:
-            raise RuntimeError(f"model {self.facts['model']!r} has other weights or preprocessing here than in the run")
+            raise ValueError(f"model {self.facts['model']!r} has other weights or preprocessing here than in the run")
         model.module.to(self.facts["device"])
         return model
 
@@ -145,6 +145,11 @@ def bytes_a_sample(job: Job, model: LoadedModel) -> int:
     """Return the memory that one sample more takes: all Gram matrices, and those of the largest layer thrice."""
     sizes = [gram_bytes(layer, model.module) for layer in checked(job, model).layers]
     return sum(sizes) + 3 * max(sizes, default=0)
+
+
+def model_bytes(model: LoadedModel) -> int:
+    """Return the memory of a network's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in model.module.state_dict().values())
 
 
 def hash_model(model: LoadedModel) -> str:

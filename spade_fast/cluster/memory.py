@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 _SHARE = 0.5  # of the memory that is free now; the rest is for networks, their outputs and everyone else
+_PROCESS = 500 * 10**6  # bytes of a process that has loaded torch
 _MOST_SAMPLES = 8  # more together are not faster
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -36,10 +37,9 @@ def fit(asked: int | None, workers: int, bytes_a_sample: int, free: int) -> int:
     return max(1, min(_MOST_SAMPLES, room // max(1, bytes_a_sample)))
 
 
-def count_workers(asked: int | None, threads: int, device: str) -> int:
-    """Return the number of workers of this machine: as asked, or one a GPU, or one for each `threads` processors."""
-    if asked is not None:
-        return asked
+def count_workers(threads: int, device: str, bytes_a_worker: int, free: int) -> int:
+    """Return the number of workers for this machine: one a GPU, or one for each `threads` processors that fits."""
     if torch.device(device).type == "cuda":
         return torch.cuda.device_count() if torch.device(device).index is None else 1
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    fitting = int(_SHARE * free) // (bytes_a_worker + _PROCESS)
+    return max(1, min(len(os.sched_getaffinity(0)) // threads, fitting))

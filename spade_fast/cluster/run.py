@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spade_fast.checks import integer
-from spade_fast.cluster.job import BatchSettings, Job, bytes_a_sample, make_job
+from spade_fast.cluster.job import BatchSettings, Job, bytes_a_sample, make_job, model_bytes
 from spade_fast.cluster.local import run_here
 from spade_fast.cluster.memory import count_workers, fit, free_bytes
+from spade_fast.cluster.processes import run_processes
 from spade_fast.cluster.samples import find_samples
 from spade_fast.cluster.schedule import Schedule
 from spade_fast.cluster.store import Store
@@ -84,7 +86,7 @@ def run(
     engine
         ``"local"``: processes on this machine.
     workers
-        Number of processes, this one if it is 1; None for one a GPU, or one a processor.
+        Number of processes, this one if it is 1; None for one a GPU, or one a processor as far as memory allows.
     samples_per_solve
         At most; None for as many as memory allows, up to 8.
     dry_run
@@ -103,8 +105,8 @@ def run(
         As in `find_samples` and `make_job`; or the folder holds something else or results of other settings.
     spade_fast.cluster.OutputError
         The folder cannot be written, as when its disk is full. What is in it is intact.
-    RuntimeError
-        Workers cannot begin.
+    ChildProcessError
+        Worker after worker ends before it begins to work.
     """
     check_names("engine", [engine], ENGINES)
     for name, number in (("workers", workers), ("samples_per_solve", samples_per_solve)):
@@ -119,9 +121,11 @@ def run(
         store.open()
     try:
         open_samples = [index for index, name in enumerate(source.ids) if not store.finished(name)]
-        workers = count_workers(workers, job.facts["threads"], job.facts["device"])
+        a_sample, free = bytes_a_sample(job, model), free_bytes(job.facts["device"])
+        if workers is None:
+            workers = count_workers(job.facts["threads"], job.facts["device"], a_sample + model_bytes(model), free)
         workers = max(1, min(workers, len(open_samples)))
-        together = fit(samples_per_solve, workers, bytes_a_sample(job, model), free_bytes(job.facts["device"]))
+        together = fit(samples_per_solve, workers, a_sample, free)
         together = max(1, min(together, -(-len(open_samples) // workers)))
         total = len(source.ids)
         summary = Summary(total, total - len(open_samples), workers, together)
@@ -130,17 +134,25 @@ def run(
         if open_samples and not dry_run:
             store.remove_leftovers(source.ids)
             schedule = Schedule(open_samples, together)
-            _follow(_outcomes(job, model, schedule, summary), store, source.ids, summary, progress)
+            try:
+                with closing(_outcomes(job, model, schedule, summary)) as outcomes:
+                    _follow(outcomes, store, source.ids, summary, progress)
+            finally:
+                store.remove_leftovers(source.ids)
     finally:
         store.close()
     return summary
 
 
-def _outcomes(job: Job, model: LoadedModel, schedule: Schedule, summary: Summary) -> Iterator[Outcome]:
-    return run_here(job, model, schedule, summary.samples_per_solve)
+def _outcomes(job: Job, model: LoadedModel, schedule: Schedule, summary: Summary) -> Generator[Outcome, None, None]:
+    if summary.workers == 1:
+        return run_here(job, model, schedule, summary.samples_per_solve)
+    return run_processes(job, schedule, summary.workers, summary.samples_per_solve)
 
 
-def _follow(outcomes: Iterator[Outcome], store: Store, ids: Any, summary: Summary, progress: Progress | None) -> None:
+def _follow(
+    outcomes: Iterable[Outcome], store: Store, ids: Sequence[str], summary: Summary, progress: Progress | None
+) -> None:
     start = time.monotonic()
     for outcome in outcomes:
         if outcome.state == "finished":

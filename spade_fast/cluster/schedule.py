@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from spade_fast.cluster.worker import Outcome
 
+POLL = 0.2  # seconds after which an engine looks whether there is something to do
 DEADLY = 2  # workers that a sample, alone, may kill before it is given up
+_FAILED_STARTS = 3
 _PAUSE = 1.0  # seconds before asking again for a sample that another run has
 
 
@@ -65,3 +67,16 @@ class Schedule:
         self._open.difference_update(given_up)
         self._alone.extend(index for index in left if index not in given_up)
         return [Outcome(index, "failed", f"killed its worker {DEADLY} times") for index in given_up]
+
+
+class Starts:
+    """Counts workers that die one after the other without having begun to work."""
+
+    def __init__(self) -> None:
+        self._failed = 0
+
+    def note(self, began: bool, end: str = "") -> None:
+        """Note whether a worker began to work, and how it ended; ChildProcessError if too many in a row did not."""
+        self._failed = 0 if began else self._failed + 1
+        if self._failed >= _FAILED_STARTS:
+            raise ChildProcessError(f"{self._failed} workers ended before they began to work, the last with {end}")

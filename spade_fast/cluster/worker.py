@@ -72,7 +72,7 @@ class Worker:
 
     Raises
     ------
-    RuntimeError, ValueError, OSError, ImportError
+    TypeError, ValueError, OSError, ImportError
         The network cannot be loaded, is another one than the run's, or the folder is not the run's.
     """
 
