@@ -1,4 +1,4 @@
-"""The command ``spade-fast batch``."""
+"""The commands ``spade-fast batch`` and ``spade-fast index``."""
 
 from __future__ import annotations
 
@@ -111,10 +111,22 @@ def batch(
         raise typer.Exit(1)
 
 
+def index(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a batch.")],
+) -> None:
+    """Make index.parquet of a batch anew: one row a sample, with sparsity, errors, classes and seconds."""
+    with one_line_errors():
+        from spade_fast.cluster.index import INDEX, write_index
+
+        states = write_index(folder)
+    stdout.print(", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no samples", markup=False)
+    stdout.print(str(folder / INDEX), markup=False)
+
+
 def _print_summary(summary: Summary, out: Path, dry_run: bool) -> None:
     if dry_run:
         how = f"workers: {summary.workers}, samples a solve: {summary.samples_per_solve}"
-        stdout.print(f"{_total(summary)}, {summary.before} finished, {summary.left} to do: {how}", markup=False)
+        stdout.print(f"{_total(summary)}, {summary.before} finished, {summary.left} to do ({how})", markup=False)
         return
     finished = f"{summary.before + summary.finished} finished ({summary.before} before)"
     stdout.print(f"{_total(summary)}: {finished}, {len(summary.failed)} failed, {_pace(summary)}", markup=False)

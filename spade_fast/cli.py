@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
 
-from spade_fast.batch_command import batch
+from spade_fast.batch_command import batch, index
 from spade_fast.console import (
     Augmentations,
     Device,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(batch)
+app.command()(index)
 
 _Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")]
 

@@ -338,9 +338,8 @@ def invoke(*arguments):
 def test_command(small, photos, tmp_path):
     options = ["--model", small, "--augmentations", 6, "--workers", 1, "--out", tmp_path / "out"]
     result = invoke(photos, *options, "--dry-run")
-    assert result.exit_code == 0 and result.stdout.startswith(
-        "5 samples, 0 finished, 5 to do: workers: 1, samples a solve: 5"
-    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "5 samples, 0 finished, 5 to do (workers: 1, samples a solve: 5)\n"
     assert not (tmp_path / "out").exists()
     result = invoke(photos, *options)
     assert result.exit_code == 0, result.output

@@ -4,8 +4,9 @@
 >>> run("photos", "traces", BatchSettings(model="demo", solver="sparsegpt"))   # doctest: +SKIP
 """
 
+from spade_fast.cluster.index import write_index
 from spade_fast.cluster.job import BatchSettings
 from spade_fast.cluster.run import Summary, run
 from spade_fast.cluster.store import OutputError
 
-__all__ = ["BatchSettings", "OutputError", "Summary", "run"]
+__all__ = ["BatchSettings", "OutputError", "Summary", "run", "write_index"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_fast.checks import integer
+from spade_fast.cluster.index import can_index, write_index
 from spade_fast.cluster.job import BatchSettings, Job, bytes_a_sample, make_job, model_bytes
 from spade_fast.cluster.local import run_here
 from spade_fast.cluster.memory import count_workers, fit, free_bytes
@@ -71,6 +72,8 @@ def run(
     progress: Progress | None = None,
 ) -> Summary:
     """Trace every sample of an input into a folder; what is finished there is not done again.
+
+    At the end the folder's index is written, if pyarrow is installed (`spade_fast.cluster.write_index`).
 
     A sample's files depend on settings, network and sample alone: not on the number of workers, the samples solved
     together, the order, or interruptions.
@@ -139,6 +142,8 @@ def run(
                     _follow(outcomes, store, source.ids, summary, progress)
             finally:
                 store.remove_leftovers(source.ids)
+        if can_index() and not dry_run:
+            write_index(job.folder)
     finally:
         store.close()
     return summary
