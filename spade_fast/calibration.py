@@ -86,6 +86,8 @@ def calibrate(
     ValueError
         No images; NaN or infinite values in a batch or in the inputs of a layer; a batch which the model cannot run.
     """
+    # Casts kept from a calibration before, in the same autocast block, would not be seen to be those of the weights.
+    torch.clear_autocast_cache()
     collector = GramCollector(model, layers)
     device = next(model.parameters()).device
     augmenting = forward = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +9,29 @@ from typing import TYPE_CHECKING, Annotated
 
 try:
     import typer
-    from rich.console import Console
-    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 except ImportError as error:
     raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
+
+from spade_fast.batch_command import batch, index
+from spade_fast.console import (
+    Augmentations,
+    Device,
+    Layers,
+    Model,
+    Precision,
+    Seed,
+    Solver,
+    Sparsity,
+    number,
+    one_line_errors,
+    one_line_warnings,
+    shares,
+    split,
+    stderr,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from spade_fast.explain import Explanation
@@ -23,20 +39,10 @@ if TYPE_CHECKING:
     from spade_fast.profiling import StageUse
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+app.command()(batch)
+app.command()(index)
 
 _Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")]
-_Model = Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")]
-_Sparsity = Annotated[
-    str | None, typer.Option(help="Share of weights removed, or FILE.yaml from tune; default by solver.")
-]
-_Solver = Annotated[str, typer.Option(help="exact (SPADE) or sparsegpt (FastSPADE).")]
-_Augmentations = Annotated[int, typer.Option(help="Calibration images made from the photo.")]
-_Layers = Annotated[str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")]
-_Seed = Annotated[int, typer.Option(help="Of the augmentations.")]
-_Precision = Annotated[str, typer.Option(help="Of the calibration: float32 or bf16.")]
-_Device = Annotated[str, typer.Option(help="cpu, or a GPU as torch names it: cuda, cuda:1.")]
 
 
 @app.callback()
@@ -47,44 +53,44 @@ def _spade_fast() -> None:
 @app.command()
 def explain(
     image: _Image,
-    model: _Model = "demo",
+    model: Model = "demo",
     solver: Annotated[str, typer.Option(help="exact (SPADE), sparsegpt (FastSPADE) or both.")] = "both",
-    sparsity: _Sparsity = None,
+    sparsity: Sparsity = None,
     methods: Annotated[
         str, typer.Option(help="Comma-separated; --methods list names them.")
     ] = "saliency,integrated-gradients,guided-gradcam,gradcam",
-    augmentations: _Augmentations = 256,
-    layers: _Layers = None,
+    augmentations: Augmentations = 256,
+    layers: Layers = None,
     target: Annotated[int | None, typer.Option(help="Class to explain; default: the one predicted.")] = None,
-    seed: _Seed = 0,
-    precision: _Precision = "float32",
-    device: _Device = "cpu",
+    seed: Seed = 0,
+    precision: Precision = "float32",
+    device: Device = "cpu",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for page, pictures, traces, report.")] = Path(
         "explanation"
     ),
 ) -> None:
     """Explain one photo: dense network against SPADE, side by side."""
-    with _one_line_errors():
+    with one_line_errors():
         from spade_fast.explain import METHODS, Settings
         from spade_fast.explain import explain as run
 
         if methods == "list":
-            _out.print("\n".join(METHODS))
+            stdout.print("\n".join(METHODS))
             return
         settings = Settings(
             image=_photo(image),
             model=model,
             solvers=("exact", "sparsegpt") if solver == "both" else (solver,),
-            sparsity=_shares(sparsity),
+            sparsity=shares(sparsity),
             methods=tuple(methods.split(",")),
             augmentations=augmentations,
-            layers=_split(layers),
+            layers=split(layers),
             target=target,
             seed=seed,
             precision=precision,
             device=device,
         )
-        with _progress_bars() as report, _one_line_warnings():
+        with _progress_bars() as report, one_line_warnings():
             explanation = run(settings, out, report)
     _print_result(explanation)
 
@@ -92,34 +98,34 @@ def explain(
 @app.command()
 def trace(
     image: _Image,
-    model: _Model = "demo",
-    solver: _Solver = "exact",
-    sparsity: _Sparsity = None,
-    augmentations: _Augmentations = 256,
-    layers: _Layers = None,
-    seed: _Seed = 0,
-    precision: _Precision = "float32",
-    device: _Device = "cpu",
+    model: Model = "demo",
+    solver: Solver = "exact",
+    sparsity: Sparsity = None,
+    augmentations: Augmentations = 256,
+    layers: Layers = None,
+    seed: Seed = 0,
+    precision: Precision = "float32",
+    device: Device = "cpu",
     out: Annotated[Path, typer.Option(metavar="FILE", help="File for the trace.")] = Path("trace.safetensors"),
 ) -> None:
     """Prune the network for one photo, and save the trace."""
-    with _one_line_errors():
+    with one_line_errors():
         from spade_fast.photos import TraceSettings, trace_photo
 
         settings = TraceSettings(
             image=_photo(image),
             model=model,
-            sparsity=_shares(sparsity),
+            sparsity=shares(sparsity),
             augmentations=augmentations,
-            layers=_split(layers),
+            layers=split(layers),
             seed=seed,
             precision=precision,
             device=device,
         )
-        with _progress_bars() as report, _one_line_warnings():
+        with _progress_bars() as report, one_line_warnings():
             made = trace_photo(settings, solver, out, report)
-    _out.print(made.summary(), markup=False)
-    _out.print(str(out), markup=False)
+    stdout.print(made.summary(), markup=False)
+    stdout.print(str(out), markup=False)
 
 
 @app.command()
@@ -127,15 +133,15 @@ def visualize(
     index: Annotated[int, typer.Argument(metavar="INDEX", help="A class; with --layer, a channel of that layer.")],
     layer: Annotated[str | None, typer.Option(help="Name of a module; default: the output.")] = None,
     neuron: Annotated[bool, typer.Option(help="Only the neuron in the middle of the layer's map.")] = False,
-    model: _Model = "demo",
+    model: Model = "demo",
     trace: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A trace to draw too; repeatable.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
-    device: _Device = "cpu",
+    device: Device = "cpu",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path("visualization"),
 ) -> None:
     """Draw what excites a class, channel or neuron, in the dense network and in traces."""
-    with _one_line_errors():
+    with one_line_errors():
         from spade_fast.feature_pictures import draw_feature
         from spade_fast.visualization import Feature
 
@@ -151,14 +157,14 @@ def visualize(
                 progress=report,
             )
     for path in files:
-        _out.print(str(path), markup=False)
+        stdout.print(str(path), markup=False)
 
 
 @app.command()
 def tune(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos, or 'demo' for the packaged one.")],
-    model: _Model = "demo",
-    solver: _Solver = "exact",
+    model: Model = "demo",
+    solver: Solver = "exact",
     score: Annotated[
         str, typer.Option(help="probability of the predicted class, deletion, or localisation (needs --masks).")
     ] = "probability",
@@ -169,15 +175,15 @@ def tune(
     candidates: Annotated[str, typer.Option(help="Comma-separated sparsities to try.")] = "0,0.2,0.5,0.8,0.9,0.95,0.99",
     stages: Annotated[str, typer.Option(help="What gets a sparsity of its own: blocks or layers.")] = "blocks",
     rounds: Annotated[int, typer.Option(help="Times to go through all stages.")] = 1,
-    augmentations: _Augmentations = 256,
-    layers: _Layers = None,
-    seed: _Seed = 0,
-    precision: _Precision = "float32",
-    device: _Device = "cpu",
+    augmentations: Augmentations = 256,
+    layers: Layers = None,
+    seed: Seed = 0,
+    precision: Precision = "float32",
+    device: Device = "cpu",
     out: Annotated[Path, typer.Option(metavar="FILE", help="For the sparsities.")] = Path("sparsity.yaml"),
 ) -> None:
     """Search each stage's best sparsity for some photos; --sparsity FILE then uses them."""
-    with _one_line_errors():
+    with one_line_errors():
         from spade_fast.tune_photos import TuneSettings, tune_photos
 
         settings = TuneSettings(
@@ -187,19 +193,19 @@ def tune(
             score=score,
             masks=masks,
             method=method,
-            candidates=[_number("candidates", share) for share in candidates.split(",")],
+            candidates=[number("candidates", share) for share in candidates.split(",")],
             stages=stages,
             rounds=rounds,
             augmentations=augmentations,
-            layers=_split(layers),
+            layers=split(layers),
             seed=seed,
             precision=precision,
             device=device,
         )
-        with _progress_bars() as report, _one_line_warnings():
+        with _progress_bars() as report, one_line_warnings():
             tuning = tune_photos(settings, out, report)
-    _out.print(tuning.summary(), markup=False)
-    _out.print(str(out), markup=False)
+    stdout.print(tuning.summary(), markup=False)
+    stdout.print(str(out), markup=False)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -208,20 +214,20 @@ def profile(
     chrome: Annotated[Path, typer.Option(metavar="FILE", help="File for the Chrome trace.")] = Path("profile.json"),
 ) -> None:
     """Run a command under torch's profiler: a table of seconds by stage, and a Chrome trace."""
-    with _one_line_errors():
+    with one_line_errors():
         from spade_fast.profiling import profile as run_profiled
 
         if command[0] not in ("explain", "trace"):
             raise ValueError(f"profile runs explain or trace, got {command[0]!r}")
         stages = run_profiled(lambda: _run_command(command), chrome)
     _print_profile(stages)
-    _out.print(str(chrome), markup=False)
+    stdout.print(str(chrome), markup=False)
 
 
 @app.command()
 def doctor() -> None:
     """Print versions and what the machine offers, and check the native ops against plain float64."""
-    with _one_line_errors():
+    with one_line_errors():
         from spade_fast.doctor import GPU_READY, check_ops, describe
 
         facts, checks = describe(), check_ops()
@@ -230,12 +236,12 @@ def doctor() -> None:
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(name, value)
-    _out.print(table)
+    stdout.print(table)
     results = Table("op", "checked", "largest error", "result", title="native ops against the float64 oracle")
     for check in checks:
         verdict = "[green]ok[/]" if check.passed else "[bold red]FAILED[/]"
         results.add_row(check.op, check.checked, f"{check.error:.1e}", verdict)
-    _out.print(results)
+    stdout.print(results)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
 
@@ -257,52 +263,10 @@ def _photo(image: str) -> Path:
     return demo_photo() if image == "demo" else Path(image)
 
 
-def _split(patterns: str | None) -> list[str] | None:
-    return None if patterns is None else patterns.split(",")
-
-
-def _shares(sparsity: str | None) -> float | dict[str, float] | None:
-    """A number, or what a file of sparsities says."""
-    if sparsity is None:
-        return None
-    if sparsity.endswith((".yaml", ".yml")):
-        from spade_fast.tuning import load_sparsity
-
-        return load_sparsity(sparsity)
-    return _number("sparsity", sparsity, " or a file FILE.yaml")
-
-
-def _number(what: str, text: str, alternative: str = "") -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{what} must be a number{alternative}, got {text!r}") from None
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
-        message = error.args[0] if type(error) is KeyError else error
-        _err.print(f"[bold red]error:[/] {escape(' '.join(str(message).split()))}")
-        raise typer.Exit(2) from error
-
-
-@contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    def show(message: Warning | str, *_: object) -> None:
-        _err.print(f"[yellow]warning:[/] {escape(str(message))}")
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
-
-
 @contextmanager
 def _progress_bars() -> Iterator[ProgressCallback]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_err) as bars:
+    with Progress(*columns, console=stderr) as bars:
         tasks = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -320,13 +284,13 @@ def _print_result(explanation: Explanation) -> None:
         table.add_row(stage, f"{seconds:.2f}")
     table.add_section()
     table.add_row("total", f"{sum(explanation.seconds.values()):.2f}")
-    _out.print(table)
+    stdout.print(table)
     for network, prediction in explanation.report["predictions"].items():
         best, target = prediction["top"][0], prediction["target"]
         kept = "" if best["class"] == target["class"] else f", {target['name']} {target['probability']:.1%}"
-        _out.print(f"{network:>9}: {best['name']} {best['probability']:.1%}{kept}", markup=False)
+        stdout.print(f"{network:>9}: {best['name']} {best['probability']:.1%}{kept}", markup=False)
     for path in explanation.files:
-        _out.print(str(path), markup=False)
+        stdout.print(str(path), markup=False)
 
 
 def _print_profile(stages: list[StageUse]) -> None:
@@ -341,4 +305,4 @@ def _print_profile(stages: list[StageUse]) -> None:
     table.add_section()
     peaks = [use.peak_bytes for use in stages if use.peak_bytes is not None]
     table.add_row("total", f"{total:.3f}", "100.0%", "", f"{max(peaks) / 1e6:.0f}" if peaks else "-")
-    _out.print(table)
+    stdout.print(table)

@@ -144,7 +144,7 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
                 **asdict(settings),
                 "image": str(settings.image),
                 "target": target,
-                "layers": chosen_layers(settings, prepared),
+                "layers": chosen_layers(settings.layers, settings.sparsity, prepared),
             },
             "versions": versions(),
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
@@ -154,7 +154,7 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
             "traces": {
                 solver: {
                     "file": f"trace-{solver}.safetensors",
-                    "sparsity": chosen_sparsity(settings, solver),
+                    "sparsity": chosen_sparsity(settings.sparsity, solver),
                     "layers": [asdict(one) for one in made.reports],
                 }
                 for solver, made in traces.items()
@@ -182,7 +182,7 @@ def _maps(methods: Sequence[str], question: Question, stage: str, progress: Prog
 def _heading(name: str, settings: Settings, made: Trace | None) -> str:
     if made is None:
         return "Dense network"
-    share = chosen_sparsity(settings, name)
+    share = chosen_sparsity(settings.sparsity, name)
     removed = made.sparsity if isinstance(share, Mapping) else share
     return f"{SOLVER_TITLES[name]}, {removed:.0%} removed"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,17 +125,28 @@ def check_file(out: Path, what: str) -> None:
 
 
 def open_photo(path: Path) -> Any:
-    """Open an image file as an RGB `PIL.Image.Image`; ValueError, FileNotFoundError or ImportError if it cannot be."""
+    """Open an image file as an RGB `PIL.Image.Image`.
+
+    Raises
+    ------
+    FileNotFoundError, OSError
+        No such file, or it cannot be read.
+    ValueError
+        Not an image, or a damaged or huge one.
+    ImportError
+        Pillow is missing.
+    """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise ImportError("photos need Pillow: pip install 'spade_fast[cli]'") from error
     if not path.is_file():
         raise FileNotFoundError(f"no such image file: {path}")
+    contents = path.read_bytes()
     try:
-        with Image.open(path) as photo:
+        with Image.open(io.BytesIO(contents)) as photo:
             return photo.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not an image file, or a damaged one: {path}") from error
 
 
@@ -158,9 +170,9 @@ def trace_image(
     return trace(
         module,
         augmenter(image, settings.image.name),
-        sparsity=chosen_sparsity(settings, solver),
+        sparsity=chosen_sparsity(settings.sparsity, solver),
         solver=solver,
-        layers=chosen_layers(settings, module),
+        layers=chosen_layers(settings.layers, settings.sparsity, module),
         precision=settings.precision,
         sample_id=settings.image.name,
         seed=settings.seed,
@@ -168,11 +180,13 @@ def trace_image(
     )
 
 
-def chosen_layers(settings: TraceSettings, model: nn.Module) -> list[str] | None:
-    """Return the patterns of the layers to prune; None for all."""
-    if settings.layers is not None:
-        return list(settings.layers)
-    return None if isinstance(settings.sparsity, Mapping) else wide_layers(model)
+def chosen_layers(
+    layers: Sequence[str] | None, sparsity: float | Mapping[str, float] | None, model: nn.Module
+) -> list[str] | None:
+    """Return the patterns of the layers to prune, of what was asked for; None for all."""
+    if layers is not None:
+        return list(layers)
+    return None if isinstance(sparsity, Mapping) else wide_layers(model)
 
 
 def wide_layers(model: nn.Module) -> list[str] | None:
@@ -180,9 +194,9 @@ def wide_layers(model: nn.Module) -> list[str] | None:
     return [layer.name for layer in find_layers(model)[0] if layer.columns >= LEAST_COLUMNS] or None
 
 
-def chosen_sparsity(settings: TraceSettings, solver: str) -> float | Mapping[str, float]:
+def chosen_sparsity(sparsity: float | Mapping[str, float] | None, solver: str) -> float | Mapping[str, float]:
     """Return the sparsity that was asked for, or the solver's default."""
-    return DEFAULT_SPARSITY[solver] if settings.sparsity is None else settings.sparsity
+    return DEFAULT_SPARSITY[solver] if sparsity is None else sparsity
 
 
 def predict(model: nn.Module, image: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ class Trace:
             "content_hash": _content_hash(tensors),
         }
         metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "trace": json.dumps(header)}
-        write_whole(path, to_safetensors(tensors, metadata), "the trace")
+        write_whole(path, safetensors_file(tensors, metadata), "the trace")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -333,8 +333,20 @@ def _content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def safetensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file: the same ones for the same tensors and metadata.
+
+    The library itself writes metadata of several keys in random order.
+    """
+    plain = to_safetensors(dict(tensors))
+    end = 8 + int.from_bytes(plain[:8], "little")
+    header = json.dumps({"__metadata__": dict(metadata), **json.loads(plain[8:end])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(plain)[end:]])
+
+
 def write_whole(path: Path, contents: bytes, what: str) -> None:
-    """Write a file that appears when it is complete; `what` it holds is named if that fails (OSError)."""
+    """Write a file that appears when it is complete and on disk; `what` it holds is named if that fails (OSError)."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -343,6 +355,11 @@ def write_whole(path: Path, contents: bytes, what: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         # The system's message names the temporary file, which the user does not know.
         raise type(error)(error.errno, f"cannot write {what}: {error.strerror}", str(path)) from error

@@ -368,6 +368,16 @@ def test_bf16_calibration_gives_nearly_the_same_trace(solver):
         trace(model.double(), x.double(), sparsity=0.5, precision="bf16")
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_bf16_samples_together_are_as_alone(model, solver):
+    options = {"sparsity": 0.5, "solver": solver, "layers": LAYERS, "precision": "bf16", "strict": True}
+    samples = [torch.randn(20, 3, 7, 6) for _ in range(3)]
+    for sample, made in zip(samples, trace_batch(model, samples, **options), strict=True):
+        alone = trace(model, sample, **options)
+        assert made.layers == alone.layers == tuple(LAYERS)
+        assert all(torch.equal(made.weight(name), alone.weight(name)) for name in LAYERS)
+
+
 def test_bad_samples(model, images):
     with pytest.raises(ValueError, match=r"samples is empty"):
         trace_batch(model, [], sparsity=0.5)

@@ -62,6 +62,12 @@ def test_contents(model, made):
         made.mask("x")
 
 
+def test_equal_traces_make_equal_files(made, tmp_path):
+    for name in ("one", "other"):
+        made.save(tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_weights_are_swapped_and_restored_bit_for_bit(model, made, fails):
     model[0].weight.data[0, 0, 0, 0] = -0.0

@@ -1,0 +1,184 @@
+"""The commands ``spade-fast batch`` and ``spade-fast index``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+try:
+    import typer
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+except ImportError as error:
+    raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
+
+from spade_fast.console import (
+    Augmentations,
+    Device,
+    Layers,
+    Model,
+    Precision,
+    Seed,
+    Solver,
+    Sparsity,
+    one_line_errors,
+    shares,
+    split,
+    stderr,
+    stdout,
+)
+from spade_fast.stopping import EXIT_STATUS, exit_on_sigterm
+
+if TYPE_CHECKING:
+    from spade_fast.cluster.run import Progress as Report
+    from spade_fast.cluster.run import Summary
+
+_WORK = "How to work (changes no result)"
+_SHOWN_ERRORS = 10
+_SECONDS_A_LINE = 30.0
+
+
+def batch(
+    samples: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A folder of photos, a quoted pattern ('photos/**/*.jpg'), a .csv or .parquet file with a column path "
+            "(and perhaps id), or module:callable for a dataset.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results; a repeated run goes on in it.")],
+    model: Model = "demo",
+    solver: Solver = "exact",
+    sparsity: Sparsity = None,
+    augmentations: Augmentations = 256,
+    layers: Layers = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Explain each sample too: comma-separated; explain --methods list names them.")
+    ] = None,
+    seed: Seed = 0,
+    precision: Precision = "float32",
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(help="Processor threads of a worker; changes the last bits.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Default: one a GPU, or one a processor.", rich_help_panel=_WORK)
+    ] = None,
+    samples_per_solve: Annotated[
+        int | None, typer.Option(help="Default: as memory allows, up to 8.", rich_help_panel=_WORK)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be done.", rich_help_panel=_WORK)
+    ] = False,
+) -> None:
+    """Trace every sample of a folder or list. Killed at any moment, the same command goes on where it was.
+
+    Exits with 1 if samples failed, whose errors are in DIR/errors, and with 2 if the run could not go on.
+    """
+    with one_line_errors(), exit_on_sigterm():
+        from spade_fast.cluster import BatchSettings, run
+
+        settings = BatchSettings(
+            model=model,
+            solver=solver,
+            sparsity=shares(sparsity),
+            augmentations=augmentations,
+            layers=split(layers),
+            seed=seed,
+            precision=precision,
+            device=device,
+            methods=split(methods) or (),
+            threads=threads,
+        )
+        try:
+            with _progress() as report:
+                summary = run(
+                    samples,
+                    out,
+                    settings,
+                    workers=workers,
+                    samples_per_solve=samples_per_solve,
+                    dry_run=dry_run,
+                    progress=None if dry_run else report,
+                )
+        except (KeyboardInterrupt, SystemExit) as stop:
+            stderr.print("stopped; the same command goes on from here", markup=False)
+            raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else EXIT_STATUS) from stop
+    _print_summary(summary, out, dry_run)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def index(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a batch.")],
+) -> None:
+    """Make index.parquet of a batch anew: one row a sample, with sparsity, errors, classes and seconds."""
+    with one_line_errors():
+        from spade_fast.cluster.index import INDEX, write_index
+
+        states = write_index(folder)
+    stdout.print(", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no samples", markup=False)
+    stdout.print(str(folder / INDEX), markup=False)
+
+
+def _print_summary(summary: Summary, out: Path, dry_run: bool) -> None:
+    if dry_run:
+        how = f"workers: {summary.workers}, samples a solve: {summary.samples_per_solve}"
+        stdout.print(f"{_total(summary)}, {summary.before} finished, {summary.left} to do ({how})", markup=False)
+        return
+    finished = f"{summary.before + summary.finished} finished ({summary.before} before)"
+    stdout.print(f"{_total(summary)}: {finished}, {len(summary.failed)} failed, {_pace(summary)}", markup=False)
+    for name, error in list(summary.failed.items())[:_SHOWN_ERRORS]:
+        stdout.print(f"  {name}: {error}", markup=False)
+    if len(summary.failed) > _SHOWN_ERRORS:
+        stdout.print(f"  and {len(summary.failed) - _SHOWN_ERRORS} more, all in {out / 'errors'}", markup=False)
+    stdout.print(str(out), markup=False)
+
+
+def _total(summary: Summary) -> str:
+    return f"{summary.total} sample{'' if summary.total == 1 else 's'}"
+
+
+def _pace(summary: Summary) -> str:
+    done = summary.finished + len(summary.failed)
+    if done == 0:
+        return "nothing done"
+    rate = done / max(summary.seconds, 1e-9)
+    text = f"{rate:.2f} a second" if rate >= 0.1 else f"{1 / rate:.0f} s each"
+    return f"{text}, {timedelta(seconds=round(summary.left / rate))} left" if summary.left else text
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """Show a bar, or where nobody can see one, a line from time to time."""
+    if not stderr.is_terminal:
+        last = time.monotonic()
+
+        def line(summary: Summary) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _SECONDS_A_LINE:
+                last = time.monotonic()
+                done = summary.total - summary.left
+                failed = len(summary.failed)
+                stderr.print(f"{done}/{summary.total} samples, {failed} failed, {_pace(summary)}", markup=False)
+
+        yield line
+        return
+    columns = (
+        TextColumn("samples"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=stderr) as bars:
+        task = bars.add_task("")
+
+        def show(summary: Summary) -> None:
+            failed = f", {len(summary.failed)} failed" if summary.failed else ""
+            done = summary.total - summary.left
+            bars.update(task, total=summary.total, completed=done, description=_pace(summary) + failed)
+
+        yield show

@@ -1,0 +1,45 @@
+"""How much memory there is, and how many samples and workers it allows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+_SHARE = 0.5  # of the memory that is free now; the rest is for networks, their outputs and everyone else
+_PROCESS = 500 * 10**6  # bytes of a process that has loaded torch
+_MOST_SAMPLES = 8  # more together are not faster
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: str) -> int:
+    """Return the memory of a device that is free, within the limits of this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+        limit = int((_CGROUP / "memory.max").read_text())
+        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
+    except (OSError, ValueError):  # not Linux, or no limit
+        pass
+    return max(free, 0)
+
+
+def fit(asked: int | None, workers: int, bytes_a_sample: int, free: int) -> int:
+    """Return the samples a solve, as asked or as many as fit into this worker's share of the memory."""
+    if asked is not None:
+        return asked
+    room = int(_SHARE * free) // workers
+    return max(1, min(_MOST_SAMPLES, room // max(1, bytes_a_sample)))
+
+
+def count_workers(threads: int, device: str, bytes_a_worker: int, free: int) -> int:
+    """Return the number of workers for this machine: one a GPU, or one for each `threads` processors that fits."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.device_count() if torch.device(device).index is None else 1
+    fitting = int(_SHARE * free) // (bytes_a_worker + _PROCESS)
+    return max(1, min(len(os.sched_getaffinity(0)) // threads, fitting))

@@ -1,0 +1,170 @@
+"""A batch from its input to its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spade_fast.checks import integer
+from spade_fast.cluster.index import can_index, write_index
+from spade_fast.cluster.job import BatchSettings, Job, bytes_a_sample, make_job, model_bytes
+from spade_fast.cluster.local import run_here
+from spade_fast.cluster.memory import count_workers, fit, free_bytes
+from spade_fast.cluster.processes import run_processes
+from spade_fast.cluster.samples import find_samples
+from spade_fast.cluster.schedule import Schedule
+from spade_fast.cluster.store import Store
+from spade_fast.cluster.worker import Outcome
+from spade_fast.models import LoadedModel
+from spade_fast.photos import check_names
+
+ENGINES = ("local",)
+Progress = Callable[["Summary"], None]
+
+
+@dataclass
+class Summary:
+    """How far a batch is.
+
+    Attributes
+    ----------
+    total
+        Samples of the input.
+    before
+        Samples that were finished when the run began.
+    workers, samples_per_solve
+        How it works on the others.
+    finished
+        Samples finished by this run (or meanwhile by another one on the same folder).
+    failed
+        Errors of the samples that failed, by sample id.
+    seconds
+        Since the work began.
+    """
+
+    total: int
+    before: int
+    workers: int
+    samples_per_solve: int
+    finished: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def left(self) -> int:
+        """Samples neither finished nor failed."""
+        return self.total - self.before - self.finished - len(self.failed)
+
+
+def run(
+    samples: Any,
+    out: str | Path,
+    settings: BatchSettings | None = None,
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    samples_per_solve: int | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Trace every sample of an input into a folder; what is finished there is not done again.
+
+    At the end the folder's index is written, if pyarrow is installed (`spade_fast.cluster.write_index`).
+
+    A sample's files depend on settings, network and sample alone: not on the number of workers, the samples solved
+    together, the order, or interruptions.
+
+    Parameters
+    ----------
+    samples
+        A folder, pattern, list or dataset; see `spade_fast.cluster.samples.find_samples`.
+    out
+        Folder for the results, see `spade_fast.cluster.store`; a path that all workers can write to.
+    settings
+        How to trace; None for the defaults.
+    engine
+        ``"local"``: processes on this machine.
+    workers
+        Number of processes, this one if it is 1; None for one a GPU, or one a processor as far as memory allows.
+    samples_per_solve
+        At most; None for as many as memory allows, up to 8.
+    dry_run
+        Check everything, but write and do nothing.
+    progress
+        Called with the summary so far, at the start and after each sample.
+
+    Returns
+    -------
+    Summary
+        Samples that failed are in it, and in the folder's ``errors``; a repeated run tries them again.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, ImportError
+        As in `find_samples` and `make_job`; or the folder holds something else or results of other settings.
+    spade_fast.cluster.OutputError
+        The folder cannot be written, as when its disk is full. What is in it is intact.
+    ChildProcessError
+        Worker after worker ends before it begins to work.
+    """
+    check_names("engine", [engine], ENGINES)
+    for name, number in (("workers", workers), ("samples_per_solve", samples_per_solve)):
+        if number is not None:
+            integer(name, number, 1)
+    source = find_samples(samples)
+    job, model = make_job(source, Path(out), settings or BatchSettings())
+    store = Store(job)
+    if dry_run:
+        store.check()
+    else:
+        store.open()
+    try:
+        open_samples = [index for index, name in enumerate(source.ids) if not store.finished(name)]
+        a_sample, free = bytes_a_sample(job, model), free_bytes(job.facts["device"])
+        if workers is None:
+            workers = count_workers(job.facts["threads"], job.facts["device"], a_sample + model_bytes(model), free)
+        workers = max(1, min(workers, len(open_samples)))
+        together = fit(samples_per_solve, workers, a_sample, free)
+        together = max(1, min(together, -(-len(open_samples) // workers)))
+        total = len(source.ids)
+        summary = Summary(total, total - len(open_samples), workers, together)
+        if progress is not None:
+            progress(summary)
+        if open_samples and not dry_run:
+            store.remove_leftovers(source.ids)
+            schedule = Schedule(open_samples, together)
+            try:
+                with closing(_outcomes(job, model, schedule, summary)) as outcomes:
+                    _follow(outcomes, store, source.ids, summary, progress)
+            finally:
+                store.remove_leftovers(source.ids)
+        if can_index() and not dry_run:
+            write_index(job.folder)
+    finally:
+        store.close()
+    return summary
+
+
+def _outcomes(job: Job, model: LoadedModel, schedule: Schedule, summary: Summary) -> Generator[Outcome, None, None]:
+    if summary.workers == 1:
+        return run_here(job, model, schedule, summary.samples_per_solve)
+    return run_processes(job, schedule, summary.workers, summary.samples_per_solve)
+
+
+def _follow(
+    outcomes: Iterable[Outcome], store: Store, ids: Sequence[str], summary: Summary, progress: Progress | None
+) -> None:
+    start = time.monotonic()
+    for outcome in outcomes:
+        if outcome.state == "finished":
+            summary.finished += 1
+        else:
+            summary.failed[ids[outcome.index]] = outcome.error
+            store.record_error(ids[outcome.index], outcome.error)
+        summary.seconds = time.monotonic() - start
+        if progress is not None:
+            progress(summary)

@@ -1,0 +1,82 @@
+"""Which samples a worker gets next, and what happens to those of a worker that died; the same for all engines."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+
+from spade_fast.cluster.worker import Outcome
+
+POLL = 0.2  # seconds after which an engine looks whether there is something to do
+DEADLY = 2  # workers that a sample, alone, may kill before it is given up
+_FAILED_STARTS = 3
+_PAUSE = 1.0  # seconds before asking again for a sample that another run has
+
+
+class Schedule:
+    """The samples of a run that are not done yet.
+
+    Parameters
+    ----------
+    indices
+        Of the samples.
+    group
+        Samples given to a worker at once.
+    """
+
+    def __init__(self, indices: Iterable[int], group: int) -> None:
+        self._waiting = deque(indices)
+        self._alone: deque[int] = deque()
+        self._busy: deque[tuple[float, int]] = deque()
+        self._open = set(self._waiting)
+        self._kills: Counter[int] = Counter()
+        self._group = group
+
+    @property
+    def done(self) -> bool:
+        """Whether all samples are finished or given up."""
+        return not self._open
+
+    def task(self) -> list[int]:
+        """Return samples for an idle worker; none if all that are left are in other hands, or asked for too early."""
+        if self._waiting:
+            return [self._waiting.popleft() for _ in range(min(self._group, len(self._waiting)))]
+        if self._alone:
+            return [self._alone.popleft()]
+        due: list[int] = []
+        while self._busy and self._busy[0][0] <= time.monotonic() and len(due) < self._group:
+            due.append(self._busy.popleft()[1])
+        return due
+
+    def take(self, outcome: Outcome) -> bool:
+        """Note an outcome; True if it is final."""
+        if outcome.state == "busy":
+            self._busy.append((time.monotonic() + _PAUSE, outcome.index))
+            return False
+        self._open.discard(outcome.index)
+        return True
+
+    def died(self, left: Sequence[int]) -> list[Outcome]:
+        """Note that a worker died over samples, which are tried alone then; return those that are given up."""
+        if len(left) == 1:
+            self._kills[left[0]] += 1
+        else:
+            self._group = max(1, self._group // 2)  # the system may have killed it for its memory
+        given_up = [index for index in left if self._kills[index] >= DEADLY]
+        self._open.difference_update(given_up)
+        self._alone.extend(index for index in left if index not in given_up)
+        return [Outcome(index, "failed", f"killed its worker {DEADLY} times") for index in given_up]
+
+
+class Starts:
+    """Counts workers that die one after the other without having begun to work."""
+
+    def __init__(self) -> None:
+        self._failed = 0
+
+    def note(self, began: bool, end: str = "") -> None:
+        """Note whether a worker began to work, and how it ended; ChildProcessError if too many in a row did not."""
+        self._failed = 0 if began else self._failed + 1
+        if self._failed >= _FAILED_STARTS:
+            raise ChildProcessError(f"{self._failed} workers ended before they began to work, the last with {end}")

@@ -1,0 +1,253 @@
+"""Turns samples into files: one network, several samples a solve, and what to do if something fails."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from spade_fast.cluster.job import Job, make_augmenter
+from spade_fast.cluster.store import OutputError, Store
+from spade_fast.maps import attribution_map
+from spade_fast.methods import Question
+from spade_fast.models import LoadedModel
+from spade_fast.photos import predict
+from spade_fast.pipeline import FallbackWarning, trace_batch
+from spade_fast.prepare import prepare_for_attribution
+from spade_fast.trace import Trace, safetensors_file, write_whole
+
+State = Literal["finished", "failed", "busy"]
+_Result = TypeVar("_Result")
+
+_PAUSES = (0.5, 2.0)  # seconds before another try, where that may help
+_TRANSIENT = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNRESET,
+    errno.EHOSTUNREACH,
+    errno.EIO,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+_NO_MEMORY = ("defaultcpuallocator", "can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sample; a busy one is in the hands of another process."""
+
+    index: int
+    state: State
+    error: str = ""
+
+
+@dataclass
+class _Sample:
+    index: int
+    id: str
+    image: Tensor
+    seconds: dict[str, float]
+    warnings: list[str]
+
+
+class Worker:
+    """Holds the network of a job and works on its samples.
+
+    Parameters
+    ----------
+    model
+        The network, if it is loaded already.
+    samples_per_solve
+        At most; halved when memory runs out.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError, ImportError
+        The network cannot be loaded, is another one than the run's, or the folder is not the run's.
+    """
+
+    def __init__(self, job: Job, samples_per_solve: int, model: LoadedModel | None = None) -> None:
+        self.job, self.samples_per_solve = job, samples_per_solve
+        self.store = Store(job)
+        self.store.check()
+        if model is None:
+            model = job.load_model()
+        self.model, self.module = model, model.module.to(job.facts["device"])
+        self._augmenter = make_augmenter(job, model)
+        self._prepared = False
+
+    def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
+        """Work on samples, and give each one's outcome once it is known.
+
+        Raises
+        ------
+        OutputError
+            A result cannot be written.
+        ImportError
+            A package is missing.
+        """
+        ids = [self.job.source.ids[index] for index in indices]
+        with self.store.claimed(ids) as free:
+            samples = []
+            for index, name, mine in zip(indices, ids, free, strict=True):
+                if not mine:
+                    yield Outcome(index, "busy")
+                elif self.store.finished(name):
+                    yield Outcome(index, "finished")
+                else:
+                    loaded = self._load(index, name)
+                    if isinstance(loaded, Outcome):
+                        yield loaded
+                    else:
+                        samples.append(loaded)
+            yield from self._solve(samples)
+
+    def _load(self, index: int, name: str) -> _Sample | Outcome:
+        start = time.perf_counter()
+        try:
+            image = patiently(lambda: self.job.source.load(index, self.model))
+        except ImportError:
+            raise
+        except Exception as error:
+            return Outcome(index, "failed", describe(error))
+        return _Sample(index, name, image, {"load": time.perf_counter() - start}, [])
+
+    def _solve(self, samples: Sequence[_Sample], last_try: bool = False) -> Iterator[Outcome]:
+        """Trace samples together, in smaller groups where that fails."""
+        if len(samples) > self.samples_per_solve:
+            for start in range(0, len(samples), self.samples_per_solve):
+                yield from self._solve(samples[start : start + self.samples_per_solve])
+            return
+        if not samples:
+            return
+        try:
+            traces = self._trace(samples)
+        except ImportError:
+            raise
+        except Exception as error:
+            # What the failed attempt holds is freed when this block ends, before the next attempt.
+            memory, failure = _is_out_of_memory(error), describe(error)
+        else:
+            for sample, made in zip(samples, traces, strict=True):
+                yield self._finish(sample, made, len(samples))
+            return
+        if memory:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        if memory and len(samples) > 1:
+            self.samples_per_solve = len(samples) // 2
+            yield from self._solve(samples)
+        elif len(samples) > 1:
+            for sample in samples:
+                yield from self._solve([sample])
+        elif memory and not last_try:
+            time.sleep(_PAUSES[-1])  # another process may need less soon
+            yield from self._solve(samples, last_try=True)
+        else:
+            yield Outcome(samples[0].index, "failed", failure)
+
+    def _trace(self, samples: Sequence[_Sample]) -> list[Trace]:
+        data = []
+        for sample in samples:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                data.append(self._augmenter(sample.image.to(self.job.facts["device"]), sample.id))
+            sample.warnings[:] = [str(warning.message) for warning in caught]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FallbackWarning)  # the reports of the layers say it too
+            return trace_batch(self.module, data, sample_ids=[sample.id for sample in samples], **self.job.options)
+
+    def _finish(self, sample: _Sample, made: Trace, together: int) -> Outcome:
+        """Look at a trace, explain on it and write the files, that of the trace last."""
+        seconds = {**sample.seconds, **made.header["seconds"]}
+        start = time.perf_counter()
+        try:
+            predictions, maps = self._explain(sample, made)
+        except ImportError:
+            raise
+        except Exception as error:
+            return Outcome(sample.index, "failed", describe(error))
+        seconds["explain"] = time.perf_counter() - start
+        # What differs from run to run is not part of the result.
+        kept = ("sample_id", "seed", "settings", "images", "library_version", "weights")
+        made.header = {
+            **{name: made.header[name] for name in kept},
+            "run": self.store.hash,
+            "input": _hash(sample.image),
+            "sparsity": made.sparsity,
+            "predictions": predictions,
+        }
+        made.reports = [replace(report, seconds=0.0) for report in made.reports]
+        try:
+            if maps:
+                contents = safetensors_file(
+                    maps, {"format": "spade_fast.maps", "run": self.store.hash, "sample_id": sample.id}
+                )
+                patiently(lambda: write_whole(self.store.maps_path(sample.id), contents, "the maps"))
+            self.store.record(sample.id, {"seconds": seconds, "together": together, "warnings": sample.warnings})
+            patiently(lambda: made.save(self.store.trace_path(sample.id)))
+            self.store.forget_error(sample.id)
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror, error.filename) from error
+        return Outcome(sample.index, "finished")
+
+    def _explain(self, sample: _Sample, made: Trace) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        image, methods = sample.image.to(self.job.facts["device"]), self.job.facts["methods"]
+        if methods and not self._prepared:
+            self.module, self._prepared = prepare_for_attribution(self.module, image), True
+        dense = predict(self.module, image)
+        target = int(dense.argmax())
+        mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (self.model.mean, self.model.std))
+        question = Question(self.module, image, target, -mean / std)
+        maps = {f"dense.{method}": attribution_map(method, question) for method in methods}
+        with made.applied(self.module):
+            pruned = predict(self.module, image)
+            maps.update({f"trace.{method}": attribution_map(method, question) for method in methods})
+        predictions = {"dense": _best(dense), "trace": {**_best(pruned), "probability_of_dense": float(pruned[target])}}
+        return predictions, {name: found.contiguous() for name, found in maps.items()}
+
+
+def patiently(action: Callable[[], _Result]) -> _Result:
+    """Return what `action` returns, after some tries if it raises OSErrors that may pass."""
+    for pause in _PAUSES:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _TRANSIENT:
+                raise
+        time.sleep(pause)
+    return action()
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as one line."""
+    return f"{type(error).__name__.lstrip('_')}: {' '.join(str(error).split())}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _NO_MEMORY)
+
+
+def _best(scores: Tensor) -> dict[str, Any]:
+    best = int(scores.argmax())
+    return {"class": best, "probability": float(scores[best])}
+
+
+def _hash(image: Tensor) -> str:
+    contents = image.contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.sha256(f"{image.dtype} {list(image.shape)}".encode() + contents.tobytes()).hexdigest()

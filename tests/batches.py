@@ -1,0 +1,43 @@
+"""What the tests of batches share: photos, small runs, and everything in a folder that must not vary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spade_fast.cluster import BatchSettings, Summary, run
+
+
+def make_photos(folder: Path, count: int) -> list[str]:
+    """Write photos of noise, one in three in a subfolder, and return their ids, sorted."""
+    from PIL import Image
+
+    names = [f"{'sub/' if i % 3 == 2 else ''}{i:02}.png" for i in range(count)]
+    (folder / "sub").mkdir(parents=True)
+    for i, name in enumerate(names):
+        pixels = np.random.default_rng(i).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return sorted(names)
+
+
+def settings(model: str, **changes: Any) -> BatchSettings:
+    """Settings of a run that takes little time."""
+    return BatchSettings(model=model, **{"sparsity": 0.5, "augmentations": 6, **changes})
+
+
+def run_small(samples: Any, out: Path, model: str, **options: Any) -> Summary:
+    """Run a small batch in this process, unless told otherwise."""
+    return run(samples, out, settings(model), **{"workers": 1, **options})
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The bytes of all results."""
+    files = [*out.glob("traces/*"), *out.glob("maps/*")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def no_leftovers(out: Path) -> bool:
+    """Whether there are no temporary files."""
+    return not list(out.rglob("*.tmp"))

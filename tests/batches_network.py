@@ -1,0 +1,59 @@
+"""A small network for workers in other processes, whose solver waits, tells and counts where a test asks for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spade_fast import pipeline
+from spade_fast.models import LoadedModel
+
+FOLDER = "SPADE_FAST_TEST_FOLDER"
+_solve_layer = pipeline.solve_layer
+
+
+def loaded() -> LoadedModel:
+    """A convolution and a linear layer. Solving the first waits while there is a file ``gate``, and notes who waits."""
+    pipeline.solve_layer = _watched  # type: ignore[assignment]
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.ReLU(),
+        torch.nn.Conv2d(12, 12, 3, padding=1, stride=2), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(12, 4),
+    )  # fmt: skip
+    return LoadedModel("small", module, (0.5,) * 3, (0.25,) * 3, 20, 16)
+
+
+def _watched(*arguments: Any, **options: Any) -> Any:
+    folder = Path(os.environ[FOLDER])
+    with (folder / "solved").open("a") as file:
+        file.write(f"{len(options['hessians'])}\n")
+    if (folder / "gate").exists():
+        (folder / f"waiting-{os.getpid()}").touch()
+        while (folder / "gate").exists():
+            time.sleep(0.01)
+    return _solve_layer(*arguments, **options)
+
+
+class Deadly:
+    """Images, one of which kills the process that loads it."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(index))
+
+
+def ends() -> LoadedModel:
+    """Ends the process, unless it is the one that began the run."""
+    if os.environ.get(FOLDER) != str(os.getpid()):
+        os._exit(7)
+    return loaded()

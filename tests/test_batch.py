@@ -1,0 +1,388 @@
+"""Batches in one process: what the samples are, the folder, failures, and the command."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("captum")
+pytest.importorskip("kornia")
+pytest.importorskip("typer")
+Image = pytest.importorskip("PIL.Image")
+
+from batches import contents, make_photos, no_leftovers, run_small, settings  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from spade_fast.cli import app  # noqa: E402
+from spade_fast.cluster import OutputError, run, worker  # noqa: E402
+from spade_fast.cluster.job import make_job  # noqa: E402
+from spade_fast.cluster.memory import count_workers, fit, free_bytes  # noqa: E402
+from spade_fast.cluster.samples import Items, file_name, find_samples  # noqa: E402
+from spade_fast.cluster.schedule import Schedule  # noqa: E402
+from spade_fast.cluster.store import Store, read_header  # noqa: E402
+from spade_fast.cluster.worker import Outcome, Worker, patiently  # noqa: E402
+from spade_fast.models import load_model  # noqa: E402
+from spade_fast.photos import TraceSettings, trace_photo  # noqa: E402
+from spade_fast.stopping import exit_on_sigterm  # noqa: E402
+from spade_fast.trace import Trace  # noqa: E402
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    make_photos(tmp_path / "photos", 5)
+    return tmp_path / "photos"
+
+
+# Samples
+
+
+def test_inputs(photos, tmp_path):
+    ids = ["00.png", "01.png", "03.png", "04.png", "sub/02.png"]
+    (photos / "notes.txt").write_text("no photo")
+    assert find_samples(photos).ids == find_samples(f"{photos}/**/*.png").ids == ids
+    assert find_samples(f"{photos}/*/*.png").ids == ids[-1:] and find_samples(photos / "00.png").ids == ids[:1]
+    (tmp_path / "list.csv").write_text("id,path,label\na/1,photos/00.png,3\nb,photos/sub/02.png,4\n")
+    listed = find_samples(tmp_path / "list.csv")
+    assert listed.ids == ["a/1", "b"] and listed.paths == [photos / "00.png", photos / "sub/02.png"]
+    (tmp_path / "plain.csv").write_text("path\nphotos/00.png\n")
+    assert find_samples(tmp_path / "plain.csv").ids == ["photos/00.png"]
+
+
+def test_datasets(small, photos):
+    loaded = load_model(small)
+    image = Image.open(photos / "00.png")
+    tensor = loaded.preprocess(image)[0]
+    items = find_samples([image, (tensor[0], 3), "photo", tensor[0, 0], (tensor[0] * 255).byte()] + [image] * 6)
+    assert isinstance(items, Items) and items.ids[:2] == ["00", "01"] and items.ids[-1] == "10"
+    assert torch.equal(items.load(0, loaded), tensor) and torch.equal(items.load(1, loaded), tensor)
+    for index in (2, 3, 4):
+        with pytest.raises(TypeError, match="the dataset must give"):
+            items.load(index, loaded)
+    Path(sys.path[0], "small_data.py").write_text(f"def data(): return [{str(photos / '00.png')!r}] * 3")
+    assert find_samples("small_data:data").ids == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("absent", FileNotFoundError, "no such file or folder: absent"),
+        ("absent/*.png", FileNotFoundError, "no file matches"),
+        ("empty", FileNotFoundError, "no images in folder empty"),
+        ("columns.csv", ValueError, "must have a column 'path', got 'file'"),
+        ("none.csv", ValueError, "no samples"),
+        ("hole.csv", ValueError, "no path or no id in row 2"),
+        ("twice.csv", ValueError, "1 are there more than once, the first is 'a'"),
+        (5, TypeError, "got int"),
+        ([], ValueError, "no samples"),
+    ],
+)
+def test_bad_inputs(tmp_path, monkeypatch, given, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "columns.csv").write_text("file\na\n")
+    (tmp_path / "none.csv").write_text("path\n")
+    (tmp_path / "hole.csv").write_text("id,path\na,b\nc,\n")
+    (tmp_path / "twice.csv").write_text("id,path\na,b\na,c\n")
+    with pytest.raises(error, match=message):
+        find_samples(given)
+
+
+def test_ids_stay_in_the_folder(small, photos, tmp_path):
+    ids = ["../../up", "/etc/passwd", "..", ".", ".hidden", "a/b", "a%2Fb", "x" * 400, "x" * 401, "Ω\n", "con:*?"]
+    names = [file_name(name) for name in ids]
+    assert len(set(names)) == len(ids)
+    assert all(len(name) <= 200 and "/" not in name and name[0] != "." and name.isascii() for name in names)
+    lines = [f'"{name}",photos/00.png' for name in ids]
+    (tmp_path / "list.csv").write_text("\n".join(["id,path", *lines]), encoding="utf-8")
+    before = {path for path in tmp_path.rglob("*") if "out" not in path.parts}
+    assert run_small(tmp_path / "list.csv", tmp_path / "out", small).finished == len(ids)
+    assert {path for path in tmp_path.rglob("*") if "out" not in path.parts} == before
+    made = [Trace.load(path) for path in (tmp_path / "out/traces").iterdir()]
+    assert sorted(trace.sample_id for trace in made) == sorted(ids)
+
+
+# Results
+
+
+def test_traces_are_those_of_the_trace_command(small, photos, tmp_path):
+    summary = run_small(photos, tmp_path / "out", small)
+    assert (summary.total, summary.before, summary.finished, summary.left, summary.failed) == (5, 0, 5, 0, {})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = trace_photo(TraceSettings(photos / "00.png", small, 0.5, 6), "exact", tmp_path / "alone.safetensors")
+    torch.set_num_threads(threads)
+    made = Trace.load(tmp_path / "out/traces/00.png.safetensors")
+    assert made.layers == alone.layers and made.header["settings"] == alone.header["settings"]
+    assert all(torch.equal(made.weight(name), alone.weight(name)) for name in made.layers)
+    model = load_model(small).module
+    assert made.header["predictions"]["dense"]["class"] in range(4) and made.header["sparsity"] == made.sparsity
+    with made.applied(model):
+        pass
+    report = json.loads((tmp_path / "out/reports/sub%2F02.png.json").read_text())
+    assert report["id"] == "sub/02.png" and set(report["seconds"]) >= {"load", "augment", "solve", "explain"}
+
+
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+def test_results_depend_on_neither_order_nor_group(small, photos, tmp_path, solver):
+    options = settings(small, solver=solver, methods=["saliency", "gradcam"], layers=["*"])
+    run(photos, tmp_path / "together", options, workers=1, samples_per_solve=5)
+    (tmp_path / "list.csv").write_text(
+        "path,id\n" + "".join(f"photos/{name},{name}\n" for name in ("04.png", "00.png"))
+    )
+    run(tmp_path / "list.csv", tmp_path / "two", options, workers=1, samples_per_solve=1)
+    every, two = contents(tmp_path / "together"), contents(tmp_path / "two")
+    assert len(every) == 10 and len(two) == 4 and all(every[name] == two[name] for name in two)
+
+
+def test_a_repeated_run_does_the_rest(small, photos, tmp_path):
+    out = tmp_path / "out"
+    run_small(photos, out, small)
+    before = contents(out)
+    (out / "traces/01.png.safetensors").unlink()
+    cut = out / "traces/03.png.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    (out / "traces/.04.png.safetensors.0123abcd.tmp").write_bytes(b"half")
+    kept = (out / "traces/00.png.safetensors").stat().st_mtime_ns
+    summary = run_small(photos, out, small)
+    assert (summary.before, summary.finished) == (3, 2)
+    assert contents(out) == before and no_leftovers(out)
+    assert (out / "traces/00.png.safetensors").stat().st_mtime_ns == kept
+    assert run_small(photos, out, small).finished == 0
+
+
+def test_other_settings_do_not_mix(small, photos, tmp_path):
+    out = tmp_path / "out"
+    run_small(photos, out, small)
+    others = {"augmentations": 7, "solver": "sparsegpt", "seed": 1, "threads": 2, "methods": ["saliency"]}
+    for name, value in others.items():
+        with pytest.raises(ValueError, match=f"results of another run .{name}.*choose another folder"):
+            run(photos, out, settings(small, **{name: value}))
+    script = Path(sys.path[0], "small_network.py")
+    script.write_text(script.read_text().replace("manual_seed(0)", "manual_seed(1)"))
+    del sys.modules["small_network"]
+    with pytest.raises(ValueError, match="network"):
+        run_small(photos, out, small)
+    other = tmp_path / "other"
+    run_small(photos / "00.png", other, small)
+    (other / "traces/00.png.safetensors").rename(other / "traces/01.png.safetensors")
+    (other / "traces/01.png.safetensors").write_bytes((out / "traces/01.png.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"01.png.safetensors was made by a run of other settings"):
+        run_small(photos / "01.png", other, small)
+
+
+def test_other_folders_are_refused(small, photos, tmp_path):
+    with pytest.raises(ValueError, match="not empty, and not the folder of a batch"):
+        run_small(photos, photos, small)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run.json is missing or damaged"):
+        run_small(photos, out, small)
+    with pytest.raises(OutputError):
+        run_small(photos, "/proc/out", small)
+
+
+def test_a_worker_refuses_another_network(small, photos, tmp_path):
+    job, _ = make_job(find_samples(photos), tmp_path / "out", settings(small))
+    other = replace(job, facts={**job.facts, "network": "0"})
+    with pytest.raises(ValueError, match="other weights or preprocessing"):
+        Worker(other, 1)
+
+
+# Failures
+
+
+def test_unreadable_samples_are_recorded(small, photos, tmp_path):
+    (photos / "cut.png").write_bytes((photos / "00.png").read_bytes()[:200])
+    (photos / "text.jpg").write_text("no photo")
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    out = tmp_path / "out"
+    summary = run_small(photos, out, small)
+    assert summary.finished == 5 and sorted(summary.failed) == ["broken.png", "cut.png", "text.jpg"]
+    assert all("not an image file, or a damaged one" in error for error in summary.failed.values())
+    record = json.loads((out / "errors/cut.png.json").read_text())
+    assert record["id"] == "cut.png" and record["error"] == summary.failed["cut.png"]
+    (photos / "cut.png").write_bytes((photos / "00.png").read_bytes())
+    again = run_small(photos, out, small)
+    assert again.finished == 1 and sorted(again.failed) == ["broken.png", "text.jpg"]
+    assert not (out / "errors/cut.png.json").exists()
+
+
+def failing(monkeypatch, fail):
+    """Let the solver raise what `fail` returns for the sample ids; return the groups it was asked for."""
+    groups, right = [], worker.trace_batch
+
+    def trace_batch(module, data, *, sample_ids, **options):
+        groups.append(len(data))
+        error = fail(sample_ids)
+        if error is not None:
+            raise error
+        return right(module, data, sample_ids=sample_ids, **options)
+
+    monkeypatch.setattr(worker, "trace_batch", trace_batch)
+    monkeypatch.setattr(worker, "_PAUSES", (0.0, 0.0))
+    return groups
+
+
+def test_a_singular_sample_fails_alone(small, photos, tmp_path, monkeypatch):
+    error = torch.linalg.LinAlgError("layer '2': not positive definite")
+    groups = failing(monkeypatch, lambda ids: error if "01.png" in ids else None)
+    summary = run_small(photos, tmp_path / "out", small, samples_per_solve=5)
+    assert summary.failed == {"01.png": "LinAlgError: layer '2': not positive definite"} and summary.finished == 4
+    assert groups == [5, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [MemoryError("x"), RuntimeError("[enforce] DefaultCPUAllocator: can't allocate")])
+def test_out_of_memory_halves_the_samples_per_solve(small, photos, tmp_path, monkeypatch, error):
+    run_small(photos, tmp_path / "undisturbed", small)
+    groups = failing(monkeypatch, lambda ids: error if len(ids) > 2 or "03.png" in ids else None)
+    summary = run_small(photos, tmp_path / "out", small, samples_per_solve=5)
+    assert groups == [5, 2, 2, 1, 1, 1, 1] and sorted(summary.failed) == ["03.png"]
+    expected = contents(tmp_path / "undisturbed")
+    del expected["traces/03.png.safetensors"]
+    assert contents(tmp_path / "out") == expected
+
+
+def test_errors_that_may_pass_are_tried_again(monkeypatch):
+    monkeypatch.setattr(worker, "_PAUSES", (0.0, 0.0))
+    errors = [OSError(errno.EIO, "io"), OSError(errno.ESTALE, "stale")]
+    assert patiently(lambda: "read" if not errors else (_ for _ in ()).throw(errors.pop())) == "read"
+    tries = []
+
+    def fail(number):
+        tries.append(number)
+        raise OSError(number, "again")
+
+    for number, count in ((errno.EIO, 3), (errno.EACCES, 1)):
+        tries.clear()
+        with pytest.raises(OSError, match="again"):
+            patiently(lambda number=number: fail(number))
+        assert len(tries) == count
+
+
+def test_a_missing_package_ends_the_run(small, photos, tmp_path, monkeypatch):
+    failing(monkeypatch, lambda ids: ImportError("no kornia"))
+    with pytest.raises(ImportError, match="no kornia"):
+        run_small(photos, tmp_path / "out", small)
+
+
+def test_claims(small, photos, tmp_path):
+    job, model = make_job(find_samples(photos), tmp_path / "out", settings(small))
+    store = Store(job)
+    store.open()
+    leftover = store.trace_path("00.png").with_name(".00.png.safetensors.0123abcd.tmp")
+    leftover.touch()
+    reader, writer = os.pipe()
+    holding, release = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with Store(job).claimed(["00.png"]) as free:
+            os.write(writer, bytes(free))
+            os.read(holding, 1)
+            os._exit(0)
+    assert os.read(reader, 1) == b"\1"
+    outcomes = list(Worker(job, 2, model).run([0, 1]))
+    assert outcomes == [Outcome(0, "busy"), Outcome(1, "finished")]
+    store.remove_leftovers(job.source.ids)
+    assert leftover.exists()
+    os.write(release, b"x")
+    os.waitpid(child, 0)
+    store.remove_leftovers(job.source.ids)
+    assert not leftover.exists()
+    outcomes = list(Worker(job, 2, model).run([0, 1]))
+    assert sorted((outcome.index, outcome.state) for outcome in outcomes) == [(0, "finished"), (1, "finished")]
+    assert read_header(store.trace_path("00.png"))["header"]["run"] == job.hash
+
+
+def test_schedule(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("spade_fast.cluster.schedule.time.monotonic", lambda: now[0])
+    schedule = Schedule(range(7), 4)
+    assert schedule.task() == [0, 1, 2, 3]
+    assert schedule.take(Outcome(0, "finished")) and not schedule.take(Outcome(1, "busy"))
+    assert schedule.died([2, 3]) == [] and schedule.task() == [4, 5], "smaller groups after a death"
+    for index in (4, 5):
+        assert schedule.take(Outcome(index, "finished"))
+    assert [schedule.task() for _ in range(4)] == [[6], [2], [3], []], "those of a dead worker alone"
+    assert schedule.died([2]) == [] and schedule.task() == [2]
+    assert [outcome.index for outcome in schedule.died([2])] == [2]
+    now[0] = 2.0
+    assert schedule.task() == [1] and not schedule.done
+    for index in (1, 3, 6):
+        schedule.take(Outcome(index, "failed", "x"))
+    assert schedule.done and schedule.task() == []
+
+
+def test_memory():
+    assert fit(3, 2, 10, 0) == 3 and fit(None, 2, 10, 100) == 2 and fit(None, 2, 10, 0) == 1
+    assert fit(None, 1, 0, 10**9) == 8 and free_bytes("cpu") > 10**7
+    assert count_workers(10**6, "cpu", 0, 10**12) == count_workers(1, "cpu", 10**9, 10**9) == 1
+    assert count_workers(1, "cpu", 0, 10**12) == len(os.sched_getaffinity(0))
+
+
+# Command line
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["batch", *map(str, arguments)])
+
+
+def test_command(small, photos, tmp_path):
+    options = ["--model", small, "--augmentations", 6, "--workers", 1, "--out", tmp_path / "out"]
+    result = invoke(photos, *options, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "5 samples, 0 finished, 5 to do (workers: 1, samples a solve: 5)\n"
+    assert not (tmp_path / "out").exists()
+    result = invoke(photos, *options)
+    assert result.exit_code == 0, result.output
+    assert "5 samples: 5 finished (0 before), 0 failed" in result.stdout
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "out")
+    (photos / "bad.png").write_text("x")
+    result = invoke(photos, *options)
+    assert result.exit_code == 1 and "6 samples: 5 finished (5 before), 1 failed" in result.stdout
+    assert "  bad.png: ValueError: not an image file" in result.stdout
+    assert "Killed at any moment" in CliRunner().invoke(app, ["batch", "--help"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"INPUT": "absent"}, "no such file or folder: absent"),
+        ({"--model": "magic"}, "unknown model 'magic'"),
+        ({"--solver": "both"}, "unknown solver 'both'"),
+        ({"--sparsity": "2"}, "sparsity must lie between 0 and 1"),
+        ({"--layers": "body.*"}, "body."),
+        ({"--methods": "magic"}, "unknown method 'magic'"),
+        ({"--augmentations": "0"}, "augmentations must be at least 1"),
+        ({"--device": "gpu"}, "device 'gpu' cannot be used"),
+        ({"--precision": "half"}, "precision must be one of"),
+        ({"--workers": "0"}, "workers must be at least 1, got 0"),
+        ({"--samples-per-solve": "0"}, "samples_per_solve must be at least 1, got 0"),
+        ({"--threads": "0"}, "threads must be at least 1, got 0"),
+        ({"--out": "photos"}, "photos is not empty"),
+        ({"--out": "/proc/out"}, "/proc/out"),
+    ],
+)
+def test_bad_input_is_one_line(small, photos, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    before = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
+    options = {"--model": small, "--augmentations": "4", "--out": "out", **changes}
+    result = invoke(options.pop("INPUT", "photos"), *(part for option in options.items() for part in option))
+    assert result.exit_code == 2 and result.stdout == ""
+    assert len([line for line in result.stderr.splitlines() if "error:" in line]) == 1 and message in result.stderr
+    assert {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} == before
+
+
+def test_sigterm_raises_in_the_main_thread():
+    threads = threading.active_count()
+    with pytest.raises(SystemExit) as stopped, exit_on_sigterm():
+        os.kill(os.getpid(), 15)
+    assert stopped.value.code == 143 and threading.active_count() <= threads + 1

@@ -1,0 +1,189 @@
+"""Batches in several processes, under real faults: killed workers and drivers, full disks, two runs at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("captum")
+pytest.importorskip("kornia")
+pytest.importorskip("typer")
+pytest.importorskip("PIL.Image")
+
+from batches import contents, make_photos, no_leftovers, run_small
+from batches_network import FOLDER, Deadly
+
+from spade_fast.cluster import OutputError
+
+MODEL = "batches_network:loaded"
+COMMAND = "from spade_fast.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("input") / "photos"
+    make_photos(folder, 6)
+    return folder
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch) -> Path:
+    """Where the network looks for the gate and notes what it does."""
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def expected(photos, tmp_path_factory) -> dict[str, bytes]:
+    """The files of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    os.environ[FOLDER] = str(folder)
+    run_small(photos, folder / "out", MODEL)
+    return contents(folder / "out")
+
+
+def start(photos: Path, out: Path, **options: object) -> subprocess.Popen:
+    given = {"model": MODEL, "sparsity": 0.5, "augmentations": 6, "samples-per-solve": 2, "out": out, **options}
+    arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "batch", str(photos), *arguments],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, seconds: float = 60.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+    return found
+
+
+def waiting(folder: Path) -> list[int]:
+    """Processes that are in the middle of a solve."""
+    return [int(path.name.split("-")[1]) for path in folder.glob("waiting-*")]
+
+
+def gone(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(") ")[1][0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_workers_killed_in_mid_solve_are_replaced(photos, watched, expected):
+    (watched / "gate").touch()
+    killed = []
+
+    def kill() -> None:
+        for process in wait_for(lambda: len(waiting(watched)) == 2 and waiting(watched)):
+            killed.append(process)
+            os.kill(process, signal.SIGKILL)
+        (watched / "gate").unlink()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = run_small(photos, watched / "out", MODEL, workers=2, samples_per_solve=2)
+    killer.join()
+    assert len(killed) == 2 and summary.finished == 6 and not summary.failed
+    assert contents(watched / "out") == expected and no_leftovers(watched / "out")
+
+
+def test_a_sample_that_kills_its_workers_is_given_up(watched):
+    summary = run_small(Deadly(), watched / "out", MODEL, workers=2, samples_per_solve=2)
+    assert summary.failed == {"2": "killed its worker 2 times"} and summary.finished == 3
+    assert (watched / "out/errors/2.json").exists()
+
+
+def test_errors_of_workers_end_the_run(photos, watched, monkeypatch):
+    with pytest.raises(TypeError, match="the samples cannot be sent to other processes"):
+        run_small([(lambda: 0)] * 2, watched / "out", MODEL, workers=2)
+    monkeypatch.setenv(FOLDER, str(os.getpid()))
+    with pytest.raises(ChildProcessError, match="3 workers ended before they began to work, the last with exit code 7"):
+        run_small(photos, watched / "other", "batches_network:ends", workers=2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_driver_goes_on(photos, watched, expected, how, workers):
+    (watched / "gate").touch()
+    out = watched / "out"
+    driver = start(photos, out, workers=workers)
+    held = wait_for(lambda: len(waiting(watched)) == workers and waiting(watched))
+    begin = time.monotonic()
+    driver.send_signal(how)
+    output, _ = driver.communicate(timeout=10)
+    assert time.monotonic() - begin < 10
+    assert driver.returncode == (143 if how == signal.SIGTERM else -9), output
+    assert ("stopped; the same command goes on from here" in output) == (how == signal.SIGTERM)
+    wait_for(lambda: all(map(gone, held)), 10)
+    (watched / "gate").unlink()
+    assert run_small(photos, out, MODEL).finished == 6
+    assert contents(out) == expected and no_leftovers(out)
+
+
+def test_sigterm_ends_native_code_too():
+    code = """
+import torch
+from spade_fast.stopping import exit_on_sigterm
+x = torch.rand(14000, 14000)
+with exit_on_sigterm(grace=0.5):
+    print("in", flush=True)
+    x.mm(x)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"in\n"
+    time.sleep(0.5)
+    process.terminate()
+    assert process.wait(5) == 143
+
+
+def test_two_runs_on_one_folder(photos, watched, expected):
+    (watched / "gate").touch()
+    out = watched / "out"
+    runs = [start(photos, out, workers=1, **{"samples-per-solve": size}) for size in (1, 2)]
+    wait_for(lambda: len(waiting(watched)) == 2)
+    (watched / "gate").unlink()
+    for process in runs:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and "6 samples: 6 finished" in output, output
+    assert contents(out) == expected and no_leftovers(out)
+    assert sum(map(int, (watched / "solved").read_text().split())) == 6, "none was solved twice"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_ends_the_run(photos, watched, expected, small_disk, workers):
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    (small_disk / "filler").write_bytes(bytes(free - 60 * 1024))
+    out = small_disk / "out"
+    with pytest.raises(OutputError, match="No space left on device"):
+        run_small(photos, out, MODEL, workers=workers, samples_per_solve=1)
+    made = contents(out)
+    assert 0 < len(made) < 6 and all(expected[name] == content for name, content in made.items())
+    assert no_leftovers(out)
+    (small_disk / "filler").unlink()
+    assert run_small(photos, out, MODEL).before == len(made)
+    assert contents(out) == expected
