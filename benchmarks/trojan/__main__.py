@@ -62,8 +62,9 @@ def results() -> None:
 @app.command(name="study")
 def run_study() -> None:
     """Change one setting at a time, on the photos for tuning, and write a table and a picture."""
-    records = study()
-    lines = study_summary(list(settings(trojaned_network())), records)
+    network = trojaned_network()
+    cases, records = study(network)
+    lines = study_summary(list(settings(network)), cases, records)
     write("trojan_study", "What makes traces localise", [study_table(lines)], {"settings": lines})
     draw_study(lines, RESULTS / "trojan_study.png")
     CONSOLE.print(f"{RESULTS / 'trojan_study.md'}")

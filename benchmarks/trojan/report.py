@@ -114,9 +114,8 @@ def _with_interval(value: Interval, sign: str = "") -> str:
     return f"{value['mean']:{sign}.1f} [{value['low']:{sign}.1f}, {value['high']:{sign}.1f}]"
 
 
-def study_summary(settings: Sequence[Setting], records: Records) -> list[dict[str, Any]]:
-    """Average the scores of each setting of the study."""
-    cases = [name for key, name in records if key == "dense"]
+def study_summary(settings: Sequence[Setting], cases: Sequence[str], records: Records) -> list[dict[str, Any]]:
+    """Average the scores of each setting of the study over the cases of these names."""
     lines = []
     for setting in settings:
         found = [records[setting.key, name] for name in cases]
