@@ -30,6 +30,7 @@ from spade_fast.console import (
     stderr,
     stdout,
 )
+from spade_fast.photos import AUGMENTATIONS
 from spade_fast.stopping import EXIT_STATUS, exit_on_sigterm
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def batch(
     model: Model = "demo",
     solver: Solver = "exact",
     sparsity: Sparsity = None,
-    augmentations: Augmentations = 256,
+    augmentations: Augmentations = AUGMENTATIONS,
     layers: Layers = None,
     methods: Annotated[
         str | None, typer.Option(help="Explain each sample too: comma-separated; explain --methods list names them.")

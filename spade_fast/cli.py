@@ -32,6 +32,7 @@ from spade_fast.console import (
     stderr,
     stdout,
 )
+from spade_fast.photos import AUGMENTATIONS
 
 if TYPE_CHECKING:
     from spade_fast.explain import Explanation
@@ -59,7 +60,7 @@ def explain(
     methods: Annotated[
         str, typer.Option(help="Comma-separated; --methods list names them.")
     ] = "saliency,integrated-gradients,guided-gradcam,gradcam",
-    augmentations: Augmentations = 256,
+    augmentations: Augmentations = AUGMENTATIONS,
     layers: Layers = None,
     target: Annotated[int | None, typer.Option(help="Class to explain; default: the one predicted.")] = None,
     seed: Seed = 0,
@@ -101,7 +102,7 @@ def trace(
     model: Model = "demo",
     solver: Solver = "exact",
     sparsity: Sparsity = None,
-    augmentations: Augmentations = 256,
+    augmentations: Augmentations = AUGMENTATIONS,
     layers: Layers = None,
     seed: Seed = 0,
     precision: Precision = "float32",
@@ -175,7 +176,7 @@ def tune(
     candidates: Annotated[str, typer.Option(help="Comma-separated sparsities to try.")] = "0,0.2,0.5,0.8,0.9,0.95,0.99",
     stages: Annotated[str, typer.Option(help="What gets a sparsity of its own: blocks or layers.")] = "blocks",
     rounds: Annotated[int, typer.Option(help="Times to go through all stages.")] = 1,
-    augmentations: Augmentations = 256,
+    augmentations: Augmentations = AUGMENTATIONS,
     layers: Layers = None,
     seed: Seed = 0,
     precision: Precision = "float32",

@@ -17,6 +17,7 @@ from spade_fast.maps import attribution_map
 from spade_fast.methods import METHODS, Question
 from spade_fast.models import LoadedModel
 from spade_fast.photos import (
+    AUGMENTATIONS,
     SOLVER_TITLES,
     Progress,
     check_calibration,
@@ -67,7 +68,7 @@ class TuneSettings:
     candidates: Sequence[float] = CANDIDATES
     stages: str = "blocks"
     rounds: int = 1
-    augmentations: int = 256
+    augmentations: int = AUGMENTATIONS
     layers: Sequence[str] | None = None
     seed: int = 0
     precision: str = "float32"

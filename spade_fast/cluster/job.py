@@ -18,7 +18,14 @@ from spade_fast.checks import integer
 from spade_fast.cluster.samples import Source
 from spade_fast.methods import METHODS
 from spade_fast.models import LoadedModel, load_model
-from spade_fast.photos import SOLVER_TITLES, check_calibration, check_names, chosen_layers, chosen_sparsity
+from spade_fast.photos import (
+    AUGMENTATIONS,
+    SOLVER_TITLES,
+    check_calibration,
+    check_names,
+    chosen_layers,
+    chosen_sparsity,
+)
 from spade_fast.run import Run, library_version
 
 
@@ -43,7 +50,7 @@ class BatchSettings:
     model: str = "demo"
     solver: str = "exact"
     sparsity: float | Mapping[str, float] | None = None
-    augmentations: int = 256
+    augmentations: int = AUGMENTATIONS
     layers: Sequence[str] | None = None
     seed: int = 0
     precision: str = "float32"
