@@ -49,7 +49,7 @@ def settings(network: LoadedModel) -> Iterator[Setting]:
             yield Setting(f"sparsity, {solver}", f"{sparsity:.0%}", solver, sparsity)
     for low in (0.08, 0.2, 0.5, 0.8):
         yield Setting("crops of at least this share of the image", f"{low:.0%}", calibration=_with(scale=(low, 1.0)))
-    for count in (16, 48, 128, 512, 1024):
+    for count in (16, 48, 128, 512):
         yield Setting("augmentations", str(count), calibration=_with(augmentations=count))
     for damping in (0.001, 0.01, 0.1, 1.0):
         yield Setting("damping", f"{damping:g}", calibration=_with(damping=damping))
