@@ -81,6 +81,9 @@ def test_datasets(small, photos):
         ("hole.csv", ValueError, "no path or no id in row 2"),
         ("twice.csv", ValueError, "1 are there more than once, the first is 'a'"),
         (5, TypeError, "got int"),
+        ("no_such_module:data", ValueError, "no_such_module:data is neither a file nor a function"),
+        ("json:data", ValueError, "json:data is neither a file nor a function"),
+        ("../a:b", FileNotFoundError, "no such file or folder"),
         ([], ValueError, "no samples"),
     ],
 )

@@ -14,9 +14,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: str) -> int:
-    """Return the memory of a device that is free, within the limits of this process."""
+    """Return the memory of a device that is free (``"cuda"``: of all GPUs), within the limits of this process."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(torch.device(device))[0]
+        count = torch.cuda.device_count() if torch.device(device).index is None else 1
+        return count * torch.cuda.mem_get_info(torch.device(device))[0]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
