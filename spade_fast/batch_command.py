@@ -64,6 +64,13 @@ def batch(
     precision: Precision = "float32",
     device: Device = "cpu",
     threads: Annotated[int, typer.Option(help="Processor threads of a worker; changes the last bits.")] = 1,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: a cluster (needs the extra cluster).", rich_help_panel=_WORK)
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster, auto for this node's; default: start one here.", rich_help_panel=_WORK),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Default: one a GPU, or one a processor.", rich_help_panel=_WORK)
     ] = None,
@@ -99,6 +106,8 @@ def batch(
                     samples,
                     out,
                     settings,
+                    engine=engine,
+                    address=address,
                     workers=workers,
                     samples_per_solve=samples_per_solve,
                     dry_run=dry_run,

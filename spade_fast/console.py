@@ -14,8 +14,8 @@ try:
 except ImportError as error:
     raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
 
-stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+stdout = Console(highlight=False, soft_wrap=True, emoji=False)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 Model = Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")]
 Sparsity = Annotated[

@@ -81,6 +81,9 @@ def test_datasets(small, photos):
         ("hole.csv", ValueError, "no path or no id in row 2"),
         ("twice.csv", ValueError, "1 are there more than once, the first is 'a'"),
         (5, TypeError, "got int"),
+        ("no_such_module:data", ValueError, "no_such_module:data is neither a file nor a function"),
+        ("json:data", ValueError, "json:data is neither a file nor a function"),
+        ("../a:b", FileNotFoundError, "no such file or folder"),
         ([], ValueError, "no samples"),
     ],
 )
@@ -322,8 +325,7 @@ def test_schedule(monkeypatch):
 
 
 def test_memory():
-    assert fit(3, 2, 10, 0) == 3 and fit(None, 2, 10, 100) == 2 and fit(None, 2, 10, 0) == 1
-    assert fit(None, 1, 0, 10**9) == 8 and free_bytes("cpu") > 10**7
+    assert fit(50, 10) == 2 and fit(0, 10) == 1 and fit(10**9, 0) == 8 and free_bytes("cpu") > 10**7
     assert count_workers(10**6, "cpu", 0, 10**12) == count_workers(1, "cpu", 10**9, 10**9) == 1
     assert count_workers(1, "cpu", 0, 10**12) == len(os.sched_getaffinity(0))
 
@@ -366,6 +368,8 @@ def test_command(small, photos, tmp_path):
         ({"--precision": "half"}, "precision must be one of"),
         ({"--workers": "0"}, "workers must be at least 1, got 0"),
         ({"--samples-per-solve": "0"}, "samples_per_solve must be at least 1, got 0"),
+        ({"--engine": "magic"}, "unknown engine 'magic': allowed are local, ray"),
+        ({"--address": "auto"}, "engine 'local' has no address"),
         ({"--threads": "0"}, "threads must be at least 1, got 0"),
         ({"--out": "photos"}, "photos is not empty"),
         ({"--out": "/proc/out"}, "/proc/out"),

@@ -162,18 +162,6 @@ def test_two_runs_on_one_folder(photos, watched, expected):
     assert sum(map(int, (watched / "solved").read_text().split())) == 6, "none was solved twice"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_ends_the_run(photos, watched, expected, small_disk, workers):
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize

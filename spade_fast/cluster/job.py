@@ -102,8 +102,13 @@ class Job:
         return model
 
 
-def make_job(source: Source, folder: Path, settings: BatchSettings) -> tuple[Job, LoadedModel]:
+def make_job(source: Source, folder: Path, settings: BatchSettings, *, here: bool = True) -> tuple[Job, LoadedModel]:
     """Check settings against the network; also return the network, on the CPU.
+
+    Parameters
+    ----------
+    here
+        Whether the work is done on this machine, which then must have the device.
 
     Raises
     ------
@@ -113,7 +118,7 @@ def make_job(source: Source, folder: Path, settings: BatchSettings) -> tuple[Job
     """
     check_names("solver", [settings.solver], SOLVER_TITLES)
     integer("threads", settings.threads, 1)
-    check_calibration(settings.augmentations, settings.device)
+    check_calibration(settings.augmentations, settings.device if here else "cpu")
     if settings.methods:
         check_names("method", settings.methods, METHODS)
         if importlib.util.find_spec("captum") is None:

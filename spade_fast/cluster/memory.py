@@ -14,9 +14,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: str) -> int:
-    """Return the memory of a device that is free, within the limits of this process."""
+    """Return the memory of a device that is free (``"cuda"``: of all GPUs), within the limits of this process."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(torch.device(device))[0]
+        count = torch.cuda.device_count() if torch.device(device).index is None else 1
+        return count * torch.cuda.mem_get_info(torch.device(device))[0]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -29,12 +30,9 @@ def free_bytes(device: str) -> int:
     return max(free, 0)
 
 
-def fit(asked: int | None, workers: int, bytes_a_sample: int, free: int) -> int:
-    """Return the samples a solve, as asked or as many as fit into this worker's share of the memory."""
-    if asked is not None:
-        return asked
-    room = int(_SHARE * free) // workers
-    return max(1, min(_MOST_SAMPLES, room // max(1, bytes_a_sample)))
+def fit(free: int, bytes_a_sample: int) -> int:
+    """Return how many samples a worker with so much free memory can solve together."""
+    return max(1, min(_MOST_SAMPLES, int(_SHARE * free) // max(1, bytes_a_sample)))
 
 
 def count_workers(threads: int, device: str, bytes_a_worker: int, free: int) -> int:

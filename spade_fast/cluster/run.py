@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spade_fast.checks import integer
+from spade_fast.cluster.engine import open_engine
 from spade_fast.cluster.index import can_index, write_index
-from spade_fast.cluster.job import BatchSettings, Job, bytes_a_sample, make_job, model_bytes
-from spade_fast.cluster.local import run_here
-from spade_fast.cluster.memory import count_workers, fit, free_bytes
-from spade_fast.cluster.processes import run_processes
+from spade_fast.cluster.job import BatchSettings, bytes_a_sample, make_job
+from spade_fast.cluster.memory import fit
 from spade_fast.cluster.samples import find_samples
 from spade_fast.cluster.schedule import Schedule
 from spade_fast.cluster.store import Store
 from spade_fast.cluster.worker import Outcome
-from spade_fast.models import LoadedModel
-from spade_fast.photos import check_names
 
-ENGINES = ("local",)
 Progress = Callable[["Summary"], None]
 
 
@@ -66,6 +62,7 @@ def run(
     settings: BatchSettings | None = None,
     *,
     engine: str = "local",
+    address: str | None = None,
     workers: int | None = None,
     samples_per_solve: int | None = None,
     dry_run: bool = False,
@@ -87,9 +84,12 @@ def run(
     settings
         How to trace; None for the defaults.
     engine
-        ``"local"``: processes on this machine.
+        ``"local"``: processes on this machine, or this one if there is one worker. ``"ray"``: actors on a Ray cluster,
+        to whose nodes the paths of samples and results mean the same files, and which have the network's packages.
+    address
+        Of the cluster; None for the one this process is connected to, or else one that is started on this machine.
     workers
-        Number of processes, this one if it is 1; None for one a GPU, or one a processor as far as memory allows.
+        None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows.
     samples_per_solve
         At most; None for as many as memory allows, up to 8.
     dry_run
@@ -105,54 +105,45 @@ def run(
     Raises
     ------
     ValueError, TypeError, FileNotFoundError, ImportError
-        As in `find_samples` and `make_job`; or the folder holds something else or results of other settings.
+        As in `find_samples`, `make_job` and `open_engine`; or the folder holds other things or results of other
+        settings.
     spade_fast.cluster.OutputError
         The folder cannot be written, as when its disk is full. What is in it is intact.
+    ConnectionError
+        There is no cluster.
     ChildProcessError
         Worker after worker ends before it begins to work.
     """
-    check_names("engine", [engine], ENGINES)
     for name, number in (("workers", workers), ("samples_per_solve", samples_per_solve)):
         if number is not None:
             integer(name, number, 1)
     source = find_samples(samples)
-    job, model = make_job(source, Path(out), settings or BatchSettings())
+    job, model = make_job(source, Path(out), settings or BatchSettings(), here=engine == "local")
     store = Store(job)
-    if dry_run:
-        store.check()
-    else:
-        store.open()
-    try:
-        open_samples = [index for index, name in enumerate(source.ids) if not store.finished(name)]
-        a_sample, free = bytes_a_sample(job, model), free_bytes(job.facts["device"])
-        if workers is None:
-            workers = count_workers(job.facts["threads"], job.facts["device"], a_sample + model_bytes(model), free)
-        workers = max(1, min(workers, len(open_samples)))
-        together = fit(samples_per_solve, workers, a_sample, free)
-        together = max(1, min(together, -(-len(open_samples) // workers)))
-        total = len(source.ids)
-        summary = Summary(total, total - len(open_samples), workers, together)
+    with open_engine(engine, address) as place, closing(store):
+        if dry_run:
+            store.check()
+        else:
+            store.open()
+        todo = [index for index, name in enumerate(source.ids) if not store.finished(name)]
+        workers = max(1, min(place.count_workers(job, model) if workers is None else workers, len(todo)))
+        together = samples_per_solve or fit(place.free_bytes(job) // workers, bytes_a_sample(job, model))
+        together = max(1, min(together, -(-len(todo) // workers)))
+        summary = Summary(len(source.ids), len(source.ids) - len(todo), workers, together)
         if progress is not None:
             progress(summary)
-        if open_samples and not dry_run:
+        if dry_run:
+            return summary
+        if todo:
             store.remove_leftovers(source.ids)
-            schedule = Schedule(open_samples, together)
             try:
-                with closing(_outcomes(job, model, schedule, summary)) as outcomes:
+                with closing(place.outcomes(job, model, Schedule(todo, together), workers, together)) as outcomes:
                     _follow(outcomes, store, source.ids, summary, progress)
             finally:
                 store.remove_leftovers(source.ids)
-        if can_index() and not dry_run:
+        if can_index():
             write_index(job.folder)
-    finally:
-        store.close()
     return summary
-
-
-def _outcomes(job: Job, model: LoadedModel, schedule: Schedule, summary: Summary) -> Generator[Outcome, None, None]:
-    if summary.workers == 1:
-        return run_here(job, model, schedule, summary.samples_per_solve)
-    return run_processes(job, schedule, summary.workers, summary.samples_per_solve)
 
 
 def _follow(

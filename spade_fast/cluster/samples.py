@@ -6,7 +6,6 @@ import csv
 import glob
 import hashlib
 import importlib
-import importlib.util
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -112,8 +111,8 @@ def find_samples(given: Any) -> Source:
         return _listed(path) if path.suffix.lower() in (".csv", ".parquet") else _photos([path], path.parent)
     pattern = str(given)
     module, _, attribute = pattern.partition(":")
-    if attribute and importlib.util.find_spec(module.split(".")[0]) is not None:
-        return find_samples(getattr(importlib.import_module(module), attribute)())
+    if attribute and all(part.isidentifier() for part in module.split(".")):
+        return find_samples(_dataset(module, attribute))
     if not any(character in pattern for character in _GLOB):
         raise FileNotFoundError(f"no such file or folder: {path}")
     found = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(file)]
@@ -121,6 +120,14 @@ def find_samples(given: Any) -> Source:
         raise FileNotFoundError(f"no file matches {pattern}")
     fixed = pattern[: min(pattern.find(character) for character in _GLOB if character in pattern)]
     return _photos(found, Path(os.path.dirname(fixed)))
+
+
+def _dataset(module: str, attribute: str) -> Any:
+    try:
+        make = getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"{module}:{attribute} is neither a file nor a function with a dataset: {error}") from error
+    return make()
 
 
 def file_name(sample_id: str) -> str:

@@ -1,0 +1,74 @@
+"""Where workers run: what a run needs to know of it, and the one that is this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from spade_fast.cluster import memory
+from spade_fast.cluster.job import Job, bytes_a_sample, model_bytes
+from spade_fast.cluster.local import run_here
+from spade_fast.cluster.processes import run_processes
+from spade_fast.cluster.schedule import Schedule
+from spade_fast.cluster.worker import Outcome
+from spade_fast.models import LoadedModel
+from spade_fast.photos import check_names
+
+ENGINES = ("local", "ray")
+
+
+class Engine(Protocol):
+    """A machine or several."""
+
+    def count_workers(self, job: Job, model: LoadedModel) -> int:
+        """Return for how many workers there is room."""
+
+    def free_bytes(self, job: Job) -> int:
+        """Return the memory of all workers together."""
+
+    def outcomes(
+        self, job: Job, model: LoadedModel, schedule: Schedule, workers: int, samples_per_solve: int
+    ) -> Generator[Outcome, None, None]:
+        """Work through a schedule, and give the final outcomes."""
+
+
+class Local:
+    """This process if there is one worker, other processes if there are more."""
+
+    def count_workers(self, job: Job, model: LoadedModel) -> int:
+        a_worker = bytes_a_sample(job, model) + model_bytes(model)
+        return memory.count_workers(job.facts["threads"], job.facts["device"], a_worker, self.free_bytes(job))
+
+    def free_bytes(self, job: Job) -> int:
+        return memory.free_bytes(job.facts["device"])
+
+    def outcomes(
+        self, job: Job, model: LoadedModel, schedule: Schedule, workers: int, samples_per_solve: int
+    ) -> Generator[Outcome, None, None]:
+        if workers == 1:
+            return run_here(job, model, schedule, samples_per_solve)
+        return run_processes(job, schedule, workers, samples_per_solve)
+
+
+@contextmanager
+def open_engine(name: str, address: str | None) -> Iterator[Engine]:
+    """Make an engine ready for the length of a ``with`` block.
+
+    Raises
+    ------
+    ValueError
+        No such engine, or an address for one that has none.
+    ImportError, ConnectionError
+        As in `spade_fast.cluster.ray_engine.connected`.
+    """
+    check_names("engine", [name], ENGINES)
+    if name == "local":
+        if address is not None:
+            raise ValueError("engine 'local' has no address: use engine 'ray'")
+        yield Local()
+    else:
+        from spade_fast.cluster.ray_engine import connected
+
+        with connected(address) as cluster:
+            yield cluster

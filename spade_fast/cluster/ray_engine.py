@@ -1,0 +1,235 @@
+"""Engine for a Ray cluster: an actor a worker, with a network each. One that dies is replaced, its samples tried again.
+
+A cluster that is started here listens on loopback and has no dashboard.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+
+from spade_fast.cluster.job import Job
+from spade_fast.cluster.schedule import POLL, Schedule, Starts
+from spade_fast.cluster.worker import Outcome, Worker
+from spade_fast.models import LoadedModel
+
+_LOOPBACK = "127.0.0.1"
+# Where this is 0 when Ray is imported, a cluster that Ray starts is for this machine only. It goes for Linux too.
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_REACH = 5.0  # seconds to reach a cluster
+_OBJECT_STORE = 100 * 2**20  # bytes; results are files, so that it holds little more than the job
+
+
+class RayCluster:
+    """The cluster that this process is connected to."""
+
+    def count_workers(self, job: Job, model: LoadedModel) -> int:
+        """Return how many workers the cluster has room for; ValueError if none."""
+        import ray
+
+        threads, device = job.facts["threads"], job.facts["device"]
+        resources = ray.cluster_resources()
+        room = int(resources.get("GPU", 0)) if _gpus(job) else int(resources.get("CPU", 0)) // threads
+        if room == 0:
+            raise ValueError(f"the cluster has no room for a worker with {threads} threads on {device!r}")
+        return room
+
+    def free_bytes(self, job: Job) -> int:
+        """Return the memory of all nodes together."""
+        import ray
+
+        return int(ray.cluster_resources().get("memory", 0))
+
+    def outcomes(
+        self, job: Job, model: LoadedModel, schedule: Schedule, workers: int, samples_per_solve: int
+    ) -> Generator[Outcome, None, None]:
+        """Work through a schedule with actors, and give the final outcomes.
+
+        Raises
+        ------
+        ChildProcessError
+            Actor after actor dies before it begins to work.
+
+        Others are those of `Worker`.
+        """
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        shared = ray.put(job)
+        starts = Starts()
+        team: list[_Member] = []
+        try:
+            team += [_Member(shared, job, samples_per_solve) for _ in range(workers)]
+            while not schedule.done:
+                for member in team:
+                    if member.outcomes is None:
+                        member.give(schedule.task())
+                places = {member.outcomes: place for place, member in enumerate(team) if member.outcomes is not None}
+                for outcomes in _ready(list(places)):
+                    member = team[places[outcomes]]
+                    try:
+                        outcome = member.receive()
+                    except RayTaskError as error:
+                        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+                    except RayError as error:
+                        member.end()
+                        starts.note(member.began, " ".join(str(error).split()))
+                        yield from schedule.died(member.task)
+                        team[places[outcomes]] = _Member(shared, job, samples_per_solve)
+                        continue
+                    if member.began:
+                        starts.note(True)
+                    if outcome is not None and schedule.take(outcome):
+                        yield outcome
+        finally:
+            for member in team:
+                member.end()
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[RayCluster]:
+    """Connect to a cluster; None: to the one this process uses already, or to one that is started for the block.
+
+    Raises
+    ------
+    ImportError
+        Ray is missing.
+    ValueError
+        An address of the Ray Client, or one that Ray would take for another.
+    ConnectionError
+        There is no cluster at the address, or it could not be started on loopback.
+    """
+    if address is not None:
+        _check_address(address)
+    local = {"RAY_USAGE_STATS_ENABLED": "0", _CLUSTERS: "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with _environment(local if address is None else {}):
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError("engine 'ray' needs Ray: pip install 'spade_fast[cluster]'") from error
+        if ray.is_initialized():
+            yield RayCluster()
+            return
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if address is None:
+            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    try:
+        if address is None and ray.util.get_node_ip_address() != _LOOPBACK:
+            raise ConnectionError(
+                "Ray was imported before, and would not stay on loopback: import it later, "
+                f"set {_CLUSTERS}=0, or call ray.init yourself"
+            )
+        yield RayCluster()
+    except SystemExit:
+        signal.alarm(0)  # where SIGTERM is the reason, Ray has set one that aborts the process while it is cleaning up
+        raise
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Try to reach a cluster: where it cannot be, Ray ends the whole process."""
+    if "://" in address:
+        raise ValueError(f"address must be HOST:PORT or 'auto', on a node of the cluster, got {address!r}")
+    host, _, port = address.rpartition(":")
+    if host in (_LOOPBACK, "localhost") and os.environ.get(_CLUSTERS) != "0":
+        raise ValueError(
+            f"Ray takes {host} for this machine's outer address: give the one that `ray start` printed, or, "
+            f"if the cluster was started with {_CLUSTERS}=0, set that here too"
+        )
+    if host:
+        try:
+            socket.create_connection((host, int(port)), _REACH).close()
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"there is no Ray cluster at {address}: {error}") from error
+
+
+class _Member:
+    """An actor as the driver sees it; `task` holds the samples whose outcome is not known yet."""
+
+    def __init__(self, shared: Any, job: Job, samples_per_solve: int) -> None:
+        import ray
+
+        options = {"num_cpus": job.facts["threads"], "num_gpus": _gpus(job), "scheduling_strategy": "SPREAD"}
+        actor: Any = ray.remote(_Actor)
+        self.actor = actor.options(**options).remote(shared, samples_per_solve)
+        self.task: list[int] = []
+        self.began = False
+        self.outcomes: Any = self.actor.begin.options(num_returns="streaming").remote()
+
+    def give(self, task: list[int]) -> None:
+        """Send a task, if there is one."""
+        if task:
+            self.task = task
+            self.outcomes = self.actor.run.options(num_returns="streaming").remote(task)
+
+    def receive(self) -> Outcome | None:
+        """Return the next outcome of the task, None at its end."""
+        import ray
+
+        try:
+            outcome = ray.get(next(self.outcomes))
+        except StopIteration:
+            self.outcomes, self.began = None, True
+            return None
+        self.task.remove(outcome.index)
+        return outcome
+
+    def end(self) -> None:
+        """End the actor."""
+        import ray
+
+        with suppress(Exception):  # it may have died, or the cluster
+            ray.kill(self.actor)
+
+
+class _Actor:
+    """A worker in a process of Ray's."""
+
+    def __init__(self, job: Job, samples_per_solve: int) -> None:
+        self._job, self._samples_per_solve = job, samples_per_solve
+
+    def begin(self) -> Iterator[Outcome]:
+        """Load the network."""
+        torch.set_num_threads(self._job.facts["threads"])
+        self._worker = Worker(self._job, self._samples_per_solve)
+        yield from ()
+
+    def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
+        """Work on samples."""
+        yield from self._worker.run(indices)
+
+
+def _ready(generators: list[Any]) -> list[Any]:
+    import ray
+
+    if not generators:
+        return []
+    return ray.wait(generators, num_returns=len(generators), timeout=POLL, fetch_local=False)[0]
+
+
+def _gpus(job: Job) -> int:
+    return int(torch.device(job.facts["device"]).type == "cuda")
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,164 @@
+"""Batches on a real Ray cluster of this machine, under real faults."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("captum")
+pytest.importorskip("kornia")
+pytest.importorskip("typer")
+pytest.importorskip("PIL.Image")
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("Ray is not installed", allow_module_level=True)
+
+from batches import contents, make_photos, no_leftovers, run_small
+from batches_network import FOLDER, Deadly
+from test_batch_processes import MODEL, gone, start, wait_for, waiting
+from typer.testing import CliRunner
+
+from spade_fast.cli import app
+from spade_fast.cluster import OutputError
+from spade_fast.cluster.ray_engine import connected
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("input") / "photos"
+    make_photos(folder, 6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory) -> Path:
+    """Where the network looks for the gate, in this process and in those of the cluster."""
+    folder = tmp_path_factory.mktemp("notes")
+    os.environ[FOLDER] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(notes):
+    with connected(None):
+        yield
+
+
+@pytest.fixture
+def gate(notes) -> Path:
+    for path in notes.iterdir():
+        path.unlink()
+    (notes / "gate").touch()
+    return notes
+
+
+@pytest.fixture(scope="module")
+def expected(photos, notes, tmp_path_factory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    run_small(photos, out, MODEL)
+    return contents(out)
+
+
+# Before the cluster of the other tests is started: a process has one at a time.
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (None, "engine 'ray' needs Ray: pip install 'spade_fast[cluster]'"),
+        ("127.0.0.1:1", "Ray takes 127.0.0.1 for this machine's outer address"),
+        ("127.0.0.2:1", "there is no Ray cluster at 127.0.0.2:1: [Errno 111]"),
+        ("host:x", "there is no Ray cluster at host:x"),
+        ("ray://127.0.0.1:1", "address must be HOST:PORT or 'auto'"),
+    ],
+)
+def test_clusters_that_cannot_be_used(photos, notes, tmp_path, monkeypatch, address, message):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    options = ["--model", MODEL, "--out", str(tmp_path / "out"), "--engine", "ray"]
+    result = CliRunner().invoke(app, ["batch", str(photos), *options, *(["--address", address] if address else [])])
+    assert result.exit_code == 2 and message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_driver_goes_on(photos, gate, expected, tmp_path, how):
+    out = tmp_path / "out"
+    driver = start(photos, out, engine="ray", workers=1)
+    held = wait_for(lambda: waiting(gate))
+    begin = time.monotonic()
+    driver.send_signal(how)
+    output, _ = driver.communicate(timeout=10)
+    assert time.monotonic() - begin < 10
+    assert driver.returncode == (143 if how == signal.SIGTERM else -9), output
+    wait_for(lambda: all(map(gone, held)), 20)
+    (gate / "gate").unlink()
+    assert run_small(photos, out, MODEL).finished == 6
+    assert contents(out) == expected and no_leftovers(out)
+
+
+def listening(process: int) -> set[str]:
+    """Addresses, as the kernel writes them, on which a process and its children listen."""
+    found, sockets = set(), set()
+    for entry in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):
+            sockets.add(os.readlink(entry))
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and f"socket:[{columns[9]}]" in sockets:
+                found.add(columns[1].split(":")[0])
+    for task in Path(f"/proc/{process}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found |= listening(int(child))
+    return found
+
+
+def test_the_cluster_stays_on_loopback(cluster):
+    addresses = listening(os.getpid())
+    assert addresses and addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def test_killed_workers_are_replaced_and_bad_samples_recorded(photos, gate, cluster, expected, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    for name, size in (("cut.png", 200), ("empty.png", 0)):
+        (tmp_path / "photos" / name).write_bytes((photos / "00.png").read_bytes()[:size])
+    killed = []
+
+    def kill() -> None:
+        for process in wait_for(lambda: len(waiting(gate)) == 2 and waiting(gate)):
+            killed.append(process)
+            os.kill(process, signal.SIGKILL)
+        (gate / "gate").unlink()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    out = tmp_path / "out"
+    summary = run_small(tmp_path / "photos", out, MODEL, engine="ray", workers=2, samples_per_solve=2)
+    killer.join()
+    assert len(killed) == 2 and summary.finished == 6 and sorted(summary.failed) == ["cut.png", "empty.png"]
+    assert contents(out) == expected and no_leftovers(out)
+
+
+def test_a_sample_that_kills_its_workers_is_given_up(cluster, gate, tmp_path):
+    (gate / "gate").unlink()
+    summary = run_small(Deadly(), tmp_path / "out", MODEL, engine="ray", workers=1)
+    assert summary.failed == {"2": "killed its worker 2 times"} and summary.finished == 3
+
+
+def test_a_full_disk_ends_the_run(photos, cluster, gate, small_disk, expected):
+    (gate / "gate").unlink()
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    (small_disk / "filler").write_bytes(bytes(free - 60 * 1024))
+    out = small_disk / "out"
+    with pytest.raises(OutputError, match="No space left on device"):
+        run_small(photos, out, MODEL, engine="ray", workers=1, samples_per_solve=1)
+    made = contents(out)
+    assert 0 < len(made) < 6 and all(expected[name] == content for name, content in made.items())
