@@ -276,3 +276,12 @@ def test_tables_hold_means_and_differences_of_the_records(emojis):
     }
     setting |= {"probability": 50.0, "decides": 75.0, "layer error": 1.0, "seconds to solve": 1.0}
     assert len({line.count("|") for line in study_table([setting]).splitlines()}) == 1
+
+
+def test_maps_without_energy_do_not_count():
+    from report import _mean, interval
+
+    assert _mean({"a": 0.5, "b": float("nan"), "c": 1.0}, ["a", "b", "c"]) == 0.75
+    assert np.isnan(_mean({"a": float("nan")}, ["a"]))
+    assert interval([0.5, float("nan"), 0.5], ["x", "x", "y"]) == {"mean": 50.0, "low": 50.0, "high": 50.0}
+    assert all(np.isnan(value) for value in interval([float("nan")] * 2, ["x", "y"]).values())

@@ -55,7 +55,7 @@ def results() -> None:
     ]
     write("trojan", "Explanations of traces", tables, content)
     draw_cases(trojan, records, RESULTS)
-    draw_figure_one(trojan, RESULTS / "trojan_class.png")
+    draw_figure_one(trojan, RESULTS / "trojan_class.jpg")
     CONSOLE.print(f"{RESULTS / 'trojan.md'} and pictures beside it, {(time.perf_counter() - start) / 60:.0f} minutes")
 
 

@@ -24,7 +24,7 @@ from spade_fast.trace import PrunedLayer, hash_weights, weights_applied
 from spade_fast.tune import Candidates
 
 WITH_SLOW = ("dense", "fast", "exact")
-TRIGGERS_EACH, MOSAICS = 3, 12
+TRIGGERS_EACH, MOSAICS = 3, 10
 CALIBRATION = Calibration()
 Images = Mapping[str, tuple[str, Tensor]]
 

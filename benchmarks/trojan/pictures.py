@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from cases import Case, clean_image
 from measure import CALIBRATION, Experiment
+from PIL import Image
 from records import Records
 from rows import chosen, shares_of, solve
 from scoring import FAST, Scorer
@@ -34,7 +36,7 @@ def draw_cases(experiment: Experiment, records: Records, folder: Path) -> None:
 
     ordered = sorted(experiment.cases, key=gain)
     for title, case in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2]), ("worst", ordered[0])):
-        _draw_case(experiment, records, case, title, gain(case), folder / f"trojan_{title}.png")
+        _draw_case(experiment, records, case, title, gain(case), folder / f"trojan_{title}.jpg")
 
 
 def _draw_case(experiment: Experiment, records: Records, case: Case, title: str, gain: float, file: Path) -> None:
@@ -58,7 +60,12 @@ def _draw_case(experiment: Experiment, records: Records, case: Case, title: str,
         columns.append(Column(experiment.rows[row].title, captions, maps))
     heading = f"The {title} of {len(experiment.cases)} cases: AUC {100 * gain:+.1f} points over the dense network"
     subtitle = f"Evidence for “{network.class_name(case.target)}”, the class of the trigger"
-    draw(file, pixels_of(network, case.image), columns, [METHODS[method].title for method in _SHOWN], heading, subtitle)
+    titles = [METHODS[method].title for method in _SHOWN]
+    with TemporaryDirectory() as folder:
+        drawn = Path(folder) / "drawn.png"
+        draw(drawn, pixels_of(network, case.image), columns, titles, heading, subtitle)
+        with Image.open(drawn) as picture:
+            picture.convert("RGB").reduce(2).save(file, quality=85)
 
 
 def pixels_of(network: LoadedModel, image: torch.Tensor) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,19 @@ Interval = Mapping[str, float]
 
 
 def interval(values: Sequence[float], sources: Sequence[str]) -> dict[str, float]:
-    """Mean in percent, and the ends of its 95 % interval by bootstrap over the sources."""
+    """Mean in percent, and the ends of its 95 % interval by bootstrap over the sources.
+
+    What is NaN (the energy of a map that is zero everywhere) does not count; without anything else all three are NaN.
+    """
+    if np.isnan(values).all():
+        return dict.fromkeys(("mean", "low", "high"), math.nan)
     low, high = bootstrap_interval(values, sources)
     return {"mean": 100 * float(np.nanmean(values)), "low": 100 * low, "high": 100 * high}
+
+
+def _mean(scores: Mapping[str, float], methods: Iterable[str]) -> float:
+    known = [scores[method] for method in methods if not math.isnan(scores[method])]
+    return fmean(known) if known else math.nan
 
 
 def summarise(experiment: Experiment, records: Records, metric: str) -> dict[str, Any]:
@@ -38,8 +50,8 @@ def _of_row(row: str, names: Sequence[str], experiment: Experiment, records: Rec
     sources = [one["source"] for one in found]
     values = {method: [one[metric][method] for one in found] for method in FAST}
     dense = [records["dense", name] for name in names]
-    fast = [np.mean([one[metric][method] for method in FAST]) for one in found]
-    gain = [value - np.mean([one[metric][method] for method in FAST]) for value, one in zip(fast, dense, strict=True)]
+    fast = [_mean(one[metric], FAST) for one in found]
+    gain = [value - _mean(one[metric], FAST) for value, one in zip(fast, dense, strict=True)]
     summary: dict[str, Any] = {
         "title": experiment.rows[row].title,
         "cases": len(found),
@@ -59,7 +71,7 @@ def _of_row(row: str, names: Sequence[str], experiment: Experiment, records: Rec
         sources = [one["source"] for one in some]
         for method in SLOW:
             summary["methods"][method] = interval([one[metric][method] for one in some], sources)
-        everything = [np.mean([one[metric][method] for method in METHODS]) for one in some]
+        everything = [_mean(one[metric], METHODS) for one in some]
         summary["mean of all methods"] = {**interval(everything, sources), "cases": len(some)}
     return summary
 
@@ -74,7 +86,7 @@ def differences(experiment: Experiment, records: Records, metric: str) -> list[d
     lines = []
     for first, second in pairs:
         found = [[records[row, case.name] for case in experiment.cases] for row in (first, second)]
-        values = [[np.mean([one[metric][method] for method in FAST]) for one in of_row] for of_row in found]
+        values = [[_mean(one[metric], FAST) for one in of_row] for of_row in found]
         lines.append(
             {
                 "of": experiment.rows[first].title,
@@ -164,9 +176,13 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
+def _rounded(text: str) -> float:
+    return float(f"{float(text):.5g}")
+
+
 def write(name: str, title: str, tables: Sequence[str], content: Mapping[str, Any]) -> None:
     """Write ``NAME.md`` and ``NAME.json`` into the results."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(f"# {title}\n\n" + "\n".join(tables), encoding="utf-8")
-    rounded = json.loads(json.dumps(content), parse_float=lambda text: float(f"{float(text):.5g}"))
+    rounded = json.loads(json.dumps(content), parse_float=_rounded, parse_constant=lambda name: None)
     (RESULTS / f"{name}.json").write_text(json.dumps(rounded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
