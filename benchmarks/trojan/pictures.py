@@ -106,9 +106,10 @@ def draw_figure_one(experiment: Experiment, file: Path) -> None:
                 )
             axes.imshow(picture.permute(1, 2, 0).numpy())
         row[0].set_ylabel(f"“{network.class_name(case.target)}”")
-        for axes, name in zip(row, names, strict=True):
-            axes.set(xticks=[], yticks=[], title=name if row is grid[0] else "")
-            axes.title.set_fontsize(9)
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name, fontsize=9)
     figure.savefig(file)
 
 

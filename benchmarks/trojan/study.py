@@ -73,6 +73,9 @@ def settings(network: LoadedModel) -> Iterator[Setting]:
     for block in (None, 2, 8):  # None is 1 here, and 8 divides the columns of all layers
         name = str(block or 1)
         yield Setting("columns whose mask SparseGPT chooses together", name, calibration=_with(block=block))
+    for block in (None, 4, 8):
+        name = str(block or 1)
+        yield Setting("columns that exact OBS removes together", name, "exact", calibration=_with(block=block))
 
 
 def _with(**changes) -> Calibration:
