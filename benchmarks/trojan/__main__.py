@@ -29,13 +29,8 @@ def results() -> None:
     mosaics = mosaic_experiment()
     of_mosaics = measure(mosaics)
     energy = summarise(mosaics, of_mosaics, "energy")
-    differing = {
-        name: differences(one, of_one, metric)
-        for name, one, of_one, metric in (
-            ("trojan", trojan, records, "auc"),
-            ("mosaics", mosaics, of_mosaics, "energy"),
-        )
-    }
+    of_triggers = differences(trojan, records, "auc")
+    of_cells = differences(mosaics, of_mosaics, "energy")
     content = {
         "trojan": json.loads(CHECKS.read_text(encoding="utf-8")),
         "sparsity": {row: trojan.rows[row].sparsity for row in ("fast", "exact")},
@@ -43,15 +38,15 @@ def results() -> None:
         "pointing game": summarise(trojan, records, "pointing"),
         "grid pointing game": energy,
         "grid AUC": summarise(mosaics, of_mosaics, "auc"),
-        "differences": differing,
+        "differences": {"trojan": of_triggers, "mosaics": of_cells},
     }
     tables = [
         table(localisation, f"Localisation AUC, %, of the trigger in {len(trojan.cases)} images"),
-        differences_table(differing["trojan"]),
+        differences_table(of_triggers),
         table(
             energy, f"Grid pointing game: % of a map inside the cell asked for, {len(mosaics.cases)} cells; chance 25"
         ),
-        differences_table(differing["mosaics"]),
+        differences_table(of_cells),
     ]
     write("trojan", "Explanations of traces", tables, content)
     draw_cases(trojan, records, RESULTS)

@@ -127,7 +127,7 @@ def _send(connection: Connection, error: Exception) -> None:
         connection.send(error)
     except OSError:
         pass  # nobody listens any more
-    except Exception:
+    except Exception:  # an error of the user's own network or dataset may not be picklable, and fail in any way
         connection.send(RuntimeError(describe(error)))
 
 
