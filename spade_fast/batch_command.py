@@ -77,6 +77,14 @@ def batch(
     samples_per_solve: Annotated[
         int | None, typer.Option(help="Default: as memory allows, up to 8.", rich_help_panel=_WORK)
     ] = None,
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            help="Move finished samples into zip files of so many; default: files of their own.",
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done.", rich_help_panel=_WORK)
     ] = False,
@@ -110,6 +118,7 @@ def batch(
                     address=address,
                     workers=workers,
                     samples_per_solve=samples_per_solve,
+                    pack=pack,
                     dry_run=dry_run,
                     progress=None if dry_run else report,
                 )

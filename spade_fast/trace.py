@@ -10,13 +10,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
@@ -218,11 +220,15 @@ class Trace:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no such trace file: {path}")
+        return cls.from_bytes(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, contents: bytes, path: str = "this") -> Trace:
+        """Read the contents of a file that :meth:`save` wrote; errors name it `path`, and are those of :meth:`load`."""
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
+            tensors = from_safetensors(contents)
+            metadata = safetensors_metadata(BytesIO(contents), len(contents))
+        except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is no trace file, or a truncated one: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is a safetensors file, but holds no trace")
@@ -345,13 +351,34 @@ def safetensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     return b"".join([len(header).to_bytes(8, "little"), header, memoryview(plain)[end:]])
 
 
+def safetensors_metadata(file: IO[bytes], size: int) -> dict[str, str]:
+    """Read the metadata of a safetensors file of `size` bytes; ValueError if it is none, or not whole."""
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        entries = json.loads(file.read(min(length, size)))
+        metadata = entries.pop("__metadata__", {})
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError("its header is damaged") from error
+    if end != size:
+        raise ValueError("its size is not the one its header says")
+    return metadata
+
+
 def write_whole(path: Path, contents: bytes, what: str) -> None:
     """Write a file that appears when it is complete and on disk; `what` it holds is named if that fails (OSError)."""
+    with whole_file(path, what) as file:
+        file.write(contents)
+
+
+@contextmanager
+def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
+    """Open a file that appears when the ``with`` block has ended and all is on disk; errors as of `write_whole`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(contents)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -33,9 +34,14 @@ def run_small(samples: Any, out: Path, model: str, **options: Any) -> Summary:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """The bytes of all results."""
+    """The bytes of all results, packed or not."""
     files = [*out.glob("traces/*"), *out.glob("maps/*")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+    found = {str(path.relative_to(out)): path.read_bytes() for path in files}
+    for path in out.glob("packs/[!.]*"):
+        with ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.startswith("reports/")]
+            found.update({name: archive.read(name) for name in names})
+    return found
 
 
 def no_leftovers(out: Path) -> bool:

@@ -25,9 +25,10 @@ from spade_fast.cli import app  # noqa: E402
 from spade_fast.cluster import OutputError, run, worker  # noqa: E402
 from spade_fast.cluster.job import make_job  # noqa: E402
 from spade_fast.cluster.memory import count_workers, fit, free_bytes  # noqa: E402
+from spade_fast.cluster.results import read_header  # noqa: E402
 from spade_fast.cluster.samples import Items, file_name, find_samples  # noqa: E402
 from spade_fast.cluster.schedule import Schedule  # noqa: E402
-from spade_fast.cluster.store import Store, read_header  # noqa: E402
+from spade_fast.cluster.store import Store  # noqa: E402
 from spade_fast.cluster.worker import Outcome, Worker, patiently  # noqa: E402
 from spade_fast.models import load_model  # noqa: E402
 from spade_fast.photos import TraceSettings, trace_photo  # noqa: E402
@@ -294,11 +295,11 @@ def test_claims(small, photos, tmp_path):
     assert os.read(reader, 1) == b"\1"
     outcomes = list(Worker(job, 2, model).run([0, 1]))
     assert outcomes == [Outcome(0, "busy"), Outcome(1, "finished")]
-    store.remove_leftovers(job.source.ids)
+    store.remove_leftovers()
     assert leftover.exists()
     os.write(release, b"x")
     os.waitpid(child, 0)
-    store.remove_leftovers(job.source.ids)
+    store.remove_leftovers()
     assert not leftover.exists()
     outcomes = list(Worker(job, 2, model).run([0, 1]))
     assert sorted((outcome.index, outcome.state) for outcome in outcomes) == [(0, "finished"), (1, "finished")]

@@ -20,7 +20,7 @@ pytest.importorskip("PIL.Image")
 from batches import contents, make_photos, no_leftovers, run_small
 from batches_network import FOLDER, Deadly
 
-from spade_fast.cluster import OutputError
+from spade_fast.cluster import OutputError, Results
 
 MODEL = "batches_network:loaded"
 COMMAND = "from spade_fast.cli import main; main()"
@@ -152,13 +152,13 @@ with exit_on_sigterm(grace=0.5):
 def test_two_runs_on_one_folder(photos, watched, expected):
     (watched / "gate").touch()
     out = watched / "out"
-    runs = [start(photos, out, workers=1, **{"samples-per-solve": size}) for size in (1, 2)]
+    runs = [start(photos, out, workers=1, **{"samples-per-solve": size, "pack": size + 1}) for size in (1, 2)]
     wait_for(lambda: len(waiting(watched)) == 2)
     (watched / "gate").unlink()
     for process in runs:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0 and "6 samples: 6 finished" in output, output
-    assert contents(out) == expected and no_leftovers(out)
+    assert contents(out) == expected and no_leftovers(out) and len(Results(out)) == 6
     assert sum(map(int, (watched / "solved").read_text().split())) == 6, "none was solved twice"
 
 

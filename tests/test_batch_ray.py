@@ -141,7 +141,7 @@ def test_killed_workers_are_replaced_and_bad_samples_recorded(photos, gate, clus
     killer = threading.Thread(target=kill)
     killer.start()
     out = tmp_path / "out"
-    summary = run_small(tmp_path / "photos", out, MODEL, engine="ray", workers=2, samples_per_solve=2)
+    summary = run_small(tmp_path / "photos", out, MODEL, engine="ray", workers=2, samples_per_solve=2, pack=3)
     killer.join()
     assert len(killed) == 2 and summary.finished == 6 and sorted(summary.failed) == ["cut.png", "empty.png"]
     assert contents(out) == expected and no_leftovers(out)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from spade_fast.cluster.store import OutputError, read_header, read_run
+from spade_fast.cluster.results import Results, json_entries
+from spade_fast.cluster.store import OutputError
 from spade_fast.trace import write_whole
 
 INDEX = "index.parquet"
@@ -18,7 +18,7 @@ STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
 COLUMNS = {
     "id": "string",
     "state": "string",  # finished, failed or damaged
-    "file": "string",  # of the trace, inside the folder
+    "file": "string",  # with the trace, inside the folder: its own, or a zip file
     "error": "string",
     "sparsity": "double",  # of all pruned layers together
     "layers": "int32",  # that were pruned
@@ -31,6 +31,8 @@ COLUMNS = {
     "probability_after": "double",
     "probability_after_of_class_before": "double",
     "warnings": "string",
+    "worker": "string",  # machine and process
+    "together": "int32",  # samples of its solve
     **{f"seconds_{stage}": "double" for stage in STAGES},
 }
 _ROWS_A_GROUP = 10_000
@@ -54,7 +56,7 @@ def write_index(folder: str | Path) -> Counter[str]:
         pyarrow is missing.
     """
     folder = Path(folder)
-    read_run(folder)
+    results = Results(folder)
     try:
         import pyarrow
         from pyarrow import parquet
@@ -63,7 +65,7 @@ def write_index(folder: str | Path) -> Counter[str]:
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
     states: Counter[str] = Counter()
     sink = pyarrow.BufferOutputStream()
-    rows = _rows(folder)
+    rows = _rows(results, folder)
     with parquet.ParquetWriter(sink, schema) as writer:
         while group := list(islice(rows, _ROWS_A_GROUP)):
             states.update(row["state"] for row in group)
@@ -75,17 +77,18 @@ def write_index(folder: str | Path) -> Counter[str]:
     return states
 
 
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob("traces/*.safetensors")):
-        stored = read_header(path)
-        facts = {"file": path.relative_to(folder).as_posix()}
-        if stored is None:
-            yield {"state": "damaged", **facts}
+def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
+    stems = set()
+    for found in results.stored():
+        stems.add(found.stem)
+        if found.header is None:
+            yield {"state": "damaged", "file": found.file}
         else:
-            yield {**facts, **_finished(stored), **_report(folder / "reports" / f"{path.stem}.json")}
+            yield {"file": found.file, **_finished(found.header), **_report(found.report)}
     for path in sorted(folder.glob("errors/*.json")):
-        if not (folder / "traces" / f"{path.stem}.safetensors").exists():
-            yield {**_read(path, ("id", "error")), "state": "failed"}
+        if path.stem not in stems:
+            error = json_entries(path.read_bytes())
+            yield {"state": "failed", "id": error.get("id"), "error": error.get("error")}
 
 
 def _finished(stored: dict[str, Any]) -> dict[str, Any]:
@@ -108,19 +111,10 @@ def _finished(stored: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _report(path: Path) -> dict[str, Any]:
-    report = _read(path, ("seconds", "warnings"))
+def _report(report: dict[str, Any]) -> dict[str, Any]:
     seconds, warnings = report.get("seconds", {}), report.get("warnings")
     return {
         **{f"seconds_{stage}": seconds.get(stage) for stage in STAGES},
+        **{name: report.get(name) for name in ("worker", "together")},
         "warnings": "; ".join(warnings) if warnings else None,
     }
-
-
-def _read(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Some entries of a JSON file; none if it is lost."""
-    try:
-        contents = json.loads(path.read_bytes())
-        return {name: contents[name] for name in names}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}

@@ -71,11 +71,14 @@ class Job:
         Where the results go; the same for all workers.
     facts
         All that the results depend on, besides the sample: settings, hash of the network, versions.
+    pack
+        Finished samples that a worker moves into a zip file; 0 for none.
     """
 
     source: Source
     folder: Path
     facts: dict[str, Any]
+    pack: int = 0
 
     @property
     def hash(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def run(
     address: str | None = None,
     workers: int | None = None,
     samples_per_solve: int | None = None,
+    pack: int | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
@@ -92,6 +93,9 @@ def run(
         None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows.
     samples_per_solve
         At most; None for as many as memory allows, up to 8.
+    pack
+        Samples whose files a worker moves into one zip file when they are finished; None to leave each its own. At the
+        end all are packed, by as many. `Results` reads both.
     dry_run
         Check everything, but write and do nothing.
     progress
@@ -114,18 +118,19 @@ def run(
     ChildProcessError
         Worker after worker ends before it begins to work.
     """
-    for name, number in (("workers", workers), ("samples_per_solve", samples_per_solve)):
+    for name, number in (("workers", workers), ("samples_per_solve", samples_per_solve), ("pack", pack)):
         if number is not None:
             integer(name, number, 1)
     source = find_samples(samples)
     job, model = make_job(source, Path(out), settings or BatchSettings(), here=engine == "local")
+    job = replace(job, pack=pack or 0)
     store = Store(job)
     with open_engine(engine, address) as place, closing(store):
         if dry_run:
             store.check()
         else:
             store.open()
-        todo = [index for index, name in enumerate(source.ids) if not store.finished(name)]
+        todo = [index for index, finished in enumerate(store.finished(source.ids)) if not finished]
         workers = max(1, min(place.count_workers(job, model) if workers is None else workers, len(todo)))
         together = samples_per_solve or fit(place.free_bytes(job) // workers, bytes_a_sample(job, model))
         together = max(1, min(together, -(-len(todo) // workers)))
@@ -134,13 +139,15 @@ def run(
             progress(summary)
         if dry_run:
             return summary
-        if todo:
-            store.remove_leftovers(source.ids)
-            try:
+        store.remove_leftovers()
+        try:
+            if todo:
                 with closing(place.outcomes(job, model, Schedule(todo, together), workers, together)) as outcomes:
                     _follow(outcomes, store, source.ids, summary, progress)
-            finally:
-                store.remove_leftovers(source.ids)
+            if pack is not None:
+                store.pack_all(pack)
+        finally:
+            store.remove_leftovers()
         if can_index():
             write_index(job.folder)
     return summary

@@ -61,7 +61,7 @@ class Schedule:
         """Note that a worker died over samples, which are tried alone then; return those that are given up."""
         if len(left) == 1:
             self._kills[left[0]] += 1
-        else:
+        elif left:
             self._group = max(1, self._group // 2)  # the system may have killed it for its memory
         given_up = [index for index in left if self._kills[index] >= DEADLY]
         self._open.difference_update(given_up)

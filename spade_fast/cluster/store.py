@@ -1,8 +1,8 @@
 """The folder of a batch: what is finished, what failed, and for which settings.
 
 ``run.json`` says what the results depend on. A sample is finished when its file is in ``traces``, where it appears
-whole. Beside it are ``maps`` (explanations, safetensors), ``reports`` (seconds; no result depends on them) and
-``errors`` (JSON).
+whole. Beside it are ``maps`` (explanations, safetensors), ``reports`` (JSON: seconds, worker; no result depends on
+them) and ``errors`` (JSON). A zip file in ``packs`` holds the files of many finished samples instead.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from spade_fast.cluster.job import Job
+from spade_fast.cluster.packs import Packs, pack_stem
+from spade_fast.cluster.results import FORMAT, RUN_FILE, maps_name, read_header, read_run, report_name, trace_name
 from spade_fast.cluster.samples import file_name
 from spade_fast.trace import write_whole
 
-RUN_FILE = "run.json"
-FORMAT = "spade_fast.batch"
-_FOLDERS = ("traces", "maps", "reports", "errors")
+_FOLDERS = ("traces", "maps", "reports", "errors", "packs")
 _LOCKS = ".locks"
 _OPENING = 1 << 60  # behind the places of all samples
 _TEMPORARY = ".*.tmp"
@@ -45,6 +43,7 @@ class Store:
 
     def __init__(self, job: Job) -> None:
         self.folder, self.hash, self._facts = job.folder, job.hash, job.facts
+        self._packs = Packs(job.folder, job.hash)
         self._claims: int | None = None
 
     def open(self) -> None:
@@ -92,30 +91,59 @@ class Store:
 
     def trace_path(self, sample_id: str) -> Path:
         """Where the sample's trace lies once it is finished."""
-        return self.folder / "traces" / f"{file_name(sample_id)}.safetensors"
+        return self.folder / trace_name(file_name(sample_id))
 
     def maps_path(self, sample_id: str) -> Path:
         """Where the sample's explanations lie."""
-        return self.folder / "maps" / f"{file_name(sample_id)}.safetensors"
+        return self.folder / maps_name(file_name(sample_id))
 
-    def finished(self, sample_id: str) -> bool:
-        """Whether the sample's file is there, whole and of this run.
+    def finished(self, sample_ids: Sequence[str]) -> list[bool]:
+        """Whether each sample's file is there, whole and of this run.
 
         Raises
         ------
         ValueError
-            It belongs to another run.
+            One belongs to another run.
         """
-        header = read_header(self.trace_path(sample_id))
-        if header is None:
-            return False
-        if header["header"].get("run") != self.hash:
-            raise ValueError(f"{self.trace_path(sample_id)} was made by a run of other settings or another model")
-        return True
+        self._packs.refresh()
+        return [self._finished(file_name(sample_id)) for sample_id in sample_ids]
+
+    def _finished(self, stem: str) -> bool:
+        return stem in self._packs or self._single(stem)
+
+    def _single(self, stem: str) -> bool:
+        path = self.folder / trace_name(stem)
+        header = read_header(path)
+        if header is not None and header["header"].get("run") != self.hash:
+            raise ValueError(f"{path} was made by a run of other settings or another model")
+        return header is not None
+
+    def pack(self, stems: Sequence[str]) -> None:
+        """Move the files of finished samples, by their `file_name`, into a zip file."""
+        with self._claimed(stems) as free:
+            self._packs.refresh()
+            mine = [stem for stem, is_free in zip(stems, free, strict=True) if is_free and self._single(stem)]
+            # Of a process that was killed after it had packed them, only the files are left to remove.
+            new = [stem for stem in mine if stem not in self._packs]
+            with self._claimed([pack_stem(new)]), _writing(self.folder):
+                if new:
+                    self._packs.write(new, [name for stem in new for name in self._names(stem)])
+                for name in [name for stem in mine for name in self._names(stem)]:
+                    (self.folder / name).unlink(missing_ok=True)
+
+    def _names(self, stem: str) -> list[str]:
+        names = (trace_name(stem), maps_name(stem), report_name(stem))
+        return [name for name in names if (self.folder / name).exists()]
+
+    def pack_all(self, count: int) -> None:
+        """Move all finished samples' files into zip files of `count` samples."""
+        stems = sorted(path.stem for path in self.folder.glob(trace_name("[!.]*")))
+        for start in range(0, len(stems), count):
+            self.pack(stems[start : start + count])
 
     def record(self, sample_id: str, report: dict[str, Any]) -> None:
         """Write down what is to be known of a sample besides its results."""
-        self._write(self.folder / "reports" / f"{file_name(sample_id)}.json", {"id": sample_id, **report})
+        self._write(self.folder / report_name(file_name(sample_id)), {"id": sample_id, **report})
 
     def record_error(self, sample_id: str, error: str) -> None:
         """Write down why a sample failed."""
@@ -133,7 +161,12 @@ class Store:
         A claim ends with its process, whatever ends that. On a file system without locks all claims succeed: work may
         then be done twice, with the same result.
         """
-        places = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") for name in sample_ids]
+        with self._claimed([file_name(sample_id) for sample_id in sample_ids]) as free:
+            yield free
+
+    @contextmanager
+    def _claimed(self, stems: Sequence[str]) -> Iterator[list[bool]]:
+        places = [int.from_bytes(hashlib.sha256(stem.encode()).digest()[:7], "big") for stem in stems]
         free = [self._lock(place) for place in places]
         try:
             yield free
@@ -141,14 +174,10 @@ class Store:
             for place, mine in zip(places, free, strict=True):
                 self._unlock(place, mine)
 
-    def remove_leftovers(self, sample_ids: Sequence[str]) -> None:
-        """Remove temporary files of killed processes, but none of samples that a process has at the moment."""
-        names = {file_name(sample_id): sample_id for sample_id in sample_ids}
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of killed processes, but none that a process is writing."""
         for path in self.folder.glob(f"*/{_TEMPORARY}"):
-            owner = names.get(path.name[1:].rsplit(".", 3)[0])
-            if owner is None:
-                continue
-            with self.claimed([owner]) as (free,):
+            with self._claimed([path.name[1:].rsplit(".", 3)[0]]) as (free,):
                 if free:
                     path.unlink(missing_ok=True)
 
@@ -175,26 +204,6 @@ class Store:
     def _write(self, path: Path, contents: dict[str, Any]) -> None:
         with _writing(path):
             write_whole(path, json.dumps(contents, indent=1).encode(), "results")
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Read ``run.json``; ValueError if the folder is not that of a batch."""
-    try:
-        run = json.loads((folder / RUN_FILE).read_bytes())
-        if run["format"] == FORMAT and isinstance(run["hash"], str) and isinstance(run["settings"], dict):
-            return run
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{folder} is not the folder of a batch: {RUN_FILE} is missing or damaged")
-
-
-def read_header(path: Path) -> dict[str, Any] | None:
-    """Read what a trace file says of itself; None if it is not there or not whole."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["trace"])
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
 
 
 @contextmanager

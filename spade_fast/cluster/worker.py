@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import hashlib
+import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spade_fast.cluster.job import Job, make_augmenter
+from spade_fast.cluster.samples import file_name
 from spade_fast.cluster.store import OutputError, Store
 from spade_fast.maps import attribution_map
 from spade_fast.methods import Question
@@ -56,6 +59,7 @@ class _Sample:
     index: int
     id: str
     image: Tensor
+    began: float
     seconds: dict[str, float]
     warnings: list[str]
 
@@ -80,6 +84,8 @@ class Worker:
         self.job, self.samples_per_solve = job, samples_per_solve
         self.store = Store(job)
         self.store.check()
+        self._unpacked: list[str] = []
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
         if model is None:
             model = job.load_model()
         self.model, self.module = model, model.module.to(job.facts["device"])
@@ -99,10 +105,10 @@ class Worker:
         ids = [self.job.source.ids[index] for index in indices]
         with self.store.claimed(ids) as free:
             samples = []
-            for index, name, mine in zip(indices, ids, free, strict=True):
+            for index, name, mine, finished in zip(indices, ids, free, self.store.finished(ids), strict=True):
                 if not mine:
                     yield Outcome(index, "busy")
-                elif self.store.finished(name):
+                elif finished:
                     yield Outcome(index, "finished")
                 else:
                     loaded = self._load(index, name)
@@ -111,16 +117,19 @@ class Worker:
                     else:
                         samples.append(loaded)
             yield from self._solve(samples)
+        if self.job.pack and len(self._unpacked) >= self.job.pack:
+            patiently(lambda: self.store.pack(self._unpacked))
+            self._unpacked = []
 
     def _load(self, index: int, name: str) -> _Sample | Outcome:
-        start = time.perf_counter()
+        began, start = time.time(), time.perf_counter()
         try:
             image = patiently(lambda: self.job.source.load(index, self.model))
         except ImportError:
             raise
         except Exception as error:
             return Outcome(index, "failed", describe(error))
-        return _Sample(index, name, image, {"load": time.perf_counter() - start}, [])
+        return _Sample(index, name, image, began, {"load": time.perf_counter() - start}, [])
 
     def _solve(self, samples: Sequence[_Sample], last_try: bool = False) -> Iterator[Outcome]:
         """Trace samples together, in smaller groups where that fails."""
@@ -188,20 +197,28 @@ class Worker:
             "sparsity": made.sparsity,
             "predictions": predictions,
         }
-        made.reports = [replace(report, seconds=0.0) for report in made.reports]
+        report = {
+            "worker": self._name,
+            "began": sample.began,
+            "together": together,
+            "seconds": seconds,
+            "warnings": sample.warnings,
+        }
+        made.reports = [replace(layer, seconds=0.0) for layer in made.reports]
         try:
             if maps:
                 contents = safetensors_file(
                     maps, {"format": "spade_fast.maps", "run": self.store.hash, "sample_id": sample.id}
                 )
                 patiently(lambda: write_whole(self.store.maps_path(sample.id), contents, "the maps"))
-            self.store.record(sample.id, {"seconds": seconds, "together": together, "warnings": sample.warnings})
+            self.store.record(sample.id, report)
             patiently(lambda: made.save(self.store.trace_path(sample.id)))
             self.store.forget_error(sample.id)
         except OutputError:
             raise
         except OSError as error:
             raise OutputError(error.errno, error.strerror, error.filename) from error
+        self._unpacked.append(file_name(sample.id))
         return Outcome(sample.index, "finished")
 
     def _explain(self, sample: _Sample, made: Trace) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,0 +1,169 @@
+"""What is in the folder of a batch, and what its files are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
+
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from torch import Tensor
+
+from spade_fast.cluster.packs import Packs, packed_stems
+from spade_fast.cluster.samples import file_name
+from spade_fast.trace import Trace, safetensors_metadata
+
+RUN_FILE = "run.json"
+FORMAT = "spade_fast.batch"
+
+
+def trace_name(stem: str) -> str:
+    """Name of a trace's file inside the folder; `stem` is the `file_name` of the sample."""
+    return f"traces/{stem}.safetensors"
+
+
+def maps_name(stem: str) -> str:
+    """Name of the file with a sample's explanations."""
+    return f"maps/{stem}.safetensors"
+
+
+def report_name(stem: str) -> str:
+    """Name of the file with what is known of a sample besides its results."""
+    return f"reports/{stem}.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A finished sample as it lies in the folder.
+
+    Attributes
+    ----------
+    stem
+        Its `file_name`; empty for a zip file that cannot be read.
+    file
+        That of the trace, or the zip file it is in, relative to the folder.
+    header
+        What the trace's file says of itself; None if it is damaged.
+    report
+        What else is known of the sample; nothing if that is lost.
+    """
+
+    stem: str
+    file: str
+    header: dict[str, Any] | None
+    report: dict[str, Any]
+
+
+class Results(Mapping[str, Trace]):
+    """The traces of a batch by sample id, from single files or packed ones; also while the batch is running.
+
+    >>> results = Results("traces")                    # doctest: +SKIP
+    >>> with results["cat.jpg"].applied(model): ...    # doctest: +SKIP
+
+    Raises
+    ------
+    ValueError
+        It is not the folder of a batch. For an item: its file is damaged.
+    KeyError
+        For an item: the sample is not finished, or was not explained.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        self._packs = Packs(self._folder, read_run(self._folder)["hash"])
+
+    def __getitem__(self, sample_id: str) -> Trace:
+        name = trace_name(file_name(sample_id))
+        return Trace.from_bytes(self._read(sample_id, name), str(self._folder / name))
+
+    def __iter__(self) -> Iterator[str]:
+        return (found.header["header"]["sample_id"] for found in self.stored() if found.header is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def maps(self, sample_id: str) -> dict[str, Tensor]:
+        """Return a sample's explanations by name: ``"dense.METHOD"`` and ``"trace.METHOD"``, each ``[1, C, H, W]``."""
+        name = maps_name(file_name(sample_id))
+        try:
+            return from_safetensors(self._read(sample_id, name))
+        except SafetensorError as error:
+            raise ValueError(f"{self._folder / name} is damaged: {error}") from error
+
+    def stored(self) -> Iterator[Stored]:
+        """Look at all finished samples, those in single files first."""
+        self._packs.refresh()
+        for path in sorted(self._folder.glob(trace_name("[!.]*"))):
+            if path.stem not in self._packs:
+                report = self._folder / report_name(path.stem)
+                entries = json_entries(report.read_bytes()) if report.is_file() else {}
+                yield Stored(path.stem, path.relative_to(self._folder).as_posix(), read_header(path), entries)
+        for pack in self._packs.paths():
+            file = pack.relative_to(self._folder).as_posix()
+            try:
+                with ZipFile(pack) as archive:
+                    yield from _packed(archive, file)
+            except BadZipFile:
+                yield Stored("", file, None, {})
+
+    def _read(self, sample_id: str, name: str) -> bytes:
+        with suppress(FileNotFoundError):
+            return (self._folder / name).read_bytes()
+        self._packs.refresh()
+        try:
+            with ZipFile(self._packs.pack(file_name(sample_id))) as archive:
+                return archive.read(name)
+        except KeyError:
+            raise KeyError(f"{self._folder} has no {name.partition('/')[0]} of sample {sample_id!r}") from None
+        except BadZipFile as error:
+            raise ValueError(f"the pack with sample {sample_id!r} is damaged: {error}") from error
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read ``run.json``; ValueError if the folder is not that of a batch."""
+    try:
+        run = json.loads((folder / RUN_FILE).read_bytes())
+        if run["format"] == FORMAT and isinstance(run["hash"], str) and isinstance(run["settings"], dict):
+            return run
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{folder} is not the folder of a batch: {RUN_FILE} is missing or damaged")
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """Read what a trace file says of itself; None if it is not there or not whole."""
+    try:
+        with path.open("rb") as file:
+            return _header(file, path.stat().st_size)
+    except FileNotFoundError:
+        return None
+
+
+def _header(file: IO[bytes], size: int) -> dict[str, Any] | None:
+    try:
+        return json.loads(safetensors_metadata(file, size)["trace"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _packed(archive: ZipFile, file: str) -> Iterator[Stored]:
+    names = set(archive.namelist())
+    for stem in packed_stems(archive):
+        with archive.open(trace_name(stem)) as member:
+            header = _header(member, archive.getinfo(trace_name(stem)).file_size)
+        report = report_name(stem)
+        yield Stored(stem, file, header, json_entries(archive.read(report)) if report in names else {})
+
+
+def json_entries(contents: bytes) -> dict[str, Any]:
+    """Return the entries of a JSON file; none if it is damaged."""
+    try:
+        entries = json.loads(contents)
+    except ValueError:
+        return {}
+    return entries if isinstance(entries, dict) else {}
