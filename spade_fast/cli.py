@@ -32,6 +32,7 @@ from spade_fast.console import (
     stderr,
     stdout,
 )
+from spade_fast.heap import keep_freed_memory
 from spade_fast.photos import AUGMENTATIONS
 
 if TYPE_CHECKING:
@@ -249,6 +250,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line; the entry point ``spade-fast``."""
+    keep_freed_memory()
     app(prog_name="spade-fast")
 
 

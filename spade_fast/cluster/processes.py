@@ -18,6 +18,7 @@ import torch
 from spade_fast.cluster.job import Job
 from spade_fast.cluster.schedule import POLL, Schedule, Starts
 from spade_fast.cluster.worker import Outcome, Worker, describe
+from spade_fast.heap import keep_freed_memory
 
 _END = 5.0  # seconds that a process has to end
 
@@ -107,6 +108,7 @@ def _work(job: Job, samples_per_solve: int, number: int, connection: Connection)
     """Send outcomes of each task that comes in, and None before each; or an error, if the run cannot go on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
     if job.facts["device"] == "cuda":
         _see_one_gpu(number)
     torch.set_num_threads(job.facts["threads"])

@@ -18,6 +18,7 @@ import torch
 from spade_fast.cluster.job import Job
 from spade_fast.cluster.schedule import POLL, Schedule, Starts
 from spade_fast.cluster.worker import Outcome, Worker
+from spade_fast.heap import keep_freed_memory
 from spade_fast.models import LoadedModel
 
 _LOOPBACK = "127.0.0.1"
@@ -200,6 +201,7 @@ class _Actor:
 
     def begin(self) -> Iterator[Outcome]:
         """Load the network."""
+        keep_freed_memory()
         torch.set_num_threads(self._job.facts["threads"])
         self._worker = Worker(self._job, self._samples_per_solve)
         yield from ()
