@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,6 +26,7 @@ from spade_fast.console import (
     Solver,
     Sparsity,
     one_line_errors,
+    one_line_warnings,
     shares,
     split,
     stderr,
@@ -63,13 +65,16 @@ def batch(
     seed: Seed = 0,
     precision: Precision = "float32",
     device: Device = "cpu",
-    threads: Annotated[int, typer.Option(help="Processor threads of a worker; changes the last bits.")] = 1,
+    threads: Annotated[int, typer.Option(help="Processor threads of a worker; changes the last bits of results.")] = 1,
     engine: Annotated[
         str, typer.Option(help="local, or ray: a cluster (needs the extra cluster).", rich_help_panel=_WORK)
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(help="Of the Ray cluster, auto for this node's; default: start one here.", rich_help_panel=_WORK),
+        typer.Option(
+            help="The Ray cluster: HOST:PORT, or auto for the one this machine is part of; default: start one here.",
+            rich_help_panel=_WORK,
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Default: one a GPU, or one a processor.", rich_help_panel=_WORK)
@@ -91,9 +96,10 @@ def batch(
 ) -> None:
     """Trace every sample of a folder or list. Killed at any moment, the same command goes on where it was.
 
-    Exits with 1 if samples failed, whose errors are in DIR/errors, and with 2 if the run could not go on.
+    A sample is known by its id: its path in the folder. Exits with 1 if samples failed, whose errors are in DIR/errors,
+    and with 2 if the run could not go on.
     """
-    with one_line_errors(), exit_on_sigterm():
+    with one_line_errors(), one_line_warnings(), exit_on_sigterm():
         from spade_fast.cluster import BatchSettings, run
 
         settings = BatchSettings(
@@ -109,7 +115,7 @@ def batch(
             threads=threads,
         )
         try:
-            with _progress() as report:
+            with _progress(dry_run) as report:
                 summary = run(
                     samples,
                     out,
@@ -120,11 +126,16 @@ def batch(
                     samples_per_solve=samples_per_solve,
                     pack=pack,
                     dry_run=dry_run,
-                    progress=None if dry_run else report,
+                    progress=report,
                 )
         except (KeyboardInterrupt, SystemExit) as stop:
             stderr.print("stopped; the same command goes on from here", markup=False)
             raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else EXIT_STATUS) from stop
+        except (ImportError, KeyError, OSError, TypeError, ValueError):
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise typer.Exit(2) from error
     _print_summary(summary, out, dry_run)
     if summary.failed:
         raise typer.Exit(1)
@@ -144,8 +155,7 @@ def index(
 
 def _print_summary(summary: Summary, out: Path, dry_run: bool) -> None:
     if dry_run:
-        how = f"workers: {summary.workers}, samples a solve: {summary.samples_per_solve}"
-        stdout.print(f"{_total(summary)}, {summary.before} finished, {summary.left} to do ({how})", markup=False)
+        stdout.print(_plan(summary), markup=False)
         return
     finished = f"{summary.before + summary.finished} finished ({summary.before} before)"
     stdout.print(f"{_total(summary)}: {finished}, {len(summary.failed)} failed, {_pace(summary)}", markup=False)
@@ -154,6 +164,11 @@ def _print_summary(summary: Summary, out: Path, dry_run: bool) -> None:
     if len(summary.failed) > _SHOWN_ERRORS:
         stdout.print(f"  and {len(summary.failed) - _SHOWN_ERRORS} more, all in {out / 'errors'}", markup=False)
     stdout.print(str(out), markup=False)
+
+
+def _plan(summary: Summary) -> str:
+    how = f"workers: {summary.workers}, samples a solve: {summary.samples_per_solve}"
+    return f"{_total(summary)}, {summary.before} finished, {summary.left} to do ({how})"
 
 
 def _total(summary: Summary) -> str:
@@ -170,14 +185,20 @@ def _pace(summary: Summary) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Report]:
-    """Show a bar, or where nobody can see one, a line from time to time."""
+def _progress(dry_run: bool) -> Iterator[Report | None]:
+    """Show a bar, or where nobody can see one, a line at the start and from time to time."""
+    if dry_run:
+        yield None
+        return
     if not stderr.is_terminal:
-        last = time.monotonic()
+        last = 0.0
 
         def line(summary: Summary) -> None:
             nonlocal last
-            if time.monotonic() - last >= _SECONDS_A_LINE:
+            if last == 0.0:
+                stderr.print(_plan(summary), markup=False)
+                last = time.monotonic()
+            elif time.monotonic() - last >= _SECONDS_A_LINE:
                 last = time.monotonic()
                 done = summary.total - summary.left
                 failed = len(summary.failed)
@@ -193,7 +214,7 @@ def _progress() -> Iterator[Report]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=stderr) as bars:
-        task = bars.add_task("")
+        task = bars.add_task("looking for finished samples", total=None)
 
         def show(summary: Summary) -> None:
             failed = f", {len(summary.failed)} failed" if summary.failed else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -251,6 +253,7 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line; the entry point ``spade-fast``."""
     keep_freed_memory()
+    sys.path.append(os.getcwd())  # for module:callable
     app(prog_name="spade-fast")
 
 

@@ -147,6 +147,8 @@ def open_photo(path: Path) -> Any:
     contents = path.read_bytes()
     try:
         with Image.open(io.BytesIO(contents)) as photo:
+            if photo.mode.startswith("I;16"):  # of which convert would cut off all above 255
+                return Image.fromarray((np.asarray(photo) // 257).astype(np.uint8)).convert("RGB")
             return photo.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not an image file, or a damaged one: {path}") from error

@@ -15,10 +15,15 @@ from spade_fast.models import LoadedModel
 
 FOLDER = "SPADE_FAST_TEST_FOLDER"
 _solve_layer = pipeline.solve_layer
+_broken: list[bool] = []
 
 
 def loaded() -> LoadedModel:
-    """A convolution and a linear layer. Solving the first waits while there is a file ``gate``, and notes who waits."""
+    """A convolution and a linear layer.
+
+    Solving waits while there is a file ``gate``, and notes who waits. The process that finds a file ``broken`` takes it
+    away and fails from then on.
+    """
     pipeline.solve_layer = _watched  # type: ignore[assignment]
     torch.manual_seed(0)
     module = torch.nn.Sequential(
@@ -31,6 +36,10 @@ def loaded() -> LoadedModel:
 
 def _watched(*arguments: Any, **options: Any) -> Any:
     folder = Path(os.environ[FOLDER])
+    if (folder / "broken").exists() or _broken:
+        (folder / "broken").unlink(missing_ok=True)
+        _broken.append(True)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
     with (folder / "solved").open("a") as file:
         file.write(f"{len(options['hessians'])}\n")
     if (folder / "gate").exists():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ from spade_fast.cluster.schedule import Schedule  # noqa: E402
 from spade_fast.cluster.store import Store  # noqa: E402
 from spade_fast.cluster.worker import Outcome, Worker, patiently  # noqa: E402
 from spade_fast.models import load_model  # noqa: E402
-from spade_fast.photos import TraceSettings, trace_photo  # noqa: E402
+from spade_fast.photos import TraceSettings, open_photo, trace_photo  # noqa: E402
 from spade_fast.stopping import exit_on_sigterm  # noqa: E402
 from spade_fast.trace import Trace  # noqa: E402
 
@@ -62,7 +64,7 @@ def test_datasets(small, photos):
     image = Image.open(photos / "00.png")
     tensor = loaded.preprocess(image)[0]
     items = find_samples([image, (tensor[0], 3), "photo", tensor[0, 0], (tensor[0] * 255).byte()] + [image] * 6)
-    assert isinstance(items, Items) and items.ids[:2] == ["00", "01"] and items.ids[-1] == "10"
+    assert isinstance(items, Items) and items.ids == [str(index) for index in range(11)]
     assert torch.equal(items.load(0, loaded), tensor) and torch.equal(items.load(1, loaded), tensor)
     for index in (2, 3, 4):
         with pytest.raises(TypeError, match="the dataset must give"):
@@ -71,9 +73,34 @@ def test_datasets(small, photos):
     assert find_samples("small_data:data").ids == ["0", "1", "2"]
 
 
+def test_photos_of_16_bits(tmp_path):
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    pixels = np.asarray(open_photo(tmp_path / "deep.png"))
+    assert (pixels == (values // 257)[:, :, None]).all()
+
+
+def test_links_in_folders(photos, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/far.png").write_bytes((photos / "00.png").read_bytes())
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (photos / "loop").symlink_to(photos)
+    (photos / "nothing.png").symlink_to(tmp_path / "gone.png")
+    found = find_samples(photos)
+    assert found.ids == ["00.png", "01.png", "03.png", "04.png", "linked/far.png", "nothing.png", "sub/02.png"]
+    assert found.size(0) == (photos / "00.png").stat().st_size and found.size(5) is None
+
+
+def failing_data():
+    raise RuntimeError("no such split")
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
+        ("latin.csv", ValueError, "latin.csv is no list of comma-separated values in UTF-8"),
+        ("long.csv", ValueError, "long.csv is no list of comma-separated values"),
+        ("test_batch:failing_data", ValueError, "test_batch:failing_data failed with RuntimeError: no such split"),
         ("absent", FileNotFoundError, "no such file or folder: absent"),
         ("absent/*.png", FileNotFoundError, "no file matches"),
         ("empty", FileNotFoundError, "no images in folder empty"),
@@ -95,6 +122,8 @@ def test_bad_inputs(tmp_path, monkeypatch, given, error, message):
     (tmp_path / "none.csv").write_text("path\n")
     (tmp_path / "hole.csv").write_text("id,path\na,b\nc,\n")
     (tmp_path / "twice.csv").write_text("id,path\na,b\na,c\n")
+    (tmp_path / "latin.csv").write_bytes(b"path\n\xe9.png\n")
+    (tmp_path / "long.csv").write_text(f"path\n{'x' * 200_000}\n")
     with pytest.raises(error, match=message):
         find_samples(given)
 
@@ -182,6 +211,37 @@ def test_other_settings_do_not_mix(small, photos, tmp_path):
         run_small(photos / "01.png", other, small)
 
 
+def test_other_samples_under_the_same_id(small, photos, tmp_path):
+    for out, pack in ((tmp_path / "single", None), (tmp_path / "packed", 2)):
+        run_small(photos, out, small, pack=pack)
+        photo = photos / "01.png"
+        before = photo.read_bytes()
+        photo.write_bytes(before + b"more")
+        with pytest.raises(ValueError, match=rf"sample '01.png' is a file of {len(before) + 4} bytes now, and was one"):
+            run_small(photos, out, small)
+        photo.unlink()
+        photo.write_bytes(before)
+        assert run_small(photos, out, small).before == 5
+    traces = tmp_path / "single/traces"
+    (traces / "01.png.safetensors").write_bytes((traces / "00.png.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"01.png.safetensors was made from sample '00.png'"):
+        run_small(photos, tmp_path / "single", small)
+
+
+def test_a_longer_dataset_goes_on(small, tmp_path):
+    images = [torch.rand(3, 16, 16) for _ in range(11)]
+    assert run_small(images[:9], tmp_path / "out", small).finished == 9
+    summary = run_small(images, tmp_path / "out", small)
+    assert (summary.before, summary.finished) == (9, 2)
+
+
+def test_lost_maps_are_made_again(small, photos, tmp_path):
+    options = settings(small, methods=["saliency"])
+    run(photos, tmp_path / "out", options, workers=1)
+    (tmp_path / "out/maps/00.png.safetensors").unlink()
+    assert run(photos, tmp_path / "out", options, workers=1).finished == 1
+
+
 def test_other_folders_are_refused(small, photos, tmp_path):
     with pytest.raises(ValueError, match="not empty, and not the folder of a batch"):
         run_small(photos, photos, small)
@@ -253,6 +313,50 @@ def test_out_of_memory_halves_the_samples_per_solve(small, photos, tmp_path, mon
     expected = contents(tmp_path / "undisturbed")
     del expected["traces/03.png.safetensors"]
     assert contents(tmp_path / "out") == expected
+
+
+class Forgetful(list):
+    """Images of which one can be loaded at the second attempt only."""
+
+    tries = 0
+
+    def __getitem__(self, index):
+        self.tries += index == 1
+        if index == 1 and self.tries == 1:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(index))
+
+
+def test_out_of_memory_around_the_solver(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_PAUSES", (0.0, 0.0))
+    right, tries = worker.attribution_map, []
+
+    def attribution_map(*arguments):
+        tries.append(arguments)
+        if len(tries) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(*arguments)
+
+    monkeypatch.setattr(worker, "attribution_map", attribution_map)
+    images = Forgetful([None] * 3)
+    summary = run(images, tmp_path / "out", settings(small, methods=["saliency"]), workers=1)
+    assert summary.finished == 3 and images.tries == 2 and len(tries) == 3 * 2 + 2
+
+
+def test_a_lost_device_ends_the_run(small, photos, tmp_path, monkeypatch):
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    groups = failing(monkeypatch, lambda ids: error if "01.png" in ids else None)
+    with pytest.raises(ChildProcessError, match="RuntimeError: CUDA error: an illegal memory access"):
+        run_small(photos, tmp_path / "out", small, samples_per_solve=1)
+    assert groups == [1, 1] and not list((tmp_path / "out/errors").iterdir())
+
+
+def test_errors_of_finished_samples_are_removed(small, photos, tmp_path):
+    run_small(photos, tmp_path / "out", small)
+    (tmp_path / "out/errors/00.png.json").write_text("{}")
+    (tmp_path / "out/.index.parquet.0123abcd.tmp").touch()
+    run_small(photos, tmp_path / "out", small)
+    assert not list((tmp_path / "out/errors").iterdir()) and no_leftovers(tmp_path / "out")
 
 
 def test_errors_that_may_pass_are_tried_again(monkeypatch):
@@ -331,6 +435,16 @@ def test_memory():
     assert count_workers(1, "cpu", 0, 10**12) == len(os.sched_getaffinity(0))
 
 
+def test_limits_of_control_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr("spade_fast.cluster.memory._CGROUP", tmp_path)
+    free = free_bytes("cpu")
+    for name, text in (("max", "3000000\n"), ("current", "2500000\n"), ("stat", "anon 5\ninactive_file 400000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free_bytes("cpu") == 900_000 < free
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes("cpu") > 10**7
+
+
 # Command line
 
 
@@ -346,6 +460,7 @@ def test_command(small, photos, tmp_path):
     assert not (tmp_path / "out").exists()
     result = invoke(photos, *options)
     assert result.exit_code == 0, result.output
+    assert result.stderr == "5 samples, 0 finished, 5 to do (workers: 1, samples a solve: 5)\n"
     assert "5 samples: 5 finished (0 before), 0 failed" in result.stdout
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out")
     (photos / "bad.png").write_text("x")
@@ -353,6 +468,19 @@ def test_command(small, photos, tmp_path):
     assert result.exit_code == 1 and "6 samples: 5 finished (5 before), 1 failed" in result.stdout
     assert "  bad.png: ValueError: not an image file" in result.stdout
     assert "Killed at any moment" in CliRunner().invoke(app, ["batch", "--help"]).stdout
+
+
+def test_a_dry_run_sees_that_nothing_can_be_written(small, photos, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    result = invoke(photos, "--model", small, "--augmentations", 4, "--out", small_disk / "out", "--dry-run")
+    assert result.exit_code == 2 and f"{small_disk}" in result.stderr
+
+
+def test_unforeseen_errors_end_with_2(small, photos, tmp_path, monkeypatch):
+    failing(monkeypatch, lambda ids: None)
+    monkeypatch.setattr(worker, "make_augmenter", lambda *_: 1 // 0)
+    result = invoke(photos, "--model", small, "--out", tmp_path / "out", "--workers", 1)
+    assert result.exit_code == 2 and "ZeroDivisionError" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -98,6 +99,27 @@ def test_workers_killed_in_mid_solve_are_replaced(photos, watched, expected):
     killer.join()
     assert len(killed) == 2 and summary.finished == 6 and not summary.failed
     assert contents(watched / "out") == expected and no_leftovers(watched / "out")
+
+
+def test_workers_killed_while_they_start(photos, watched):
+    listed = watched / "list.csv"
+    listed.write_text("\n".join(["id,path", *(f"{'x' * 3000}{i},{photos / '00.png'}" for i in range(60))]))
+
+    def kill() -> None:
+        (first, *_) = wait_for(multiprocessing.active_children)
+        first.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = run_small(listed, watched / "out", MODEL, workers=2)
+    killer.join()
+    assert summary.finished == 60
+
+
+def test_workers_whose_device_is_lost_are_replaced(photos, watched, expected):
+    (watched / "broken").touch()
+    summary = run_small(photos, watched / "out", MODEL, workers=2, samples_per_solve=2)
+    assert summary.finished == 6 and contents(watched / "out") == expected
 
 
 def test_a_sample_that_kills_its_workers_is_given_up(watched):

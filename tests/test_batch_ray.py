@@ -21,13 +21,13 @@ pytest.importorskip("PIL.Image")
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
 
-from batches import contents, make_photos, no_leftovers, run_small
+from batches import contents, make_photos, no_leftovers, run_small, settings
 from batches_network import FOLDER, Deadly
 from test_batch_processes import MODEL, gone, start, wait_for, waiting
 from typer.testing import CliRunner
 
 from spade_fast.cli import app
-from spade_fast.cluster import OutputError
+from spade_fast.cluster import OutputError, run
 from spade_fast.cluster.ray_engine import connected
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -151,6 +151,14 @@ def test_a_sample_that_kills_its_workers_is_given_up(cluster, gate, tmp_path):
     (gate / "gate").unlink()
     summary = run_small(Deadly(), tmp_path / "out", MODEL, engine="ray", workers=1)
     assert summary.failed == {"2": "killed its worker 2 times"} and summary.finished == 3
+
+
+def test_workers_that_cannot_be_started(cluster, gate, tmp_path):
+    (gate / "gate").unlink()
+    with pytest.raises(ValueError, match="no node of the cluster has 1000 processors for a worker"):
+        run(Deadly(), tmp_path / "out", settings(MODEL, threads=1000), engine="ray", workers=1)
+    with pytest.raises(TypeError, match="the samples cannot be sent to other processes"):
+        run_small([threading.Lock()] * 2, tmp_path / "out", MODEL, engine="ray")
 
 
 def test_a_full_disk_ends_the_run(photos, cluster, gate, small_disk, expected):

@@ -21,8 +21,8 @@ ENGINES = ("local", "ray")
 class Engine(Protocol):
     """A machine or several."""
 
-    def count_workers(self, job: Job, model: LoadedModel) -> int:
-        """Return for how many workers there is room."""
+    def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
+        """Return how many workers to start; without a wish as many as there is room for."""
 
     def free_bytes(self, job: Job) -> int:
         """Return the memory of all workers together."""
@@ -36,7 +36,9 @@ class Engine(Protocol):
 class Local:
     """This process if there is one worker, other processes if there are more."""
 
-    def count_workers(self, job: Job, model: LoadedModel) -> int:
+    def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
+        if asked is not None:
+            return asked
         a_worker = bytes_a_sample(job, model) + model_bytes(model)
         return memory.count_workers(job.facts["threads"], job.facts["device"], a_worker, self.free_bytes(job))
 

@@ -83,7 +83,7 @@ class Job:
     @property
     def hash(self) -> str:
         """Hash of the facts."""
-        return hashlib.sha256(json.dumps(self.facts).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -140,6 +140,11 @@ def make_job(source: Source, folder: Path, settings: BatchSettings, *, here: boo
     checked(job, model)
     make_augmenter(job, model)
     return job, model
+
+
+def not_sendable(error: BaseException) -> TypeError:
+    """Return the error for samples that cannot be pickled."""
+    return TypeError(f"the samples cannot be sent to other processes ({error}): make them picklable, or use one worker")
 
 
 def checked(job: Job, model: LoadedModel) -> Run:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,11 +25,24 @@ def free_bytes(device: str) -> int:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-        limit = int((_CGROUP / "memory.max").read_text())
-        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
-    except (OSError, ValueError):  # not Linux, or no limit
+    except OSError:  # not Linux
         pass
-    return max(free, 0)
+    return max(0, min([free, *_left_by_limits()]))
+
+
+def _left_by_limits() -> Iterator[int]:
+    """What each control group that this process is in leaves of its memory; files that it caches count as free."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+    except OSError:
+        return
+    for group in (_CGROUP / own, *(_CGROUP / own).parents):
+        try:
+            limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+            cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        except (OSError, ValueError):  # no such group here, or it has no limit
+            continue
+        yield limit - used + (int(cached[1]) if cached else 0)
 
 
 def fit(free: int, bytes_a_sample: int) -> int:

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from spade_fast.cluster.job import Job
+from spade_fast.cluster.job import Job, not_sendable
 from spade_fast.cluster.schedule import POLL, Schedule, Starts
-from spade_fast.cluster.worker import Outcome, Worker, describe
+from spade_fast.cluster.worker import DeviceError, Outcome, Worker, describe
 from spade_fast.heap import keep_freed_memory
 
 _END = 5.0  # seconds that a process has to end
+_JOB = "job"
 
 
 def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve: int) -> Generator[Outcome, None, None]:
@@ -39,7 +40,7 @@ def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve:
     starts = Starts()
     team: list[_Process] = []
     try:
-        team += [_Process(context, job, samples_per_solve, number) for number in range(workers)]
+        team += [_Process(context, number) for number in range(workers)]
         while not schedule.done:
             for member in team:
                 if member.idle:
@@ -51,9 +52,13 @@ def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve:
                 try:
                     message = member.connection.recv()
                 except (EOFError, OSError):
-                    starts.note(member.began, f"exit code {member.end()}")
+                    end = f"exit code {member.end()} (does the script call it under __name__ == '__main__'?)"
+                    starts.note(member.began, end)
                     yield from schedule.died(member.task)
-                    team[place] = _Process(context, job, samples_per_solve, member.number)
+                    team[place] = _Process(context, member.number)
+                    continue
+                if message == _JOB:
+                    member.send_job(job, samples_per_solve)
                     continue
                 if isinstance(message, BaseException):
                     raise message
@@ -74,24 +79,29 @@ def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve:
 class _Process:
     """A worker's process as its parent sees it; `task` holds the samples whose outcome is not known yet."""
 
-    def __init__(self, context: SpawnContext, job: Job, samples_per_solve: int, number: int) -> None:
+    def __init__(self, context: SpawnContext, number: int) -> None:
         self.number, self.task, self.idle, self.began = number, list[int](), False, False
         self.connection, theirs = context.Pipe()
-        arguments = (job, samples_per_solve, number, theirs)
-        self.process = context.Process(target=_work, args=arguments, daemon=True)
+        # The job is not among the arguments: these go through a pipe that keeps the parent waiting for the child.
+        self.process = context.Process(target=_work, args=(number, theirs), daemon=True)
         try:
             self.process.start()
-        except (PicklingError, TypeError, AttributeError) as error:
-            message = f"the samples cannot be sent to other processes ({error}): make them picklable, or use one worker"
-            raise TypeError(message) from error
         finally:
             theirs.close()
+
+    def send_job(self, job: Job, samples_per_solve: int) -> None:
+        """Send what it asks for first; TypeError if that cannot be sent."""
+        try:
+            with suppress(OSError):  # it died, which is noticed where messages are received
+                self.connection.send((job, samples_per_solve))
+        except (PicklingError, TypeError, AttributeError) as error:
+            raise not_sendable(error) from error
 
     def give(self, task: list[int]) -> None:
         """Send a task, if there is one."""
         if task:
             self.task, self.idle = task, False
-            with suppress(OSError):  # it died, which is noticed where messages are received
+            with suppress(OSError):  # as above
                 self.connection.send(task)
 
     def end(self) -> int | None:
@@ -104,22 +114,24 @@ class _Process:
         return self.process.exitcode
 
 
-def _work(job: Job, samples_per_solve: int, number: int, connection: Connection) -> None:
-    """Send outcomes of each task that comes in, and None before each; or an error, if the run cannot go on."""
+def _work(number: int, connection: Connection) -> None:
+    """Ask for the job, then send None before and outcomes of each task that comes in; or what ends the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
-    if job.facts["device"] == "cuda":
-        _see_one_gpu(number)
-    torch.set_num_threads(job.facts["threads"])
     try:
+        connection.send(_JOB)
+        job, samples_per_solve = connection.recv()
+        if job.facts["device"] == "cuda":
+            _see_one_gpu(number)
+        torch.set_num_threads(job.facts["threads"])
         worker = Worker(job, samples_per_solve)
         while True:
             connection.send(None)
             for outcome in worker.run(connection.recv()):
                 connection.send(outcome)
-    except EOFError:
-        pass
+    except (EOFError, DeviceError):
+        pass  # the parent has ended, or sees that this process has
     except Exception as error:
         _send(connection, error)
 

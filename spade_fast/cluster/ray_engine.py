@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from spade_fast.cluster.job import Job
+from spade_fast.cluster.job import Job, not_sendable
 from spade_fast.cluster.schedule import POLL, Schedule, Starts
-from spade_fast.cluster.worker import Outcome, Worker
+from spade_fast.cluster.worker import DeviceError, Outcome, Worker
 from spade_fast.heap import keep_freed_memory
 from spade_fast.models import LoadedModel
 
@@ -31,16 +31,18 @@ _OBJECT_STORE = 100 * 2**20  # bytes; results are files, so that it holds little
 class RayCluster:
     """The cluster that this process is connected to."""
 
-    def count_workers(self, job: Job, model: LoadedModel) -> int:
-        """Return how many workers the cluster has room for; ValueError if none."""
+    def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
+        """Return how many of the workers that are asked for the nodes have room for; ValueError if none."""
         import ray
 
-        threads, device = job.facts["threads"], job.facts["device"]
-        resources = ray.cluster_resources()
-        room = int(resources.get("GPU", 0)) if _gpus(job) else int(resources.get("CPU", 0)) // threads
-        if room == 0:
-            raise ValueError(f"the cluster has no room for a worker with {threads} threads on {device!r}")
-        return room
+        threads, gpus = job.facts["threads"], _gpus(job)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        rooms = [int(node.get("CPU", 0)) // threads for node in nodes]
+        if gpus:
+            rooms = [min(room, int(node.get("GPU", 0))) for room, node in zip(rooms, nodes, strict=True)]
+        if sum(rooms) == 0:
+            raise ValueError(f"no node of the cluster has {threads} processors{' and a GPU' * gpus} for a worker")
+        return sum(rooms) if asked is None else min(asked, sum(rooms))
 
     def free_bytes(self, job: Job) -> int:
         """Return the memory of all nodes together."""
@@ -63,7 +65,10 @@ class RayCluster:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        shared = ray.put(job)
+        try:
+            shared = ray.put(job)
+        except TypeError as error:
+            raise not_sendable(error.__cause__ or error) from error
         starts = Starts()
         team: list[_Member] = []
         try:
@@ -208,7 +213,10 @@ class _Actor:
 
     def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
         """Work on samples."""
-        yield from self._worker.run(indices)
+        try:
+            yield from self._worker.run(indices)
+        except DeviceError:
+            os._exit(1)
 
 
 def _ready(generators: list[Any]) -> list[Any]:

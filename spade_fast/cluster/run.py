@@ -11,7 +11,7 @@ from typing import Any
 
 from spade_fast.checks import integer
 from spade_fast.cluster.engine import open_engine
-from spade_fast.cluster.index import can_index, write_index
+from spade_fast.cluster.index import INDEX, can_index, write_index
 from spade_fast.cluster.job import BatchSettings, bytes_a_sample, make_job
 from spade_fast.cluster.memory import fit
 from spade_fast.cluster.samples import find_samples
@@ -90,7 +90,8 @@ def run(
     address
         Of the cluster; None for the one this process is connected to, or else one that is started on this machine.
     workers
-        None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows.
+        None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows. A script that
+        starts several must do so under ``if __name__ == "__main__":``.
     samples_per_solve
         At most; None for as many as memory allows, up to 8.
     pack
@@ -109,8 +110,8 @@ def run(
     Raises
     ------
     ValueError, TypeError, FileNotFoundError, ImportError
-        As in `find_samples`, `make_job` and `open_engine`; or the folder holds other things or results of other
-        settings.
+        As in `find_samples`, `make_job` and `open_engine`; or the folder holds other things, or results of other
+        settings or files.
     spade_fast.cluster.OutputError
         The folder cannot be written, as when its disk is full. What is in it is intact.
     ConnectionError
@@ -126,19 +127,18 @@ def run(
     job = replace(job, pack=pack or 0)
     store = Store(job)
     with open_engine(engine, address) as place, closing(store):
-        if dry_run:
-            store.check()
-        else:
-            store.open()
-        todo = [index for index, finished in enumerate(store.finished(source.ids)) if not finished]
-        workers = max(1, min(place.count_workers(job, model) if workers is None else workers, len(todo)))
+        store.check()
+        todo = store.todo(source)
+        workers = max(1, min(place.count_workers(job, model, workers), len(todo)))
         together = samples_per_solve or fit(place.free_bytes(job) // workers, bytes_a_sample(job, model))
         together = max(1, min(together, -(-len(todo) // workers)))
         summary = Summary(len(source.ids), len(source.ids) - len(todo), workers, together)
         if progress is not None:
             progress(summary)
         if dry_run:
+            store.check_writable()
             return summary
+        store.open()
         store.remove_leftovers()
         try:
             if todo:
@@ -149,7 +149,8 @@ def run(
         finally:
             store.remove_leftovers()
         if can_index():
-            write_index(job.folder)
+            with store.claimed([Path(INDEX).stem]):  # else another run might take its temporary file for a leftover
+                write_index(job.folder)
     return summary
 
 

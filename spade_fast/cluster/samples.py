@@ -32,6 +32,9 @@ class Source(Protocol):
     def load(self, index: int, model: LoadedModel) -> Tensor:
         """Return a sample as the network takes it: ``[1, C, H, W]``, on the CPU."""
 
+    def size(self, index: int) -> int | None:
+        """Return the bytes of a sample's file; None if there is none."""
+
 
 class Photos:
     """Image files, each with an id.
@@ -48,6 +51,12 @@ class Photos:
     def load(self, index: int, model: LoadedModel) -> Tensor:
         return model.preprocess(open_photo(self.paths[index]))[0]
 
+    def size(self, index: int) -> int | None:
+        try:
+            return self.paths[index].stat().st_size
+        except FileNotFoundError:
+            return None
+
 
 class Items:
     """Items of a torch `Dataset`, with their index as id.
@@ -58,8 +67,7 @@ class Items:
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        count = len(dataset)
-        self.ids = _unique([f"{index:0{len(str(count - 1))}}" for index in range(count)])
+        self.ids = _unique([str(index) for index in range(len(dataset))])
 
     def load(self, index: int, model: LoadedModel) -> Tensor:
         item = self.dataset[index]
@@ -72,6 +80,9 @@ class Items:
         if not hasattr(item, "convert"):
             raise TypeError(f"the dataset must give PIL images or tensors, got {type(item).__name__}")
         return model.preprocess(item)[0]
+
+    def size(self, index: int) -> int | None:
+        return None
 
 
 def find_samples(given: Any) -> Source:
@@ -88,8 +99,8 @@ def find_samples(given: Any) -> Source:
 
     Raises
     ------
-    FileNotFoundError
-        No such file or folder, or nothing matches the pattern.
+    OSError
+        No such file or folder, nothing matches the pattern (FileNotFoundError), or a folder cannot be read.
     ValueError
         No samples, two of the same id, or a list without a column ``path`` or with an empty path.
     TypeError
@@ -103,7 +114,7 @@ def find_samples(given: Any) -> Source:
         raise TypeError(f"samples must be a path, a pattern or a dataset, got {type(given).__name__}")
     path = Path(given)
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+        found = _images(path)
         if not found:
             raise FileNotFoundError(f"no images in folder {path} ({', '.join(SUFFIXES)})")
         return _photos(found, path)
@@ -127,7 +138,29 @@ def _dataset(module: str, attribute: str) -> Any:
         make = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"{module}:{attribute} is neither a file nor a function with a dataset: {error}") from error
-    return make()
+    try:
+        return make()
+    except Exception as error:
+        raise ValueError(f"{module}:{attribute} failed with {type(error).__name__}: {error}") from error
+
+
+def _images(folder: Path) -> list[Path]:
+    """All images in a folder and those below, also behind links, sorted; OSError if one cannot be read."""
+    found, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()  # a link to a folder that was there already
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        paths = [Path(place, name) for name in files]
+        # A link to a file that is not there is a sample too: one that fails.
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink())]
+    return sorted(found)
 
 
 def file_name(sample_id: str) -> str:
@@ -156,9 +189,12 @@ def _listed(path: Path) -> Photos:
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no list of comma-separated values in UTF-8: {error}") from error
     return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
 
 

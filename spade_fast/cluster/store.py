@@ -7,6 +7,7 @@ them) and ``errors`` (JSON). A zip file in ``packs`` holds the files of many fin
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,7 +20,7 @@ from typing import Any
 from spade_fast.cluster.job import Job
 from spade_fast.cluster.packs import Packs, pack_stem
 from spade_fast.cluster.results import FORMAT, RUN_FILE, maps_name, read_header, read_run, report_name, trace_name
-from spade_fast.cluster.samples import file_name
+from spade_fast.cluster.samples import Source, file_name
 from spade_fast.trace import write_whole
 
 _FOLDERS = ("traces", "maps", "reports", "errors", "packs")
@@ -89,6 +90,12 @@ class Store:
                 f"{self.folder} holds results of another run ({'; '.join(changes)}): choose another folder"
             )
 
+    def check_writable(self) -> None:
+        """Raise OutputError if nothing could be written, without writing anything."""
+        place = next(place for place in (self.folder, *self.folder.parents) if place.exists())
+        if not os.access(place, os.W_OK):
+            raise OutputError(errno.EACCES, "it cannot be written", str(place))
+
     def trace_path(self, sample_id: str) -> Path:
         """Where the sample's trace lies once it is finished."""
         return self.folder / trace_name(file_name(sample_id))
@@ -97,38 +104,67 @@ class Store:
         """Where the sample's explanations lie."""
         return self.folder / maps_name(file_name(sample_id))
 
-    def finished(self, sample_ids: Sequence[str]) -> list[bool]:
-        """Whether each sample's file is there, whole and of this run.
+    def refresh(self) -> None:
+        """See what other processes have packed since."""
+        self._packs.refresh()
+
+    def todo(self, source: Source) -> list[int]:
+        """Return the samples that are not finished; errors are those of `finished`."""
+        self.refresh()
+        single = {path.stem for path in self.folder.glob(trace_name("[!.]*"))}
+        there = [(stem := file_name(name)) in self._packs or stem in single for name in source.ids]
+        return [index for index, found in enumerate(there) if not (found and self.finished(source, index))]
+
+    def finished(self, source: Source, index: int) -> bool:
+        """Whether a sample's file is there, whole and of this run.
 
         Raises
         ------
         ValueError
-            One belongs to another run.
+            It belongs to another run, or to another sample.
         """
-        self._packs.refresh()
-        return [self._finished(file_name(sample_id)) for sample_id in sample_ids]
+        name = source.ids[index]
+        stem = file_name(name)
+        if stem in self._packs:
+            made_from = self._packs.note(stem)
+        else:
+            header = self._single(stem)
+            if header is None:
+                return False
+            if header["sample_id"] != name:
+                raise ValueError(f"{self.trace_path(name)} was made from sample {header['sample_id']!r}")
+            made_from = str(header["file_bytes"])
+        size = str(source.size(index))
+        if size != made_from and "None" not in (size, made_from):
+            raise ValueError(
+                f"sample {name!r} is a file of {size} bytes now, and was one of {made_from} when it was finished in "
+                f"{self.folder}: choose another folder or id"
+            )
+        return True
 
-    def _finished(self, stem: str) -> bool:
-        return stem in self._packs or self._single(stem)
-
-    def _single(self, stem: str) -> bool:
+    def _single(self, stem: str) -> dict[str, Any] | None:
+        """Return the header of a sample that is finished, and not packed."""
         path = self.folder / trace_name(stem)
-        header = read_header(path)
-        if header is not None and header["header"].get("run") != self.hash:
+        found = read_header(path)
+        if found is None or (self._facts["methods"] and not (self.folder / maps_name(stem)).exists()):
+            return None
+        header = found["header"]
+        if header.get("run") != self.hash:
             raise ValueError(f"{path} was made by a run of other settings or another model")
-        return header is not None
+        return header
 
     def pack(self, stems: Sequence[str]) -> None:
         """Move the files of finished samples, by their `file_name`, into a zip file."""
         with self._claimed(stems) as free:
-            self._packs.refresh()
-            mine = [stem for stem, is_free in zip(stems, free, strict=True) if is_free and self._single(stem)]
+            self.refresh()
+            headers = {stem: self._single(stem) for stem, is_free in zip(stems, free, strict=True) if is_free}
+            notes = {stem: str(header["file_bytes"]) for stem, header in headers.items() if header is not None}
             # Of a process that was killed after it had packed them, only the files are left to remove.
-            new = [stem for stem in mine if stem not in self._packs]
+            new = {stem: note for stem, note in notes.items() if stem not in self._packs}
             with self._claimed([pack_stem(new)]), _writing(self.folder):
                 if new:
                     self._packs.write(new, [name for stem in new for name in self._names(stem)])
-                for name in [name for stem in mine for name in self._names(stem)]:
+                for name in [name for stem in notes for name in self._names(stem)]:
                     (self.folder / name).unlink(missing_ok=True)
 
     def _names(self, stem: str) -> list[str]:
@@ -175,15 +211,19 @@ class Store:
                 self._unlock(place, mine)
 
     def remove_leftovers(self) -> None:
-        """Remove temporary files of killed processes, but none that a process is writing."""
-        for path in self.folder.glob(f"*/{_TEMPORARY}"):
-            with self._claimed([path.name[1:].rsplit(".", 3)[0]]) as (free,):
+        """Remove what killed processes have left: temporary files, and errors of samples that are finished now."""
+        for path in [*self.folder.glob(_TEMPORARY), *self.folder.glob(f"*/{_TEMPORARY}")]:
+            with self._claimed([path.name[1:].rsplit(".", 3)[0]]) as (free,), _writing(path):
                 if free:
+                    path.unlink(missing_ok=True)
+        for path in self.folder.glob("errors/[!.]*.json"):
+            if path.stem in self._packs or (self.folder / trace_name(path.stem)).exists():
+                with _writing(path):
                     path.unlink(missing_ok=True)
 
     def _lock(self, place: int, wait: bool = False) -> bool:
-        with _writing(self.folder):
-            if self._claims is None:
+        if self._claims is None:
+            with _writing(self.folder / _LOCKS):
                 self._claims = os.open(self.folder / _LOCKS, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(self._claims, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)

@@ -10,6 +10,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -37,12 +38,25 @@ _TRANSIENT = {
     errno.ECONNRESET,
     errno.EHOSTUNREACH,
     errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
     errno.ENETDOWN,
     errno.ENETUNREACH,
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-_NO_MEMORY = ("defaultcpuallocator", "can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
+_NO_MEMORY = (
+    "alloc_failed",
+    "bad_alloc",
+    "can't allocate memory",
+    "defaultcpuallocator",
+    "not enough memory",
+    "out of memory",
+)
+
+
+class DeviceError(ChildProcessError):
+    """The device of this process is lost to it; another process may go on."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,7 @@ class _Sample:
     index: int
     id: str
     image: Tensor
+    size: int | None
     began: float
     seconds: dict[str, float]
     warnings: list[str]
@@ -101,14 +116,21 @@ class Worker:
             A result cannot be written.
         ImportError
             A package is missing.
+        DeviceError
+            The device fails whatever is asked of it.
         """
+        # Not after the work: with the last outcome of a run its workers are ended.
+        if self.job.pack and len(self._unpacked) >= self.job.pack:
+            patiently(lambda: self.store.pack(self._unpacked))
+            self._unpacked = []
         ids = [self.job.source.ids[index] for index in indices]
         with self.store.claimed(ids) as free:
             samples = []
-            for index, name, mine, finished in zip(indices, ids, free, self.store.finished(ids), strict=True):
+            self.store.refresh()
+            for index, name, mine in zip(indices, ids, free, strict=True):
                 if not mine:
                     yield Outcome(index, "busy")
-                elif finished:
+                elif self.store.finished(self.job.source, index):
                     yield Outcome(index, "finished")
                 else:
                     loaded = self._load(index, name)
@@ -117,19 +139,19 @@ class Worker:
                     else:
                         samples.append(loaded)
             yield from self._solve(samples)
-        if self.job.pack and len(self._unpacked) >= self.job.pack:
-            patiently(lambda: self.store.pack(self._unpacked))
-            self._unpacked = []
 
     def _load(self, index: int, name: str) -> _Sample | Outcome:
         began, start = time.time(), time.perf_counter()
+        source = self.job.source
         try:
-            image = patiently(lambda: self.job.source.load(index, self.model))
+            with _noted_warnings() as noted:
+                image = _with_memory(lambda: patiently(lambda: source.load(index, self.model)))
+            size = source.size(index)
         except ImportError:
             raise
         except Exception as error:
             return Outcome(index, "failed", describe(error))
-        return _Sample(index, name, image, began, {"load": time.perf_counter() - start}, [])
+        return _Sample(index, name, image, size, began, {"load": time.perf_counter() - start}, noted)
 
     def _solve(self, samples: Sequence[_Sample], last_try: bool = False) -> Iterator[Outcome]:
         """Trace samples together, in smaller groups where that fails."""
@@ -146,14 +168,13 @@ class Worker:
         except Exception as error:
             # What the failed attempt holds is freed when this block ends, before the next attempt.
             memory, failure = _is_out_of_memory(error), describe(error)
+            _check_device(error)
         else:
             for sample, made in zip(samples, traces, strict=True):
                 yield self._finish(sample, made, len(samples))
             return
         if memory:
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _free_memory()
         if memory and len(samples) > 1:
             self.samples_per_solve = len(samples) // 2
             yield from self._solve(samples)
@@ -169,10 +190,9 @@ class Worker:
     def _trace(self, samples: Sequence[_Sample]) -> list[Trace]:
         data = []
         for sample in samples:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+            with _noted_warnings() as noted:
                 data.append(self._augmenter(sample.image.to(self.job.facts["device"]), sample.id))
-            sample.warnings[:] = [str(warning.message) for warning in caught]
+            sample.warnings += [warning for warning in noted if warning not in sample.warnings]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FallbackWarning)  # the reports of the layers say it too
             return trace_batch(self.module, data, sample_ids=[sample.id for sample in samples], **self.job.options)
@@ -182,10 +202,11 @@ class Worker:
         seconds = {**sample.seconds, **made.header["seconds"]}
         start = time.perf_counter()
         try:
-            predictions, maps = self._explain(sample, made)
+            predictions, maps = _with_memory(lambda: self._explain(sample, made))
         except ImportError:
             raise
         except Exception as error:
+            _check_device(error)
             return Outcome(sample.index, "failed", describe(error))
         seconds["explain"] = time.perf_counter() - start
         # What differs from run to run is not part of the result.
@@ -194,6 +215,7 @@ class Worker:
             **{name: made.header[name] for name in kept},
             "run": self.store.hash,
             "input": _hash(sample.image),
+            "file_bytes": sample.size,
             "sparsity": made.sparsity,
             "predictions": predictions,
         }
@@ -249,6 +271,41 @@ def patiently(action: Callable[[], _Result]) -> _Result:
     return action()
 
 
+def _with_memory(action: Callable[[], _Result]) -> _Result:
+    """Return what `action` returns, after another try if memory runs out: another process may need less soon."""
+    try:
+        return action()
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+    _free_memory()
+    time.sleep(_PAUSES[-1])
+    return action()
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _noted_warnings() -> Iterator[list[str]]:
+    """Collect what is warned of in a ``with`` block."""
+    noted: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield noted
+    noted += [str(warning.message) for warning in caught]
+
+
+def _check_device(error: Exception) -> None:
+    """Raise DeviceError after an error of CUDA's, which every later call repeats, unless memory ran out."""
+    accelerator = getattr(torch, "AcceleratorError", ())
+    if (isinstance(error, accelerator) or "CUDA error" in str(error)) and not _is_out_of_memory(error):
+        raise DeviceError(describe(error)) from error
+
+
 def describe(error: BaseException) -> str:
     """Return an error as one line."""
     return f"{type(error).__name__.lstrip('_')}: {' '.join(str(error).split())}"
@@ -257,6 +314,8 @@ def describe(error: BaseException) -> str:
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
