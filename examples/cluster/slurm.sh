@@ -1,5 +1,6 @@
 #!/bin/bash
 # Traces photos on several nodes: sbatch slurm.sh. Preempted or out of time, the job is queued again and goes on.
+# Nodes without GPUs: remove the line --gpus-per-node.
 #SBATCH --job-name=spade-fast
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -10,11 +11,12 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 #SBATCH --no-kill
-# Without GPUs: remove the line --gpus-per-node.
+
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 
 photos=${PHOTOS:-$HOME/photos}
 out=${OUT:-$HOME/traces}
-options=(--model torchvision:resnet50 --solver sparsegpt)
+options=(--model demo --solver sparsegpt)
 
 if [ -n "$SLURM_GPUS_ON_NODE" ]; then
     device=cuda workers=$((SLURM_JOB_NUM_NODES * SLURM_GPUS_ON_NODE))
@@ -22,10 +24,9 @@ else
     device=cpu workers=$((SLURM_JOB_NUM_NODES * SLURM_CPUS_PER_TASK))
 fi
 
-# Only who knows the token can use this Ray cluster.
+# Ray takes orders only from those who know the token.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex())')
-
 export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
 host=$(hostname -I | cut -d' ' -f1)
@@ -38,7 +39,6 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
         ray start --block --address "$host:$port" "${node[@]}" &
 fi
 
-trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 spade-fast batch "$photos" --out "$out" "${options[@]}" --device "$device" \
     --engine ray --address "$host:$port" --workers "$workers" &
-wait $! || wait $!  # the first ends early where the trap runs
+wait $! || wait $!  # a trap ends the first
