@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from spade_fast.cli import app
 from spade_fast.cluster import OutputError, run
-from spade_fast.cluster.ray_engine import connected
+from spade_fast.cluster.ray_engine import _CLUSTERS, connected
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -144,6 +144,33 @@ def test_killed_workers_are_replaced_and_bad_samples_recorded(photos, gate, clus
     summary = run_small(tmp_path / "photos", out, MODEL, engine="ray", workers=2, samples_per_solve=2, pack=3)
     killer.join()
     assert len(killed) == 2 and summary.finished == 6 and sorted(summary.failed) == ["cut.png", "empty.png"]
+    assert contents(out) == expected and no_leftovers(out)
+
+
+@pytest.fixture
+def nodes(cluster, monkeypatch):
+    """A cluster of two nodes, each with one processor, on loopback."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv(_CLUSTERS, "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # the network's module is not installed
+    options = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    both = Cluster(initialize_head=True, head_node_args=options)
+    both.add_node(**options)
+    yield both
+    both.shutdown()
+
+
+def test_a_run_goes_on_without_a_node_that_died(photos, gate, nodes, expected, tmp_path):
+    out = tmp_path / "out"
+    driver = start(photos, out, engine="ray", address=nodes.address, workers=2)
+    held = wait_for(lambda: len(waiting(gate)) == 2 and waiting(gate))
+    (node,) = nodes.worker_nodes
+    nodes.remove_node(node, allow_graceful=False)
+    wait_for(lambda: sum(map(gone, held)) == 1)
+    (gate / "gate").unlink()
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 0, output
     assert contents(out) == expected and no_leftovers(out)
 
 
