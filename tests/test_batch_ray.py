@@ -161,6 +161,14 @@ def nodes(cluster, monkeypatch):
     both.shutdown()
 
 
+def test_a_cluster_with_a_token_that_is_not_given(photos, nodes, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")  # tries to connect, a second each
+    driver = start(photos, tmp_path / "out", engine="ray", address=nodes.address)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 2 and "if it has a token, set RAY_AUTH_MODE=token here too" in output
+
+
 def test_a_run_goes_on_without_a_node_that_died(photos, gate, nodes, expected, tmp_path):
     out = tmp_path / "out"
     driver = start(photos, out, engine="ray", address=nodes.address, workers=2)

@@ -127,7 +127,10 @@ def connected(address: str | None) -> Iterator[RayCluster]:
         if address is None:
             ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)
         else:
-            ray.init(address=address, **quiet)
+            try:
+                ray.init(address=address, **quiet)
+            except ConnectionError as error:  # Ray says why on stderr, but not what to do
+                raise ConnectionError(f"{error}; if it has a token, set RAY_AUTH_MODE=token here too") from error
     try:
         if address is None and ray.util.get_node_ip_address() != _LOOPBACK:
             raise ConnectionError(
