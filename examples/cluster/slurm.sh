@@ -1,6 +1,6 @@
 #!/bin/bash
 # Traces photos on several nodes: sbatch slurm.sh. Preempted or out of time, the job is queued again and goes on.
-# Nodes without GPUs: remove the line --gpus-per-node.
+# Nodes without GPUs: sbatch --gpus-per-node=0 slurm.sh
 #SBATCH --job-name=spade-fast
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
