@@ -18,11 +18,7 @@ photos=${PHOTOS:-$HOME/photos}
 out=${OUT:-$HOME/traces}
 options=(--model demo --solver sparsegpt)
 
-if [ -n "$SLURM_GPUS_ON_NODE" ]; then
-    device=cuda workers=$((SLURM_JOB_NUM_NODES * SLURM_GPUS_ON_NODE))
-else
-    device=cpu workers=$((SLURM_JOB_NUM_NODES * SLURM_CPUS_PER_TASK))
-fi
+device=${SLURM_GPUS_ON_NODE:+cuda}
 
 # Ray takes orders only from those who know the token.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
@@ -38,7 +34,13 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     srun --nodes "$others" --ntasks "$others" --exclude "$SLURMD_NODENAME" --cpus-per-task "$SLURM_CPUS_PER_TASK" --no-kill \
         ray start --block --address "$host:$port" "${node[@]}" &
 fi
+timeout 120 python - "$host:$port" "$SLURM_JOB_NUM_NODES" <<'END'  # nodes that join later get no workers
+import sys, time, ray
+ray.init(sys.argv[1], log_to_driver=False)
+while len(ray.nodes()) < int(sys.argv[2]):
+    time.sleep(1)
+END
 
-spade-fast batch "$photos" --out "$out" "${options[@]}" --device "$device" \
-    --engine ray --address "$host:$port" --workers "$workers" &
+spade-fast batch "$photos" --out "$out" "${options[@]}" --device "${device:-cpu}" \
+    --engine ray --address "$host:$port" &
 wait $! || wait $!  # a trap ends the first
