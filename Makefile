@@ -74,6 +74,10 @@ bench-scaling: build  ## time against columns, rows, samples, images and threads
 	$(BIN)/python benchmarks/scaling.py measure
 	$(BIN)/python benchmarks/scaling.py plot
 
+bench-batch: build  ## throughput, overhead and memory of batches, in about a quarter of an hour: benchmarks/results/batch.md
+	$(BIN)/python benchmarks/batch.py measure
+	$(BIN)/python benchmarks/batch.py report
+
 trojan: build  ## do traces explain better? Implant a trojan and score maps against it: tables and pictures in benchmarks/results
 	$(BIN)/python benchmarks/trojan results
 
@@ -86,5 +90,5 @@ notebook: build  ## run examples/spade.ipynb with its full numbers, in minutes, 
 clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/*.so spade_fast/built_with.json
 
-.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling cuda-check gpu trojan trojan-study notebook clean
+.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study notebook clean
 .DEFAULT_GOAL := help

@@ -32,7 +32,7 @@ class RayCluster:
     """The cluster that this process is connected to."""
 
     def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
-        """Return how many of the workers that are asked for the nodes have room for; ValueError if none."""
+        """Return how many workers to start; those without room wait for it. ValueError if there is none at all."""
         import ray
 
         threads, gpus = job.facts["threads"], _gpus(job)
@@ -42,7 +42,7 @@ class RayCluster:
             rooms = [min(room, int(node.get("GPU", 0))) for room, node in zip(rooms, nodes, strict=True)]
         if sum(rooms) == 0:
             raise ValueError(f"no node of the cluster has {threads} processors{' and a GPU' * gpus} for a worker")
-        return sum(rooms) if asked is None else min(asked, sum(rooms))
+        return sum(rooms) if asked is None else asked
 
     def free_bytes(self, job: Job) -> int:
         """Return the memory of all nodes together."""
@@ -227,7 +227,7 @@ def _ready(generators: list[Any]) -> list[Any]:
 
     if not generators:
         return []
-    return ray.wait(generators, num_returns=len(generators), timeout=POLL, fetch_local=False)[0]
+    return ray.wait(generators, timeout=POLL, fetch_local=False)[0]
 
 
 def _gpus(job: Job) -> int:

@@ -90,8 +90,9 @@ def run(
     address
         Of the cluster; None for the one this process is connected to, or else one that is started on this machine.
     workers
-        None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows. A script that
-        starts several must do so under ``if __name__ == "__main__":``.
+        None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows. More than a
+        Ray cluster has room for wait for nodes to join. A script that starts several processes must do so under
+        ``if __name__ == "__main__":``.
     samples_per_solve
         At most; None for as many as memory allows, up to 8.
     pack
