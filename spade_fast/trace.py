@@ -387,9 +387,10 @@ def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        # The system's message names the temporary file, which the user does not know.
-        raise type(error)(error.errno, f"cannot write {what}: {error.strerror}", str(path)) from error
-    finally:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            # The system's message names the temporary file, which the user does not know.
+            raise type(error)(error.errno, f"cannot write {what}: {error.strerror}", str(path)) from error
+        raise
