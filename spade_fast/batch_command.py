@@ -96,8 +96,11 @@ def batch(
 ) -> None:
     """Trace every sample of a folder or list. Killed at any moment, the same command goes on where it was.
 
-    A sample is known by its id: its path in the folder. Exits with 1 if samples failed, whose errors are in DIR/errors,
-    and with 2 if the run could not go on.
+    A sample is known by its id: its path in the folder, or its index in a dataset.
+
+    Exits with 1 if samples failed (DIR/errors says why), with 2 if the run could not go on.
+
+    Example: spade-fast batch photos --solver sparsegpt --methods saliency --out traces
     """
     with one_line_errors(), one_line_warnings(), exit_on_sigterm():
         from spade_fast.cluster import BatchSettings, run
