@@ -80,7 +80,8 @@ def batch(
         int | None, typer.Option(help="Default: one a GPU, or one a processor.", rich_help_panel=_WORK)
     ] = None,
     samples_per_solve: Annotated[
-        int | None, typer.Option(help="Default: as memory allows, up to 8.", rich_help_panel=_WORK)
+        int | None,
+        typer.Option(help="Default: as memory allows, up to 8 on a GPU, else one a thread.", rich_help_panel=_WORK),
     ] = None,
     pack: Annotated[
         int | None,

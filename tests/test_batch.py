@@ -26,7 +26,7 @@ from typer.testing import CliRunner  # noqa: E402
 from spade_fast.cli import app  # noqa: E402
 from spade_fast.cluster import OutputError, run, worker  # noqa: E402
 from spade_fast.cluster.job import make_job  # noqa: E402
-from spade_fast.cluster.memory import count_workers, fit, free_bytes  # noqa: E402
+from spade_fast.cluster.memory import count_workers, free_bytes, samples_together  # noqa: E402
 from spade_fast.cluster.results import read_header  # noqa: E402
 from spade_fast.cluster.samples import Items, file_name, find_samples  # noqa: E402
 from spade_fast.cluster.schedule import Schedule  # noqa: E402
@@ -430,7 +430,9 @@ def test_schedule(monkeypatch):
 
 
 def test_memory():
-    assert fit(50, 10) == 2 and fit(0, 10) == 1 and fit(10**9, 0) == 8 and free_bytes("cpu") > 10**7
+    assert samples_together(9, "cpu", 10, 50) == 2 and samples_together(9, "cpu", 10, 0) == 1
+    assert [samples_together(threads, "cpu", 0, 10**9) for threads in (1, 4, 9)] == [1, 4, 8]
+    assert samples_together(1, "cuda", 0, 10**9) == 8 and free_bytes("cpu") > 10**7
     assert count_workers(10**6, "cpu", 0, 10**12) == count_workers(1, "cpu", 10**9, 10**9) == 1
     assert count_workers(1, "cpu", 0, 10**12) == len(os.sched_getaffinity(0))
 
@@ -456,11 +458,11 @@ def test_command(small, photos, tmp_path):
     options = ["--model", small, "--augmentations", 6, "--workers", 1, "--out", tmp_path / "out"]
     result = invoke(photos, *options, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert result.stdout == "5 samples, 0 finished, 5 to do (workers: 1, samples a solve: 5)\n"
+    assert result.stdout == "5 samples, 0 finished, 5 to do (workers: 1, samples a solve: 1)\n"
     assert not (tmp_path / "out").exists()
     result = invoke(photos, *options)
     assert result.exit_code == 0, result.output
-    assert result.stderr == "5 samples, 0 finished, 5 to do (workers: 1, samples a solve: 5)\n"
+    assert result.stderr == "5 samples, 0 finished, 5 to do (workers: 1, samples a solve: 1)\n"
     assert "5 samples: 5 finished (0 before), 0 failed" in result.stdout
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out")
     (photos / "bad.png").write_text("x")

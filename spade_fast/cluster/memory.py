@@ -11,7 +11,7 @@ import torch
 
 _SHARE = 0.5  # of the memory that is free now; the rest is for networks, their outputs and everyone else
 _PROCESS = 500 * 10**6  # bytes of a process that has loaded torch
-_MOST_SAMPLES = 8  # more together are not faster
+_MOST_SAMPLES = 8  # solved together
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -45,9 +45,13 @@ def _left_by_limits() -> Iterator[int]:
         yield limit - used + (int(cached[1]) if cached else 0)
 
 
-def fit(free: int, bytes_a_sample: int) -> int:
-    """Return how many samples a worker with so much free memory can solve together."""
-    return max(1, min(_MOST_SAMPLES, int(_SHARE * free) // max(1, bytes_a_sample)))
+def samples_together(threads: int, device: str, bytes_a_sample: int, free: int) -> int:
+    """Return how many samples a worker with so much free memory is to solve together.
+
+    On processors more than one a thread are no faster (`benchmarks/batch.py`), and more are lost if it is killed.
+    """
+    most = _MOST_SAMPLES if torch.device(device).type == "cuda" else min(_MOST_SAMPLES, threads)
+    return max(1, min(most, int(_SHARE * free) // max(1, bytes_a_sample)))
 
 
 def count_workers(threads: int, device: str, bytes_a_worker: int, free: int) -> int:

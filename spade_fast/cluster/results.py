@@ -88,7 +88,7 @@ class Results(Mapping[str, Trace]):
         return sum(1 for _ in self)
 
     def maps(self, sample_id: str) -> dict[str, Tensor]:
-        """Return a sample's explanations by name: ``"dense.METHOD"`` and ``"trace.METHOD"``, each ``[1, C, H, W]``."""
+        """Return a sample's explanations by name: ``"dense.METHOD"`` and ``"trace.METHOD"``, each ``[H, W]``."""
         name = maps_name(file_name(sample_id))
         try:
             return from_safetensors(self._read(sample_id, name))

@@ -13,7 +13,7 @@ from spade_fast.checks import integer
 from spade_fast.cluster.engine import open_engine
 from spade_fast.cluster.index import INDEX, can_index, write_index
 from spade_fast.cluster.job import BatchSettings, bytes_a_sample, make_job
-from spade_fast.cluster.memory import fit
+from spade_fast.cluster.memory import samples_together
 from spade_fast.cluster.samples import find_samples
 from spade_fast.cluster.schedule import Schedule
 from spade_fast.cluster.store import Store
@@ -94,7 +94,7 @@ def run(
         Ray cluster has room for wait for nodes to join. A script that starts several processes must do so under
         ``if __name__ == "__main__":``.
     samples_per_solve
-        At most; None for as many as memory allows, up to 8.
+        At most; None for as many as memory allows, up to 8 on a GPU and up to one a thread on processors.
     pack
         Samples whose files a worker moves into one zip file when they are finished; None to leave each its own. At the
         end all are packed, by as many. `Results` reads both.
@@ -131,7 +131,9 @@ def run(
         store.check()
         todo = store.todo(source)
         workers = max(1, min(place.count_workers(job, model, workers), len(todo)))
-        together = samples_per_solve or fit(place.free_bytes(job) // workers, bytes_a_sample(job, model))
+        together = samples_per_solve or samples_together(
+            job.facts["threads"], job.facts["device"], bytes_a_sample(job, model), place.free_bytes(job) // workers
+        )
         together = max(1, min(together, -(-len(todo) // workers)))
         summary = Summary(len(source.ids), len(source.ids) - len(todo), workers, together)
         if progress is not None:
