@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -9,6 +12,8 @@ from zipfile import ZipFile
 import numpy as np
 
 from spade_fast.cluster import BatchSettings, Summary, run
+from spade_fast.cluster.job import Job
+from spade_fast.cluster.store import Store
 
 
 def make_photos(folder: Path, count: int) -> list[str]:
@@ -31,6 +36,23 @@ def settings(model: str, **changes: Any) -> BatchSettings:
 def run_small(samples: Any, out: Path, model: str, **options: Any) -> Summary:
     """Run a small batch in this process, unless told otherwise."""
     return run(samples, out, settings(model), **{"workers": 1, **options})
+
+
+@contextmanager
+def claimed_by_another(job: Job, sample_id: str) -> Iterator[None]:
+    """Let another process have a sample for the length of a ``with`` block."""
+    reader, writer = os.pipe()
+    holding, release = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with Store(job).claimed([sample_id]) as free:
+            os.write(writer, bytes(free))
+            os.read(holding, 1)
+            os._exit(0)
+    assert os.read(reader, 1) == b"\1"
+    yield
+    os.write(release, b"x")
+    os.waitpid(child, 0)
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ pytest.importorskip("kornia")
 pytest.importorskip("typer")
 Image = pytest.importorskip("PIL.Image")
 
-from batches import contents, make_photos, no_leftovers, run_small, settings  # noqa: E402
+from batches import claimed_by_another, contents, make_photos, no_leftovers, run_small, settings  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast.cli import app  # noqa: E402
@@ -388,21 +388,11 @@ def test_claims(small, photos, tmp_path):
     store.open()
     leftover = store.trace_path("00.png").with_name(".00.png.safetensors.0123abcd.tmp")
     leftover.touch()
-    reader, writer = os.pipe()
-    holding, release = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with Store(job).claimed(["00.png"]) as free:
-            os.write(writer, bytes(free))
-            os.read(holding, 1)
-            os._exit(0)
-    assert os.read(reader, 1) == b"\1"
-    outcomes = list(Worker(job, 2, model).run([0, 1]))
-    assert outcomes == [Outcome(0, "busy"), Outcome(1, "finished")]
-    store.remove_leftovers()
-    assert leftover.exists()
-    os.write(release, b"x")
-    os.waitpid(child, 0)
+    with claimed_by_another(job, "00.png"):
+        outcomes = list(Worker(job, 2, model).run([0, 1]))
+        assert outcomes == [Outcome(0, "busy"), Outcome(1, "finished")]
+        store.remove_leftovers()
+        assert leftover.exists()
     store.remove_leftovers()
     assert not leftover.exists()
     outcomes = list(Worker(job, 2, model).run([0, 1]))

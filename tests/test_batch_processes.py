@@ -76,6 +76,19 @@ def waiting(folder: Path) -> list[int]:
     return [int(path.name.split("-")[1]) for path in folder.glob("waiting-*")]
 
 
+def kill_both_waiting(folder: Path) -> threading.Thread:
+    """Kill two processes once they are in the middle of a solve, and open the gate for their successors."""
+
+    def kill() -> None:
+        for process in wait_for(lambda: len(waiting(folder)) == 2 and waiting(folder)):
+            os.kill(process, signal.SIGKILL)
+        (folder / "gate").unlink()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    return killer
+
+
 def gone(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().split(") ")[1][0] == "Z"
@@ -85,19 +98,10 @@ def gone(process: int) -> bool:
 
 def test_workers_killed_in_mid_solve_are_replaced(photos, watched, expected):
     (watched / "gate").touch()
-    killed = []
-
-    def kill() -> None:
-        for process in wait_for(lambda: len(waiting(watched)) == 2 and waiting(watched)):
-            killed.append(process)
-            os.kill(process, signal.SIGKILL)
-        (watched / "gate").unlink()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
+    killer = kill_both_waiting(watched)
     summary = run_small(photos, watched / "out", MODEL, workers=2, samples_per_solve=2)
     killer.join()
-    assert len(killed) == 2 and summary.finished == 6 and not summary.failed
+    assert summary.finished == 6 and not summary.failed
     assert contents(watched / "out") == expected and no_leftovers(watched / "out")
 
 

@@ -23,7 +23,7 @@ if importlib.util.find_spec("ray") is None:
 
 from batches import contents, make_photos, no_leftovers, run_small, settings
 from batches_network import FOLDER, Deadly
-from test_batch_processes import MODEL, gone, start, wait_for, waiting
+from test_batch_processes import MODEL, gone, kill_both_waiting, start, wait_for, waiting
 from typer.testing import CliRunner
 
 from spade_fast.cli import app
@@ -130,20 +130,11 @@ def test_killed_workers_are_replaced_and_bad_samples_recorded(photos, gate, clus
     shutil.copytree(photos, tmp_path / "photos")
     for name, size in (("cut.png", 200), ("empty.png", 0)):
         (tmp_path / "photos" / name).write_bytes((photos / "00.png").read_bytes()[:size])
-    killed = []
-
-    def kill() -> None:
-        for process in wait_for(lambda: len(waiting(gate)) == 2 and waiting(gate)):
-            killed.append(process)
-            os.kill(process, signal.SIGKILL)
-        (gate / "gate").unlink()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
+    killer = kill_both_waiting(gate)
     out = tmp_path / "out"
     summary = run_small(tmp_path / "photos", out, MODEL, engine="ray", workers=2, samples_per_solve=2, pack=3)
     killer.join()
-    assert len(killed) == 2 and summary.finished == 6 and sorted(summary.failed) == ["cut.png", "empty.png"]
+    assert summary.finished == 6 and sorted(summary.failed) == ["cut.png", "empty.png"]
     assert contents(out) == expected and no_leftovers(out)
 
 
