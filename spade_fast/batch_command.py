@@ -17,6 +17,7 @@ except ImportError as error:
     raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
 
 from spade_fast.console import (
+    FORESEEN,
     Augmentations,
     Device,
     Layers,
@@ -135,9 +136,9 @@ def batch(
         except (KeyboardInterrupt, SystemExit) as stop:
             stderr.print("stopped; the same command goes on from here", markup=False)
             raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else EXIT_STATUS) from stop
-        except (ImportError, KeyError, OSError, TypeError, ValueError):
+        except FORESEEN:
             raise
-        except Exception as error:
+        except Exception as error:  # not the exit code 1, which says that samples failed
             traceback.print_exc()
             raise typer.Exit(2) from error
     _print_summary(summary, out, dry_run)

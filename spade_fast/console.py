@@ -14,6 +14,9 @@ try:
 except ImportError as error:
     raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
 
+# Errors of the user's input or machine.
+FORESEEN = (ImportError, KeyError, OSError, TypeError, ValueError)
+
 stdout = Console(highlight=False, soft_wrap=True, emoji=False)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -55,10 +58,10 @@ def number(what: str, text: str, alternative: str = "") -> float:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print errors of the user's input or machine as one line, and exit with 2."""
+    """Print foreseen errors as one line, and exit with 2."""
     try:
         yield
-    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+    except FORESEEN as error:
         message = error.args[0] if type(error) is KeyError else error
         stderr.print(f"[bold red]error:[/] {escape(' '.join(str(message).split()))}")
         raise typer.Exit(2) from error
