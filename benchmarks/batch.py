@@ -50,6 +50,7 @@ SOLVES = [Setup(together=together) for together in (1, 2, 4, 8)]
 EXACT = [Setup("exact", together=together, samples=4) for together in (1, 4)]
 WORKERS = [
     Setup(threads=2, samples=16),
+    Setup(threads=2, together=2, samples=16),
     Setup(samples=16),
     Setup(workers=2, samples=16),
     Setup(engine="ray", workers=2, samples=16),
@@ -241,7 +242,7 @@ def report() -> None:
         "| engine, 2 workers | ms a sample | share of the work | writing alone, ms |",
         "| --- | --- | --- | --- |",
     ]
-    for setup in WORKERS[2:]:
+    for setup in [setup for setup in WORKERS if setup.workers == 2]:
         pairs = [pair for row in _runs(rows, setup) for pair in row["overhead"]]
         idle = statistics.quantiles([1e3 * idle for idle, _ in pairs])
         share = statistics.quantiles([100 * idle / work for idle, work in pairs])

@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spade_fast.calibration import PRECISIONS, Batches, Calibration, calibrate, gram_bytes, split_batches
 from spade_fast.layers import Layer, find_layers
@@ -122,7 +122,7 @@ class Run:
         for name, parameter in model.named_parameters():
             if parameter.is_meta:
                 raise ValueError(f"parameter {name!r} is on the meta device: it has no values")
-            if not bool(torch.isfinite(parameter).all()):
+            if not _all_finite(parameter.detach()):
                 raise ValueError(f"parameter {name!r} of the model has NaN or infinite values")
         self.zeros = {layer.name: count_zeros(layer.matrix(layer.weight(model).detach())) for layer in self.layers}
         self.left_alone = {}
@@ -246,6 +246,11 @@ class _BatchCounter:
     def __call__(self, images: int) -> None:
         self.done += 1
         self.progress("calibrate", self.done, self.total)
+
+
+def _all_finite(values: Tensor) -> bool:
+    # A value that is not finite makes the sum so, too; the sum reads memory once, and may only overflow besides.
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def _recordable(sparsity: Sparsity) -> float | str | dict[str, float]:

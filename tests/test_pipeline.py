@@ -398,6 +398,15 @@ def test_weights_that_are_not_finite_are_named(model, images, name, value):
         trace(model, images, sparsity=0.5)
 
 
+def test_the_largest_weights_are_finite(model, images):
+    largest = torch.finfo(torch.float32).max
+    with torch.no_grad():
+        model.get_parameter("norm.bias")[:2] = largest
+        model.get_parameter("pointwise.weight").view(-1)[:4] = torch.tensor([largest, largest, -largest, -largest])
+    with pytest.raises(ValueError, match=r"layer '.*' got NaN, infinite or too large inputs"):  # not the weights
+        trace(model, images, sparsity=0.5)
+
+
 def test_meta_models_are_refused(images):
     with torch.device("meta"):
         model = SmallNet()
