@@ -123,7 +123,7 @@ def test_packs_of_other_settings_do_not_mix(small, two_layouts, photos, tmp_path
         run_small(photos, other, small)
 
 
-@pytest.mark.parametrize("moment", ["write", "unlink"])
+@pytest.mark.parametrize("moment", ["write", "unlink", "second unlink"])
 def test_killed_while_it_packs(small, photos, tmp_path, moment):
     out = tmp_path / "out"
     run_small(photos, out, small)
@@ -133,15 +133,16 @@ def test_killed_while_it_packs(small, photos, tmp_path, moment):
         if moment == "write":
             shutil.copyfileobj = lambda *_, **__: os._exit(9)
         else:
-            Path.unlink = lambda *_, **__: os._exit(9)
+            steps = iter([Path.unlink] * (moment != "unlink"))
+            Path.unlink = lambda *paths, **options: next(steps, lambda *_, **__: os._exit(9))(*paths, **options)
         run_small(photos, out, small, pack=5)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert len(list(out.glob("traces/*"))) == 5
-    assert packs(out) == ([5] if moment == "unlink" else []) and no_leftovers(out) == (moment == "unlink")
+    assert packs(out) == ([] if moment == "write" else [5]) and no_leftovers(out) == (moment != "write")
     assert run_small(photos, out, small, pack=3).before == 5
-    assert contents(out) == expected and no_leftovers(out) and not list(out.glob("traces/*"))
-    assert packs(out) == ([5] if moment == "unlink" else [2, 3])
+    assert contents(out) == expected and no_leftovers(out) and not [*out.glob("traces/*"), *out.glob("reports/*")]
+    assert packs(out) == ([2, 3] if moment == "write" else [5])
 
 
 def test_samples_of_others_are_left_alone(small, photos, tmp_path):

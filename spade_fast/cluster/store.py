@@ -157,14 +157,14 @@ class Store:
         """Move the files of finished samples, by their `file_name`, into a zip file."""
         with self._claimed(stems) as free:
             self.refresh()
-            headers = {stem: self._single(stem) for stem, is_free in zip(stems, free, strict=True) if is_free}
-            notes = {stem: str(header["file_bytes"]) for stem, header in headers.items() if header is not None}
-            # Of a process that was killed after it had packed them, only the files are left to remove.
-            new = {stem: note for stem, note in notes.items() if stem not in self._packs}
+            mine = [stem for stem, is_free in zip(stems, free, strict=True) if is_free]
+            headers = {stem: self._single(stem) for stem in mine if stem not in self._packs}
+            new = {stem: str(header["file_bytes"]) for stem, header in headers.items() if header is not None}
             with self._claimed([pack_stem(new)]), _writing(self.folder):
                 if new:
                     self._packs.write(new, [name for stem in new for name in self._names(stem)])
-                for name in [name for stem in notes for name in self._names(stem)]:
+                # A process may have been killed at this: the trace is the last to go, so that another finds the rest.
+                for name in [name for stem in mine if stem in self._packs for name in reversed(self._names(stem))]:
                     (self.folder / name).unlink(missing_ok=True)
 
     def _names(self, stem: str) -> list[str]:
