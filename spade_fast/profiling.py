@@ -24,7 +24,8 @@ from spade_fast import flops
 from spade_fast.stages import NVTX_VARIABLE, PREFIX, STAGES, nvtx_asked_for
 
 OTHER = "other"
-_RUN = PREFIX + "run"
+_RUN, _CLOCK = PREFIX + "run", PREFIX + "clock"
+_CLOCK_READINGS = 10
 _SAMPLING_SECONDS = 0.005
 
 
@@ -82,17 +83,21 @@ def profile(run: Callable[[], object], chrome: Path) -> list[StageUse]:
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with _appearing_whole(chrome) as unfinished:
         profiler, memory, ops = torch.profiler.profile(activities=activities), _MemorySampler(), _Counter()
-        with profiler, memory, ops, record_function(_RUN):
-            start = time.perf_counter_ns()
-            run()
+        with profiler, memory, ops:
+            readings = [_read_clock() for _ in range(_CLOCK_READINGS)]
+            with record_function(_RUN):
+                run()
         profiler.export_chrome_trace(str(unfinished))
     # All of `profiler.events()` would become Python objects, which takes ten times longer.
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     named = [event for event in events if event.name().startswith(PREFIX) and event.device_type() == DeviceType.CPU]
     whole = next(event for event in named if event.name() == _RUN)
+    clock = sorted(event.start_ns() for event in named if event.name() == _CLOCK)
+    # The profiler's clock is another one. A reading is late where this thread lost the processor just before it.
+    start = whole.start_ns() + min(reading - begin for reading, begin in zip(readings, clock, strict=True))
     ranges = []
     for event in named:
-        if event is not whole and event.start_thread_id() == whole.start_thread_id():
+        if event.name() not in (_RUN, _CLOCK) and event.start_thread_id() == whole.start_thread_id():
             begin = event.start_ns() - whole.start_ns()
             ranges.append((begin, begin + event.duration_ns(), event.name().removeprefix(PREFIX)))
     timeline = Timeline(ranges, whole.duration_ns())
@@ -191,6 +196,11 @@ class _MemorySampler:
             self.samples.append((time.perf_counter_ns(), resident))
             if self._stop.wait(_SAMPLING_SECONDS):
                 return
+
+
+def _read_clock() -> int:
+    with record_function(_CLOCK):
+        return time.perf_counter_ns()
 
 
 def resident_bytes() -> int | None:

@@ -147,8 +147,8 @@ def test_seconds_are_exclusive_and_add_up(tmp_path):
     found = {use.stage: use.seconds for use in profile(run, tmp_path / "trace.json")}
     wall = time.perf_counter() - start
     assert list(found) == ["forward", "attribute", OTHER]
-    assert found[OTHER] >= 0.05 and 0.1 <= found["forward"] < found["attribute"] and found["attribute"] >= 0.2
-    assert 0.35 <= sum(found.values()) <= wall
+    assert found[OTHER] >= 0.05 and found["forward"] >= 0.1 and found["attribute"] >= 0.2
+    assert sum(found.values()) <= wall
 
 
 @pytest.mark.skipif(profiling.resident_bytes() is None, reason="this system has no /proc/self/statm")
