@@ -24,6 +24,7 @@ from batches_network import FOLDER, Deadly
 from spade_fast.cluster import OutputError, Results
 
 MODEL = "batches_network:loaded"
+PATIENCE = 300  # seconds for what takes some, since the machine may be busy
 COMMAND = "from spade_fast.cli import main; main()"
 
 
@@ -63,10 +64,13 @@ def start(photos: Path, out: Path, **options: object) -> subprocess.Popen:
     )
 
 
-def wait_for(condition, seconds: float = 60.0):
-    deadline = time.monotonic() + seconds
+def wait_for(condition, *runs: subprocess.Popen):
+    """Wait until something is true, while runs go on, and return it."""
+    deadline = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert time.monotonic() < deadline, "nothing happened"
+        for run in runs:
+            assert run.poll() is None, run.communicate()[0]
         time.sleep(0.02)
     return found
 
@@ -146,14 +150,14 @@ def test_a_stopped_driver_goes_on(photos, watched, expected, how, workers):
     (watched / "gate").touch()
     out = watched / "out"
     driver = start(photos, out, workers=workers)
-    held = wait_for(lambda: len(waiting(watched)) == workers and waiting(watched))
+    held = wait_for(lambda: len(waiting(watched)) == workers and waiting(watched), driver)
     begin = time.monotonic()
     driver.send_signal(how)
     output, _ = driver.communicate(timeout=10)
     assert time.monotonic() - begin < 10
     assert driver.returncode == (143 if how == signal.SIGTERM else -9), output
     assert ("stopped; the same command goes on from here" in output) == (how == signal.SIGTERM)
-    wait_for(lambda: all(map(gone, held)), 10)
+    wait_for(lambda: all(map(gone, held)))
     (watched / "gate").unlink()
     assert run_small(photos, out, MODEL).finished == 6
     assert contents(out) == expected and no_leftovers(out)
@@ -179,10 +183,10 @@ def test_two_runs_on_one_folder(photos, watched, expected):
     (watched / "gate").touch()
     out = watched / "out"
     runs = [start(photos, out, workers=1, **{"samples-per-solve": size, "pack": size + 1}) for size in (1, 2)]
-    wait_for(lambda: len(waiting(watched)) == 2)
+    wait_for(lambda: len(waiting(watched)) == 2, *runs)
     (watched / "gate").unlink()
     for process in runs:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0 and "6 samples: 6 finished" in output, output
     assert contents(out) == expected and no_leftovers(out) and len(Results(out)) == 6
     assert sum(map(int, (watched / "solved").read_text().split())) == 6, "none was solved twice"

@@ -23,7 +23,7 @@ if importlib.util.find_spec("ray") is None:
 
 from batches import contents, make_photos, no_leftovers, run_small, settings
 from batches_network import FOLDER, Deadly
-from test_batch_processes import MODEL, gone, kill_both_waiting, start, wait_for, waiting
+from test_batch_processes import MODEL, PATIENCE, gone, kill_both_waiting, start, wait_for, waiting
 from typer.testing import CliRunner
 
 from spade_fast.cli import app
@@ -92,13 +92,13 @@ def test_clusters_that_cannot_be_used(photos, notes, tmp_path, monkeypatch, addr
 def test_a_stopped_driver_goes_on(photos, gate, expected, tmp_path, how):
     out = tmp_path / "out"
     driver = start(photos, out, engine="ray", workers=1)
-    held = wait_for(lambda: waiting(gate))
+    held = wait_for(lambda: waiting(gate), driver)
     begin = time.monotonic()
     driver.send_signal(how)
     output, _ = driver.communicate(timeout=10)
     assert time.monotonic() - begin < 10
     assert driver.returncode == (143 if how == signal.SIGTERM else -9), output
-    wait_for(lambda: all(map(gone, held)), 20)
+    wait_for(lambda: all(map(gone, held)))
     (gate / "gate").unlink()
     assert run_small(photos, out, MODEL).finished == 6
     assert contents(out) == expected and no_leftovers(out)
@@ -156,19 +156,19 @@ def test_a_cluster_with_a_token_that_is_not_given(photos, nodes, tmp_path, monke
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")  # tries to connect, a second each
     driver = start(photos, tmp_path / "out", engine="ray", address=nodes.address)
-    output, _ = driver.communicate(timeout=60)
+    output, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 2 and "if it has a token, set RAY_AUTH_MODE=token here too" in output
 
 
 def test_a_run_goes_on_without_a_node_that_died(photos, gate, nodes, expected, tmp_path):
     out = tmp_path / "out"
     driver = start(photos, out, engine="ray", address=nodes.address, workers=2)
-    held = wait_for(lambda: len(waiting(gate)) == 2 and waiting(gate))
+    held = wait_for(lambda: len(waiting(gate)) == 2 and waiting(gate), driver)
     (node,) = nodes.worker_nodes
     nodes.remove_node(node, allow_graceful=False)
-    wait_for(lambda: sum(map(gone, held)) == 1)
+    wait_for(lambda: sum(map(gone, held)) == 1, driver)
     (gate / "gate").unlink()
-    output, _ = driver.communicate(timeout=60)
+    output, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, output
     assert contents(out) == expected and no_leftovers(out)
 
