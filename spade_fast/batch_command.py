@@ -78,11 +78,20 @@ def batch(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Default: one a GPU, or one a processor.", rich_help_panel=_WORK)
+        int | None,
+        typer.Option(
+            help="Processes; default: one a GPU, or one for each --threads processors, as memory allows. 0: none but "
+            "this one, which dies with a sample that kills it.",
+            rich_help_panel=_WORK,
+        ),
     ] = None,
     samples_per_solve: Annotated[
         int | None,
-        typer.Option(help="Default: as memory allows, up to 8 on a GPU, else one a thread.", rich_help_panel=_WORK),
+        typer.Option(
+            help="Default: up to 8 on a GPU, else one a thread, as the machine's memory allows; fewer after running "
+            "out of it.",
+            rich_help_panel=_WORK,
+        ),
     ] = None,
     pack: Annotated[
         int | None,
@@ -98,7 +107,7 @@ def batch(
 ) -> None:
     """Trace every sample of a folder or list. Killed at any moment, the same command goes on where it was.
 
-    A sample is known by its id: its path in the folder, or its index in a dataset.
+    A sample is known by its id: its path in the folder, what a list says, or its index in a dataset.
 
     Exits with 1 if samples failed (DIR/errors says why), with 2 if the run could not go on.
 

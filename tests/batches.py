@@ -35,7 +35,7 @@ def settings(model: str, **changes: Any) -> BatchSettings:
 
 def run_small(samples: Any, out: Path, model: str, **options: Any) -> Summary:
     """Run a small batch in this process, unless told otherwise."""
-    return run(samples, out, settings(model), **{"workers": 1, **options})
+    return run(samples, out, settings(model), **{"workers": 0, **options})
 
 
 @contextmanager

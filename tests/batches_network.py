@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,16 @@ class Deadly:
         if index == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(index))
+
+
+def loaded_onto_a_lost_device() -> LoadedModel:
+    """The same network; but the first worker that finds a file ``broken`` takes it away and fails."""
+    broken = Path(os.environ[FOLDER]) / "broken"
+    if multiprocessing.parent_process() is not None:
+        with suppress(FileNotFoundError):
+            broken.unlink()
+            raise RuntimeError("CUDA error: no CUDA-capable device is detected")
+    return loaded()
 
 
 def ends() -> LoadedModel:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +26,12 @@ from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast.cli import app  # noqa: E402
 from spade_fast.cluster import OutputError, run, worker  # noqa: E402
+from spade_fast.cluster.claims import Claims  # noqa: E402
 from spade_fast.cluster.job import make_job  # noqa: E402
 from spade_fast.cluster.memory import count_workers, free_bytes, samples_together  # noqa: E402
 from spade_fast.cluster.results import read_header  # noqa: E402
 from spade_fast.cluster.samples import Items, file_name, find_samples  # noqa: E402
-from spade_fast.cluster.schedule import Schedule  # noqa: E402
+from spade_fast.cluster.schedule import Schedule, Starts  # noqa: E402
 from spade_fast.cluster.store import Store  # noqa: E402
 from spade_fast.cluster.worker import Outcome, Worker, patiently  # noqa: E402
 from spade_fast.models import load_model  # noqa: E402
@@ -54,7 +56,7 @@ def test_inputs(photos, tmp_path):
     assert find_samples(f"{photos}/*/*.png").ids == ids[-1:] and find_samples(photos / "00.png").ids == ids[:1]
     (tmp_path / "list.csv").write_text("id,path,label\na/1,photos/00.png,3\nb,photos/sub/02.png,4\n")
     listed = find_samples(tmp_path / "list.csv")
-    assert listed.ids == ["a/1", "b"] and listed.paths == [photos / "00.png", photos / "sub/02.png"]
+    assert listed.ids == ["a/1", "b"] and listed.paths == [str(photos / "00.png"), str(photos / "sub/02.png")]
     (tmp_path / "plain.csv").write_text("path\nphotos/00.png\n")
     assert find_samples(tmp_path / "plain.csv").ids == ["photos/00.png"]
 
@@ -89,6 +91,23 @@ def test_links_in_folders(photos, tmp_path):
     found = find_samples(photos)
     assert found.ids == ["00.png", "01.png", "03.png", "04.png", "linked/far.png", "nothing.png", "sub/02.png"]
     assert found.size(0) == (photos / "00.png").stat().st_size and found.size(5) is None
+    (photos / "sub/02.png").unlink()
+    (photos / "sub").rmdir()
+    (photos / "sub").touch()
+    assert found.size(6) is None
+
+
+def test_ids_do_not_depend_on_the_order_of_folders(photos, monkeypatch):
+    (photos / "also").symlink_to(photos / "sub")
+    walk = os.walk
+
+    def backwards(*arguments, **options):
+        for place, folders, files in walk(*arguments, **options):
+            folders.sort(reverse=True)
+            yield place, folders, files
+
+    monkeypatch.setattr(os, "walk", backwards)
+    assert find_samples(photos).ids[-1] == "also/02.png"
 
 
 def failing_data():
@@ -166,11 +185,11 @@ def test_traces_are_those_of_the_trace_command(small, photos, tmp_path):
 @pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
 def test_results_depend_on_neither_order_nor_group(small, photos, tmp_path, solver):
     options = settings(small, solver=solver, methods=["saliency", "gradcam"], layers=["*"])
-    run(photos, tmp_path / "together", options, workers=1, samples_per_solve=5)
+    run(photos, tmp_path / "together", options, workers=0, samples_per_solve=5)
     (tmp_path / "list.csv").write_text(
         "path,id\n" + "".join(f"photos/{name},{name}\n" for name in ("04.png", "00.png"))
     )
-    run(tmp_path / "list.csv", tmp_path / "two", options, workers=1, samples_per_solve=1)
+    run(tmp_path / "list.csv", tmp_path / "two", options, workers=0, samples_per_solve=1)
     every, two = contents(tmp_path / "together"), contents(tmp_path / "two")
     assert len(every) == 10 and len(two) == 4 and all(every[name] == two[name] for name in two)
 
@@ -237,9 +256,9 @@ def test_a_longer_dataset_goes_on(small, tmp_path):
 
 def test_lost_maps_are_made_again(small, photos, tmp_path):
     options = settings(small, methods=["saliency"])
-    run(photos, tmp_path / "out", options, workers=1)
+    run(photos, tmp_path / "out", options, workers=0)
     (tmp_path / "out/maps/00.png.safetensors").unlink()
-    assert run(photos, tmp_path / "out", options, workers=1).finished == 1
+    assert run(photos, tmp_path / "out", options, workers=0).finished == 1
 
 
 def test_other_folders_are_refused(small, photos, tmp_path):
@@ -256,9 +275,9 @@ def test_other_folders_are_refused(small, photos, tmp_path):
 
 def test_a_worker_refuses_another_network(small, photos, tmp_path):
     job, _ = make_job(find_samples(photos), tmp_path / "out", settings(small))
-    other = replace(job, facts={**job.facts, "network": "0"})
-    with pytest.raises(ValueError, match="other weights or preprocessing"):
-        Worker(other, 1)
+    for name, message in (("network", "other weights or preprocessing"), ("version of pillow", "pillow is .* and 0 ")):
+        with pytest.raises(ValueError, match=message):
+            Worker(replace(job, facts={**job.facts, name: "0"}), 1)
 
 
 # Failures
@@ -339,7 +358,7 @@ def test_out_of_memory_around_the_solver(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(worker, "attribution_map", attribution_map)
     images = Forgetful([None] * 3)
-    summary = run(images, tmp_path / "out", settings(small, methods=["saliency"]), workers=1)
+    summary = run(images, tmp_path / "out", settings(small, methods=["saliency"]), workers=0)
     assert summary.finished == 3 and images.tries == 2 and len(tries) == 3 * 2 + 2
 
 
@@ -357,6 +376,40 @@ def test_errors_of_finished_samples_are_removed(small, photos, tmp_path):
     (tmp_path / "out/.index.parquet.0123abcd.tmp").touch()
     run_small(photos, tmp_path / "out", small)
     assert not list((tmp_path / "out/errors").iterdir()) and no_leftovers(tmp_path / "out")
+
+
+def test_writing_is_tried_again(small, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_PAUSES", (0.0, 0.0))
+    run_small(photos, tmp_path / "undisturbed", small)
+    failures = [OSError(errno.EIO, "io"), MemoryError("x")]
+
+    def once(right, failure):
+        def action(*arguments):
+            if failure in failures:
+                failures.remove(failure)
+                raise failure
+            return right(*arguments)
+
+        return action
+
+    monkeypatch.setattr(Store, "record", once(Store.record, failures[0]))
+    monkeypatch.setattr(Trace, "save", once(Trace.save, failures[1]))
+    assert run_small(photos, tmp_path / "out", small).finished == 5 and not failures
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_sample_too_large_to_write_fails_alone(small, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_PAUSES", (0.0, 0.0))
+    save = Trace.save
+
+    def limited(made, path):
+        if made.sample_id == "01.png":
+            raise MemoryError("too large")
+        save(made, path)
+
+    monkeypatch.setattr(Trace, "save", limited)
+    summary = run_small(photos, tmp_path / "out", small)
+    assert summary.failed == {"01.png": "MemoryError: too large"} and summary.finished == 4
 
 
 def test_errors_that_may_pass_are_tried_again(monkeypatch):
@@ -382,6 +435,27 @@ def test_a_missing_package_ends_the_run(small, photos, tmp_path, monkeypatch):
         run_small(photos, tmp_path / "out", small)
 
 
+def test_all_files_are_written_under_claims(small, photos, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    written, replace_file = Counter(), os.replace
+
+    def watched(temporary, path):
+        path = Path(path)
+        child = os.fork()
+        if child == 0:
+            with Claims(tmp_path / "out").of([path.name.removesuffix(path.suffix)]) as (free,):
+                os._exit(free)
+        claimed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        written[path.parent.name, claimed] += 1
+        replace_file(temporary, path)
+
+    monkeypatch.setattr(os, "replace", watched)
+    (photos / "bad.png").touch()
+    run(photos, tmp_path / "out", settings(small, methods=["saliency"]), workers=0)
+    samples = {("traces", True): 5, ("maps", True): 5, ("reports", True): 5, ("errors", True): 1}
+    assert written == {**samples, ("out", True): 1, ("out", False): 1}, "run.json is written under a lock of its own"
+
+
 def test_claims(small, photos, tmp_path):
     job, model = make_job(find_samples(photos), tmp_path / "out", settings(small))
     store = Store(job)
@@ -398,6 +472,16 @@ def test_claims(small, photos, tmp_path):
     outcomes = list(Worker(job, 2, model).run([0, 1]))
     assert sorted((outcome.index, outcome.state) for outcome in outcomes) == [(0, "finished"), (1, "finished")]
     assert read_header(store.trace_path("00.png"))["header"]["run"] == job.hash
+
+
+def test_starts():
+    starts = Starts()
+    for place in (0, 1, 2, 1, 2, 0):
+        starts.failed(place, "x")
+    starts.began(1)
+    starts.failed(1, "x")
+    with pytest.raises(ChildProcessError, match=r"a worker was started 3 times and .* at last with exit code 7"):
+        starts.failed(0, "exit code 7")
 
 
 def test_schedule(monkeypatch):
@@ -445,14 +529,14 @@ def invoke(*arguments):
 
 
 def test_command(small, photos, tmp_path):
-    options = ["--model", small, "--augmentations", 6, "--workers", 1, "--out", tmp_path / "out"]
+    options = ["--model", small, "--augmentations", 6, "--workers", 0, "--out", tmp_path / "out"]
     result = invoke(photos, *options, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert result.stdout == "5 samples, 0 finished, 5 to do (workers: 1, samples a solve: 1)\n"
+    assert result.stdout == "5 samples, 0 finished, 5 to do (workers: 0, samples a solve: 1)\n"
     assert not (tmp_path / "out").exists()
     result = invoke(photos, *options)
     assert result.exit_code == 0, result.output
-    assert result.stderr == "5 samples, 0 finished, 5 to do (workers: 1, samples a solve: 1)\n"
+    assert result.stderr == "5 samples, 0 finished, 5 to do (workers: 0, samples a solve: 1)\n"
     assert "5 samples: 5 finished (0 before), 0 failed" in result.stdout
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out")
     (photos / "bad.png").write_text("x")
@@ -468,10 +552,16 @@ def test_a_dry_run_sees_that_nothing_can_be_written(small, photos, small_disk):
     assert result.exit_code == 2 and f"{small_disk}" in result.stderr
 
 
+def test_a_dry_run_sees_that_the_output_is_a_file(small, photos, tmp_path):
+    (tmp_path / "out").touch()
+    result = invoke(photos, "--model", small, "--augmentations", 4, "--out", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 2 and "it is no folder that can be written" in result.stderr
+
+
 def test_unforeseen_errors_end_with_2(small, photos, tmp_path, monkeypatch):
     failing(monkeypatch, lambda ids: None)
     monkeypatch.setattr(worker, "make_augmenter", lambda *_: 1 // 0)
-    result = invoke(photos, "--model", small, "--out", tmp_path / "out", "--workers", 1)
+    result = invoke(photos, "--model", small, "--out", tmp_path / "out", "--workers", 0)
     assert result.exit_code == 2 and "ZeroDivisionError" in result.stderr
 
 
@@ -487,7 +577,7 @@ def test_unforeseen_errors_end_with_2(small, photos, tmp_path, monkeypatch):
         ({"--augmentations": "0"}, "augmentations must be at least 1"),
         ({"--device": "gpu"}, "device 'gpu' cannot be used"),
         ({"--precision": "half"}, "precision must be one of"),
-        ({"--workers": "0"}, "workers must be at least 1, got 0"),
+        ({"--workers": "-1"}, "workers must be at least 0, got -1"),
         ({"--samples-per-solve": "0"}, "samples_per_solve must be at least 1, got 0"),
         ({"--engine": "magic"}, "unknown engine 'magic': allowed are local, ray"),
         ({"--address": "auto"}, "engine 'local' has no address"),

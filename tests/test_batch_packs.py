@@ -46,8 +46,8 @@ def two_layouts(small, photos, tmp_path) -> tuple[Path, Path]:
     """The same batch in single files, and packed by two."""
     options = settings(small, methods=["saliency"])
     single, packed = tmp_path / "single", tmp_path / "packed"
-    run(photos, single, options, workers=1, samples_per_solve=2)
-    run(photos, packed, options, workers=1, samples_per_solve=1, pack=2)
+    run(photos, single, options, workers=0, samples_per_solve=2)
+    run(photos, packed, options, workers=0, samples_per_solve=1, pack=2)
     return single, packed
 
 
@@ -72,12 +72,12 @@ def test_packed_results_are_the_same(two_layouts, tmp_path):
 def test_a_run_goes_on_after_packs(small, two_layouts, photos):
     single, packed = two_layouts
     options = settings(small, methods=["saliency"])
-    assert run(photos, packed, options, workers=1, pack=2).before == 5
+    assert run(photos, packed, options, workers=0, pack=2).before == 5
     make_photos(photos / "more", 2)
-    summary = run(photos, packed, options, workers=1)
+    summary = run(photos, packed, options, workers=0)
     assert (summary.before, summary.finished) == (5, 2) and packs(packed) == [1, 2, 2]
-    assert run(photos, packed, options, workers=1, pack=9).before == 7 and packs(packed) == [1, 2, 2, 2]
-    assert run(photos, single, options, workers=1, pack=9).finished == 2 and packs(single) == [7]
+    assert run(photos, packed, options, workers=0, pack=9).before == 7 and packs(packed) == [1, 2, 2, 2]
+    assert run(photos, single, options, workers=0, pack=9).finished == 2 and packs(single) == [7]
     assert contents(single) == contents(packed)
 
 
@@ -106,11 +106,46 @@ def test_damaged_packs(small, two_layouts, photos):
     cut.write_bytes(cut.read_bytes()[:-100])
     assert [found.file for found in Results(packed).stored() if found.header is None] == [f"packs/{cut.name}"]
     assert len(Results(packed)) == 3
-    summary = run(photos, packed, settings(small, methods=["saliency"]), workers=1, pack=3)
+    summary = run(photos, packed, settings(small, methods=["saliency"]), workers=0, pack=3)
     assert summary.finished == 2 and len(Results(packed)) == 5
     changed.unlink()
-    assert run(photos, packed, settings(small, methods=["saliency"]), workers=1, pack=1).before == 3
+    assert run(photos, packed, settings(small, methods=["saliency"]), workers=0, pack=1).before == 3
     assert contents(packed) == contents(single)
+
+
+def test_any_damage_to_a_pack(two_layouts):
+    single, packed = two_layouts
+    pack = max(packed.glob("packs/*"), key=lambda path: path.stat().st_size)
+    right = pack.read_bytes()
+    with ZipFile(pack) as archive:
+        names, directory = archive.namelist(), archive.start_dir
+        report = next(entry for entry in archive.infolist() if entry.filename.startswith("reports/"))
+    header = [report.header_offset + place for place in range(30 + len(report.filename))]
+    for number, place in enumerate([*header, *range(directory, len(right))]):
+        damaged = bytearray(right)
+        damaged[place] ^= 1 << number % 8
+        pack.write_bytes(damaged)
+        try:
+            found = list(Results(packed).stored())
+        except ValueError as error:
+            assert "of other settings or another model, or is damaged" in str(error) and place > len(right) - 100
+            continue
+        whole = sum(stored.header is not None for stored in found)
+        assert whole == 5 if place in header else whole >= 3, "of a damaged report no more is lost"
+    pack.write_bytes(right)
+    assert len(names) == 6 and contents(packed) == contents(single)
+
+
+def test_reading_while_samples_are_packed(small, photos, tmp_path):
+    out = tmp_path / "out"
+    job, _ = make_job(find_samples(photos), out, settings(small))
+    run_small(photos, out, small)
+    found = Results(out).stored()
+    first = next(found)
+    Store(job).pack_all(2)
+    files = {stored.header["header"]["sample_id"]: stored.file for stored in [first, *found]}
+    assert sorted(files) == ["00.png", "01.png", "03.png", "04.png", "sub/02.png"]
+    assert [file.split("/")[0] for file in files.values()] == ["traces"] + ["packs"] * 4
 
 
 def test_packs_of_other_settings_do_not_mix(small, two_layouts, photos, tmp_path):

@@ -22,6 +22,7 @@ from batches import contents, make_photos, no_leftovers, run_small
 from batches_network import FOLDER, Deadly
 
 from spade_fast.cluster import OutputError, Results
+from spade_fast.cluster.processes import _send
 
 MODEL = "batches_network:loaded"
 PATIENCE = 300  # seconds for what takes some, since the machine may be busy
@@ -130,8 +131,15 @@ def test_workers_whose_device_is_lost_are_replaced(photos, watched, expected):
     assert summary.finished == 6 and contents(watched / "out") == expected
 
 
-def test_a_sample_that_kills_its_workers_is_given_up(watched):
-    summary = run_small(Deadly(), watched / "out", MODEL, workers=2, samples_per_solve=2)
+def test_workers_whose_device_is_lost_as_they_load_are_replaced(photos, watched, expected):
+    (watched / "broken").touch()
+    summary = run_small(photos, watched / "out", "batches_network:loaded_onto_a_lost_device", workers=2)
+    assert summary.finished == 6 and not (watched / "broken").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sample_that_kills_its_workers_is_given_up(watched, workers):
+    summary = run_small(Deadly(), watched / "out", MODEL, workers=workers, samples_per_solve=2)
     assert summary.failed == {"2": "killed its worker 2 times"} and summary.finished == 3
     assert (watched / "out/errors/2.json").exists()
 
@@ -140,17 +148,31 @@ def test_errors_of_workers_end_the_run(photos, watched, monkeypatch):
     with pytest.raises(TypeError, match="the samples cannot be sent to other processes"):
         run_small([(lambda: 0)] * 2, watched / "out", MODEL, workers=2)
     monkeypatch.setenv(FOLDER, str(os.getpid()))
-    with pytest.raises(ChildProcessError, match="3 workers ended before they began to work, the last with exit code 7"):
+    with pytest.raises(ChildProcessError, match="3 times and ended before it began to work, at last with exit code 7"):
         run_small(photos, watched / "other", "batches_network:ends", workers=2)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+class TwoFacts(Exception):
+    """Cannot be made from its arguments, as pickle does."""
+
+    def __init__(self, code: int, why: str) -> None:
+        super().__init__(f"{code}: {why}")
+
+
+def test_errors_that_cannot_be_sent():
+    ours, theirs = multiprocessing.Pipe()
+    for sent, received in ((TwoFacts(3, "no"), "RuntimeError('TwoFacts: 3: no')"), (KeyError("a"), "KeyError('a')")):
+        _send(theirs, sent)
+        assert repr(ours.recv()) == received
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_driver_goes_on(photos, watched, expected, how, workers):
     (watched / "gate").touch()
     out = watched / "out"
     driver = start(photos, out, workers=workers)
-    held = wait_for(lambda: len(waiting(watched)) == workers and waiting(watched), driver)
+    held = wait_for(lambda: len(waiting(watched)) == max(1, workers) and waiting(watched), driver)
     begin = time.monotonic()
     driver.send_signal(how)
     output, _ = driver.communicate(timeout=10)
@@ -182,7 +204,7 @@ with exit_on_sigterm(grace=0.5):
 def test_two_runs_on_one_folder(photos, watched, expected):
     (watched / "gate").touch()
     out = watched / "out"
-    runs = [start(photos, out, workers=1, **{"samples-per-solve": size, "pack": size + 1}) for size in (1, 2)]
+    runs = [start(photos, out, workers=0, **{"samples-per-solve": size, "pack": size + 1}) for size in (1, 2)]
     wait_for(lambda: len(waiting(watched)) == 2, *runs)
     (watched / "gate").unlink()
     for process in runs:
@@ -192,7 +214,7 @@ def test_two_runs_on_one_folder(photos, watched, expected):
     assert sum(map(int, (watched / "solved").read_text().split())) == 6, "none was solved twice"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_ends_the_run(photos, watched, expected, small_disk, workers):
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "filler").write_bytes(bytes(free - 60 * 1024))

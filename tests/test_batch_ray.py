@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -28,7 +29,8 @@ from typer.testing import CliRunner
 
 from spade_fast.cli import app
 from spade_fast.cluster import OutputError, run
-from spade_fast.cluster.ray_engine import _CLUSTERS, connected
+from spade_fast.cluster.ray_engine import _CLUSTERS, _ready, connected
+from spade_fast.cluster.schedule import POLL
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -78,12 +80,16 @@ def expected(photos, notes, tmp_path_factory) -> dict[str, bytes]:
         ("127.0.0.2:1", "there is no Ray cluster at 127.0.0.2:1: [Errno 111]"),
         ("host:x", "there is no Ray cluster at host:x"),
         ("ray://127.0.0.1:1", "address must be HOST:PORT or 'auto'"),
+        ("local", "address must be HOST:PORT or 'auto'"),
+        ("", "address must be HOST:PORT or 'auto'"),
     ],
 )
 def test_clusters_that_cannot_be_used(photos, notes, tmp_path, monkeypatch, address, message):
     monkeypatch.setitem(sys.modules, "ray", None)
     options = ["--model", MODEL, "--out", str(tmp_path / "out"), "--engine", "ray"]
-    result = CliRunner().invoke(app, ["batch", str(photos), *options, *(["--address", address] if address else [])])
+    result = CliRunner().invoke(
+        app, ["batch", str(photos), *options, *([] if address is None else ["--address", address])]
+    )
     assert result.exit_code == 2 and message in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -135,7 +141,31 @@ def test_killed_workers_are_replaced_and_bad_samples_recorded(photos, gate, clus
     summary = run_small(tmp_path / "photos", out, MODEL, engine="ray", workers=2, samples_per_solve=2, pack=3)
     killer.join()
     assert summary.finished == 6 and sorted(summary.failed) == ["cut.png", "empty.png"]
-    assert contents(out) == expected and no_leftovers(out)
+    assert contents(out) == expected and no_leftovers(out) and not list(out.glob("traces/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "engine 'ray' needs at least 1 worker, got 0"),
+        ({"device": "cuda:1"}, "with engine 'ray' device must be 'cuda', which Ray numbers, got 'cuda:1'"),
+        ({"address": "HERE"}, "this process is connected to the Ray cluster at 127.0.0.1:"),
+    ],
+)
+def test_what_a_cluster_cannot_do(photos, cluster, tmp_path, monkeypatch, options, message):
+    monkeypatch.setenv(_CLUSTERS, "0")
+    given = settings(MODEL, **{name: options.pop(name) for name in ["device"] if name in options})
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ValueError, match=message):
+        if "address" in options:
+            options["address"] = f"127.0.0.1:{other.getsockname()[1]}"
+        run(photos, tmp_path / "out", given, engine="ray", **options)
+
+
+def test_a_driver_without_work_waits():
+    begin = time.process_time()
+    for _ in range(3):
+        assert _ready([]) == []
+    assert time.process_time() - begin < POLL
 
 
 @pytest.fixture
@@ -184,7 +214,7 @@ def test_workers_that_cannot_be_started(cluster, gate, tmp_path):
     with pytest.raises(ValueError, match="no node of the cluster has 1000 processors for a worker"):
         run(Deadly(), tmp_path / "out", settings(MODEL, threads=1000), engine="ray", workers=1)
     with pytest.raises(TypeError, match="the samples cannot be sent to other processes"):
-        run_small([threading.Lock()] * 2, tmp_path / "out", MODEL, engine="ray")
+        run_small([threading.Lock()] * 2, tmp_path / "out", MODEL, engine="ray", workers=1)
 
 
 def test_a_full_disk_ends_the_run(photos, cluster, gate, small_disk, expected):

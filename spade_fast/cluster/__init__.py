@@ -6,8 +6,7 @@
 
 from spade_fast.cluster.index import write_index
 from spade_fast.cluster.job import BatchSettings
-from spade_fast.cluster.results import Results
+from spade_fast.cluster.results import OutputError, Results
 from spade_fast.cluster.run import Summary, run
-from spade_fast.cluster.store import OutputError
 
 __all__ = ["BatchSettings", "OutputError", "Results", "Summary", "run", "write_index"]

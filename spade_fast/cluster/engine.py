@@ -22,7 +22,7 @@ class Engine(Protocol):
     """A machine or several."""
 
     def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
-        """Return how many workers to start; without a wish as many as there is room for."""
+        """Return how many workers to start, 0 for none but this process; without a wish as there is room for."""
 
     def free_bytes(self, job: Job) -> int:
         """Return the memory of all workers together."""
@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 
 class Local:
-    """This process if there is one worker, other processes if there are more."""
+    """Processes of this machine, or this one without workers."""
 
     def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
         if asked is not None:
@@ -48,7 +48,7 @@ class Local:
     def outcomes(
         self, job: Job, model: LoadedModel, schedule: Schedule, workers: int, samples_per_solve: int
     ) -> Generator[Outcome, None, None]:
-        if workers == 1:
+        if workers == 0:
             return run_here(job, model, schedule, samples_per_solve)
         return run_processes(job, schedule, workers, samples_per_solve)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from spade_fast.cluster.results import Results, json_entries
-from spade_fast.cluster.store import OutputError
+from spade_fast.cluster.claims import Claims
+from spade_fast.cluster.results import Results, read_json, writing
 from spade_fast.trace import write_whole
 
 INDEX = "index.parquet"
@@ -70,10 +71,9 @@ def write_index(folder: str | Path) -> Counter[str]:
         while group := list(islice(rows, _ROWS_A_GROUP)):
             states.update(row["state"] for row in group)
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
-    try:
+    # Claimed, else a run might take the temporary file for a leftover.
+    with closing(Claims(folder)) as claims, claims.of([Path(INDEX).stem]), writing(folder / INDEX):
         write_whole(folder / INDEX, sink.getvalue(), "the index")
-    except OSError as error:
-        raise OutputError(error.errno, error.strerror, error.filename) from error
     return states
 
 
@@ -87,8 +87,9 @@ def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
             yield {"file": found.file, **_finished(found.header), **_report(found.report)}
     for path in sorted(folder.glob("errors/*.json")):
         if path.stem not in stems:
-            error = json_entries(path.read_bytes())
-            yield {"state": "failed", "id": error.get("id"), "error": error.get("error")}
+            error = read_json(path)
+            if error:  # another run may do the sample at this moment
+                yield {"state": "failed", "id": error.get("id"), "error": error.get("error")}
 
 
 def _finished(stored: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ class Job:
     folder
         Where the results go; the same for all workers.
     facts
-        All that the results depend on, besides the sample: settings, hash of the network, versions.
+        What the results depend on, besides sample and kind of machine: settings, hash of the network, versions.
     pack
         Finished samples that a worker moves into a zip file; 0 for none.
     """
@@ -96,8 +98,12 @@ class Job:
         Raises
         ------
         ValueError
-            It is not the network with which the run began, or another error of `spade_fast.models.load_model`.
+            It is not the network with which the run began, or packages are of other versions; or another error of
+            `spade_fast.models.load_model`.
         """
+        for name, found in _versions(self.facts["methods"]).items():
+            if self.facts.get(name) != found:
+                raise ValueError(f"{name} is {found} here, and {self.facts.get(name)} where the run began")
         model = load_model(self.facts["model"])
         if hash_model(model) != self.facts["network"]:
             raise ValueError(f"model {self.facts['model']!r} has other weights or preprocessing here than in the run")
@@ -134,7 +140,7 @@ def make_job(source: Source, folder: Path, settings: BatchSettings, *, here: boo
         "layers": chosen_layers(settings.layers, settings.sparsity, model.module),
         "methods": list(settings.methods),
         "network": hash_model(model),
-        "versions": {"spade_fast": library_version(), "torch": torch.__version__},
+        **_versions(settings.methods),
     }
     job = Job(source, folder.absolute(), facts)
     checked(job, model)
@@ -142,9 +148,18 @@ def make_job(source: Source, folder: Path, settings: BatchSettings, *, here: boo
     return job, model
 
 
+def _versions(methods: Sequence[str]) -> dict[str, str]:
+    """Versions of the packages that results come from."""
+    found = {"version of spade_fast": library_version(), "version of torch": torch.__version__}
+    for name in ("kornia", "pillow", *(["captum"] if methods else [])):
+        with suppress(PackageNotFoundError):
+            found[f"version of {name}"] = version(name)
+    return found
+
+
 def not_sendable(error: BaseException) -> TypeError:
     """Return the error for samples that cannot be pickled."""
-    return TypeError(f"the samples cannot be sent to other processes ({error}): make them picklable, or use one worker")
+    return TypeError(f"the samples cannot be sent to other processes ({error}): make them picklable, or use workers=0")
 
 
 def checked(job: Job, model: LoadedModel) -> Run:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import lzma
+import os
 import shutil
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from spade_fast.trace import whole_file
 
 _COPIED = 1 << 20  # bytes at a time
+_DAMAGE = (EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error, lzma.LZMAError)
 
 
 class Packs:
@@ -26,31 +33,35 @@ class Packs:
 
     def __init__(self, folder: Path, run: str) -> None:
         self._folder, self._run = folder, run
-        self._packs: dict[str, Path] = {}
-        self._notes: dict[str, str] = {}
-        self._seen: set[Path] = set()
+        self._members: dict[str, tuple[Path, str]] = {}
+        self._seen: set[str] = set()
 
     def refresh(self) -> None:
         """Look for new zip files; ValueError if one is of another run."""
-        for path in self.paths():
-            if path not in self._seen:
-                self._seen.add(path)
-                self._read(path)
+        for name in self._names() - self._seen:
+            self._read(self._folder / "packs" / name)
+            self._seen.add(name)
 
     def paths(self) -> list[Path]:
         """Return all zip files, damaged ones too."""
-        return sorted((self._folder / "packs").glob("[!.]*.zip"))
+        return [self._folder / "packs" / name for name in sorted(self._names())]
+
+    def _names(self) -> set[str]:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            names = os.listdir(self._folder / "packs")
+            return {name for name in names if name.endswith(".zip") and not name.startswith(".")}
+        return set()
 
     def __contains__(self, stem: str) -> bool:
-        return stem in self._packs
+        return stem in self._members
 
     def pack(self, stem: str) -> Path:
         """Return the zip file of a sample; KeyError if none has it."""
-        return self._packs[stem]
+        return self._members[stem][0]
 
     def note(self, stem: str) -> str:
         """Return what was noted of a packed sample."""
-        return self._notes[stem]
+        return self._members[stem][1]
 
     def write(self, notes: Mapping[str, str], names: Sequence[str]) -> None:
         """Copy samples' files into a new zip file, with notes of samples; OSError if that fails."""
@@ -67,21 +78,33 @@ class Packs:
 
     def _read(self, path: Path) -> None:
         try:
-            with ZipFile(path) as archive:
-                run, entries = archive.comment.decode(), archive.infolist()
+            with damage_as_one_error(), ZipFile(path) as archive:
+                run, entries = archive.comment, {entry.filename: entry.comment.decode() for entry in archive.infolist()}
         except BadZipFile:
             return
-        if run != self._run:
-            raise ValueError(f"{path} was made by a run of other settings or another model")
-        for entry in entries:
-            stem = PurePosixPath(entry.filename).stem
-            if entry.filename.startswith("traces/"):
-                self._packs[stem], self._notes[stem] = path, entry.comment.decode()
+        if run != self._run.encode():
+            raise ValueError(f"{path} was made by a run of other settings or another model, or is damaged")
+        for name, note in entries.items():
+            if is_trace(name):
+                self._members[PurePosixPath(name).stem] = path, note
 
 
-def packed_stems(archive: ZipFile) -> Iterator[str]:
-    """The samples of a zip file, by the name of their files."""
-    return (PurePosixPath(name).stem for name in archive.namelist() if name.startswith("traces/"))
+def is_trace(name: str) -> bool:
+    """Whether a file in the folder or in a zip file is a trace."""
+    return name.startswith("traces/") and name.endswith(".safetensors")
+
+
+@contextmanager
+def damage_as_one_error() -> Iterator[None]:
+    """Raise BadZipFile for all that `zipfile` raises where a zip file is damaged."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's beginning
+            raise
+        raise BadZipFile(str(error)) from error
+    except _DAMAGE as error:
+        raise BadZipFile(str(error)) from error
 
 
 def pack_stem(stems: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Generator
@@ -11,7 +12,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from pickle import PicklingError
-from typing import Any
 
 import torch
 
@@ -53,7 +53,8 @@ def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve:
                     message = member.connection.recv()
                 except (EOFError, OSError):
                     end = f"exit code {member.end()} (does the script call it under __name__ == '__main__'?)"
-                    starts.note(member.began, end)
+                    if not member.began:
+                        starts.failed(place, end)
                     yield from schedule.died(member.task)
                     team[place] = _Process(context, member.number)
                     continue
@@ -67,7 +68,7 @@ def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve:
                     if schedule.take(message):
                         yield message
                 else:
-                    starts.note(True)
+                    starts.began(place)
                     member.began = member.idle = True
     finally:
         for member in team:
@@ -123,7 +124,7 @@ def _work(number: int, connection: Connection) -> None:
         connection.send(_JOB)
         job, samples_per_solve = connection.recv()
         if job.facts["device"] == "cuda":
-            _see_one_gpu(number)
+            torch.cuda.set_device(number % torch.cuda.device_count())
         torch.set_num_threads(job.facts["threads"])
         worker = Worker(job, samples_per_solve)
         while True:
@@ -138,11 +139,11 @@ def _work(number: int, connection: Connection) -> None:
 
 def _send(connection: Connection, error: Exception) -> None:
     try:
-        connection.send(error)
-    except OSError:
-        pass  # nobody listens any more
+        pickle.loads(pickle.dumps(error))
     except Exception:  # an error of the user's own network or dataset may not be picklable, and fail in any way
-        connection.send(RuntimeError(describe(error)))
+        error = RuntimeError(describe(error))
+    with suppress(OSError):  # nobody listens any more
+        connection.send(error)
 
 
 def _end_with_parent() -> None:
@@ -150,10 +151,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _see_one_gpu(number: int) -> None:
-    visible: list[Any] = list(range(torch.cuda.device_count()))
-    if os.environ.get("CUDA_VISIBLE_DEVICES"):
-        visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(visible[number % len(visible)])

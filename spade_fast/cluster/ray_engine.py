@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -32,8 +33,13 @@ class RayCluster:
     """The cluster that this process is connected to."""
 
     def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
-        """Return how many workers to start; those without room wait for it. ValueError if there is none at all."""
+        """Return how many workers to start; those without room wait for it. ValueError if there can be none at all."""
         import ray
+
+        if asked == 0:
+            raise ValueError("engine 'ray' needs at least 1 worker, got 0")
+        if torch.device(job.facts["device"]).index is not None:
+            raise ValueError(f"with engine 'ray' device must be 'cuda', which Ray numbers, got {job.facts['device']!r}")
 
         threads, gpus = job.facts["threads"], _gpus(job)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -45,7 +51,7 @@ class RayCluster:
         return sum(rooms) if asked is None else asked
 
     def free_bytes(self, job: Job) -> int:
-        """Return the memory of all nodes together."""
+        """Return the memory of all nodes together; how much GPUs have, Ray does not know."""
         import ray
 
         return int(ray.cluster_resources().get("memory", 0))
@@ -86,14 +92,17 @@ class RayCluster:
                         raise (error.cause if isinstance(error.cause, Exception) else error) from None
                     except RayError as error:
                         member.end()
-                        starts.note(member.began, " ".join(str(error).split()))
+                        if not member.began:
+                            starts.failed(places[outcomes], " ".join(str(error).split()))
                         yield from schedule.died(member.task)
                         team[places[outcomes]] = _Member(shared, job, samples_per_solve)
                         continue
                     if member.began:
-                        starts.note(True)
+                        starts.began(places[outcomes])
                     if outcome is not None and schedule.take(outcome):
                         yield outcome
+            for member in team:
+                member.finish()
         finally:
             for member in team:
                 member.end()
@@ -108,7 +117,8 @@ def connected(address: str | None) -> Iterator[RayCluster]:
     ImportError
         Ray is missing.
     ValueError
-        An address of the Ray Client, or one that Ray would take for another.
+        An address that is not HOST:PORT or ``"auto"``, one that Ray would take for another, or that of another cluster
+        than the one this process is connected to.
     ConnectionError
         There is no cluster at the address, or it could not be started on loopback.
     """
@@ -121,6 +131,9 @@ def connected(address: str | None) -> Iterator[RayCluster]:
         except ImportError as error:
             raise ImportError("engine 'ray' needs Ray: pip install 'spade_fast[cluster]'") from error
         if ray.is_initialized():
+            own = ray.get_runtime_context().gcs_address
+            if address not in (None, "auto", own):
+                raise ValueError(f"this process is connected to the Ray cluster at {own}, got address {address!r}")
             yield RayCluster()
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -147,9 +160,9 @@ def connected(address: str | None) -> Iterator[RayCluster]:
 
 def _check_address(address: str) -> None:
     """Try to reach a cluster: where it cannot be, Ray ends the whole process."""
-    if "://" in address:
-        raise ValueError(f"address must be HOST:PORT or 'auto', on a node of the cluster, got {address!r}")
     host, _, port = address.rpartition(":")
+    if address != "auto" and (not host or "://" in address):
+        raise ValueError(f"address must be HOST:PORT or 'auto', on a node of the cluster, got {address!r}")
     if host in (_LOOPBACK, "localhost") and os.environ.get(_CLUSTERS) != "0":
         raise ValueError(
             f"Ray takes {host} for this machine's outer address: give the one that `ray start` printed, or, "
@@ -193,6 +206,14 @@ class _Member:
         self.task.remove(outcome.index)
         return outcome
 
+    def finish(self) -> None:
+        """Wait until it has given up its claims; all outcomes of its task are known."""
+        from ray.exceptions import RayError
+
+        with suppress(RayError):
+            while self.began and self.outcomes is not None:
+                self.receive()
+
     def end(self) -> None:
         """End the actor."""
         import ray
@@ -211,21 +232,29 @@ class _Actor:
         """Load the network."""
         keep_freed_memory()
         torch.set_num_threads(self._job.facts["threads"])
-        self._worker = Worker(self._job, self._samples_per_solve)
+        with _ending_with_its_device():
+            self._worker = Worker(self._job, self._samples_per_solve)
         yield from ()
 
     def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
         """Work on samples."""
-        try:
+        with _ending_with_its_device():
             yield from self._worker.run(indices)
-        except DeviceError:
-            os._exit(1)
+
+
+@contextmanager
+def _ending_with_its_device() -> Iterator[None]:
+    try:
+        yield
+    except DeviceError:
+        os._exit(1)
 
 
 def _ready(generators: list[Any]) -> list[Any]:
     import ray
 
     if not generators:
+        time.sleep(POLL)
         return []
     return ray.wait(generators, timeout=POLL, fetch_local=False)[0]
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, TypeVar
 from zipfile import BadZipFile, ZipFile
 
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
-from spade_fast.cluster.packs import Packs, packed_stems
+from spade_fast.cluster.packs import Packs, damage_as_one_error, is_trace
 from spade_fast.cluster.samples import file_name
 from spade_fast.trace import Trace, safetensors_metadata
+
+_Read = TypeVar("_Read")
 
 RUN_FILE = "run.json"
 FORMAT = "spade_fast.batch"
@@ -59,6 +62,10 @@ class Stored:
     report: dict[str, Any]
 
 
+class OutputError(OSError):
+    """A result cannot be written: the run cannot go on."""
+
+
 class Results(Mapping[str, Trace]):
     """The traces of a batch by sample id, from single files or packed ones; also while the batch is running.
 
@@ -96,32 +103,45 @@ class Results(Mapping[str, Trace]):
             raise ValueError(f"{self._folder / name} is damaged: {error}") from error
 
     def stored(self) -> Iterator[Stored]:
-        """Look at all finished samples, those in single files first."""
+        """Look at all finished samples, those in single files first, each once."""
         self._packs.refresh()
+        single = set()
         for path in sorted(self._folder.glob(trace_name("[!.]*"))):
-            if path.stem not in self._packs:
-                report = self._folder / report_name(path.stem)
-                entries = json_entries(report.read_bytes()) if report.is_file() else {}
-                yield Stored(path.stem, path.relative_to(self._folder).as_posix(), read_header(path), entries)
+            header = read_header(path)
+            # A worker may pack it at this moment.
+            if path.stem not in self._packs and (header is not None or path.exists()):
+                single.add(path.stem)
+                report = read_json(self._folder / report_name(path.stem))
+                yield Stored(path.stem, path.relative_to(self._folder).as_posix(), header, report)
         for pack in self._packs.paths():
             file = pack.relative_to(self._folder).as_posix()
             try:
-                with ZipFile(pack) as archive:
-                    yield from _packed(archive, file)
+                with damage_as_one_error(), ZipFile(pack) as archive:
+                    packed = list(_packed(archive, file))
             except BadZipFile:
-                yield Stored("", file, None, {})
+                packed = [Stored("", file, None, {})]
+            yield from (found for found in packed if found.stem not in single)
 
     def _read(self, sample_id: str, name: str) -> bytes:
         with suppress(FileNotFoundError):
             return (self._folder / name).read_bytes()
         self._packs.refresh()
         try:
-            with ZipFile(self._packs.pack(file_name(sample_id))) as archive:
+            with damage_as_one_error(), ZipFile(self._packs.pack(file_name(sample_id))) as archive:
                 return archive.read(name)
         except KeyError:
             raise KeyError(f"{self._folder} has no {name.partition('/')[0]} of sample {sample_id!r}") from None
         except BadZipFile as error:
             raise ValueError(f"the pack with sample {sample_id!r} is damaged: {error}") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of writing a file or into a folder into OutputErrors."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -152,16 +172,29 @@ def _header(file: IO[bytes], size: int) -> dict[str, Any] | None:
 
 
 def _packed(archive: ZipFile, file: str) -> Iterator[Stored]:
-    names = set(archive.namelist())
-    for stem in packed_stems(archive):
-        with archive.open(trace_name(stem)) as member:
-            header = _header(member, archive.getinfo(trace_name(stem)).file_size)
-        report = report_name(stem)
-        yield Stored(stem, file, header, json_entries(archive.read(report)) if report in names else {})
+    for name in filter(is_trace, archive.namelist()):
+        stem = PurePosixPath(name).stem
+        header = _member(archive, name, partial(_header, size=archive.getinfo(name).file_size))
+        report = _member(archive, report_name(stem), lambda member: member.read())
+        yield Stored(stem, file, header, _entries(report or b""))
 
 
-def json_entries(contents: bytes) -> dict[str, Any]:
-    """Return the entries of a JSON file; none if it is damaged."""
+def _member(archive: ZipFile, name: str, read: Callable[[IO[bytes]], _Read]) -> _Read | None:
+    """Read a file in a zip file; None if it is not there or damaged."""
+    with suppress(KeyError, BadZipFile), damage_as_one_error(), archive.open(name) as member:
+        return read(member)
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the entries of a JSON file; none if it is not there or damaged."""
+    try:
+        return _entries(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+def _entries(contents: bytes) -> dict[str, Any]:
     try:
         entries = json.loads(contents)
     except ValueError:

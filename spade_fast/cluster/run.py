@@ -6,18 +6,19 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spade_fast.checks import integer
 from spade_fast.cluster.engine import open_engine
-from spade_fast.cluster.index import INDEX, can_index, write_index
+from spade_fast.cluster.index import can_index, write_index
 from spade_fast.cluster.job import BatchSettings, bytes_a_sample, make_job
 from spade_fast.cluster.memory import samples_together
 from spade_fast.cluster.samples import find_samples
 from spade_fast.cluster.schedule import Schedule
 from spade_fast.cluster.store import Store
-from spade_fast.cluster.worker import Outcome
+from spade_fast.cluster.worker import Outcome, patiently
 
 Progress = Callable[["Summary"], None]
 
@@ -73,8 +74,8 @@ def run(
 
     At the end the folder's index is written, if pyarrow is installed (`spade_fast.cluster.write_index`).
 
-    A sample's files depend on settings, network and sample alone: not on the number of workers, the samples solved
-    together, the order, or interruptions.
+    On machines of one kind a sample's files depend on settings, network and sample alone: not on the number of workers,
+    the samples solved together, the order, or interruptions.
 
     Parameters
     ----------
@@ -85,14 +86,14 @@ def run(
     settings
         How to trace; None for the defaults.
     engine
-        ``"local"``: processes on this machine, or this one if there is one worker. ``"ray"``: actors on a Ray cluster,
-        to whose nodes the paths of samples and results mean the same files, and which have the network's packages.
+        ``"local"``: processes on this machine. ``"ray"``: actors on a Ray cluster, to whose nodes the paths of samples
+        and results mean the same files, and which have the network's packages.
     address
         Of the cluster; None for the one this process is connected to, or else one that is started on this machine.
     workers
         None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows. More than a
-        Ray cluster has room for wait for nodes to join. A script that starts several processes must do so under
-        ``if __name__ == "__main__":``.
+        Ray cluster has room for wait for nodes to join. A script that starts processes must do so under
+        ``if __name__ == "__main__":``. 0 works in this process (``"local"`` only), which dies with a worker that dies.
     samples_per_solve
         At most; None for as many as memory allows, up to 8 on a GPU and up to one a thread on processors.
     pack
@@ -120,7 +121,9 @@ def run(
     ChildProcessError
         Worker after worker ends before it begins to work.
     """
-    for name, number in (("workers", workers), ("samples_per_solve", samples_per_solve), ("pack", pack)):
+    if workers is not None:
+        integer("workers", workers, 0)
+    for name, number in (("samples_per_solve", samples_per_solve), ("pack", pack)):
         if number is not None:
             integer(name, number, 1)
     source = find_samples(samples)
@@ -130,11 +133,12 @@ def run(
     with open_engine(engine, address) as place, closing(store):
         store.check()
         todo = store.todo(source)
-        workers = max(1, min(place.count_workers(job, model, workers), len(todo)))
+        workers = min(place.count_workers(job, model, workers), max(1, len(todo)))
+        sharing = max(1, workers)
         together = samples_per_solve or samples_together(
-            job.facts["threads"], job.facts["device"], bytes_a_sample(job, model), place.free_bytes(job) // workers
+            job.facts["threads"], job.facts["device"], bytes_a_sample(job, model), place.free_bytes(job) // sharing
         )
-        together = max(1, min(together, -(-len(todo) // workers)))
+        together = max(1, min(together, -(-len(todo) // sharing)))
         summary = Summary(len(source.ids), len(source.ids) - len(todo), workers, together)
         if progress is not None:
             progress(summary)
@@ -152,8 +156,7 @@ def run(
         finally:
             store.remove_leftovers()
         if can_index():
-            with store.claimed([Path(INDEX).stem]):  # else another run might take its temporary file for a leftover
-                write_index(job.folder)
+            write_index(job.folder)
     return summary
 
 
@@ -166,7 +169,9 @@ def _follow(
             summary.finished += 1
         else:
             summary.failed[ids[outcome.index]] = outcome.error
-            store.record_error(ids[outcome.index], outcome.error)
+            if outcome.state == "killed":
+                with store.claimed([ids[outcome.index]]):
+                    patiently(partial(store.record_error, ids[outcome.index], outcome.error))
         summary.seconds = time.monotonic() - start
         if progress is not None:
             progress(summary)

@@ -66,17 +66,23 @@ class Schedule:
         given_up = [index for index in left if self._kills[index] >= DEADLY]
         self._open.difference_update(given_up)
         self._alone.extend(index for index in left if index not in given_up)
-        return [Outcome(index, "failed", f"killed its worker {DEADLY} times") for index in given_up]
+        return [Outcome(index, "killed", f"killed its worker {DEADLY} times") for index in given_up]
 
 
 class Starts:
-    """Counts workers that die one after the other without having begun to work."""
+    """Counts, for each place of a team, workers that die one after the other without having begun to work."""
 
     def __init__(self) -> None:
-        self._failed = 0
+        self._failed: Counter[int] = Counter()
 
-    def note(self, began: bool, end: str = "") -> None:
-        """Note whether a worker began to work, and how it ended; ChildProcessError if too many in a row did not."""
-        self._failed = 0 if began else self._failed + 1
-        if self._failed >= _FAILED_STARTS:
-            raise ChildProcessError(f"{self._failed} workers ended before they began to work, the last with {end}")
+    def began(self, place: int) -> None:
+        """Note that a worker began to work."""
+        self._failed[place] = 0
+
+    def failed(self, place: int, end: str) -> None:
+        """Note how a worker ended that had not begun to work; ChildProcessError if that is enough."""
+        self._failed[place] += 1
+        if self._failed[place] >= _FAILED_STARTS:
+            raise ChildProcessError(
+                f"a worker was started {_FAILED_STARTS} times and ended before it began to work, at last with {end}"
+            )

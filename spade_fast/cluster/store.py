@@ -8,29 +8,32 @@ them) and ``errors`` (JSON). A zip file in ``packs`` holds the files of many fin
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from spade_fast.cluster.claims import Claims
 from spade_fast.cluster.job import Job
 from spade_fast.cluster.packs import Packs, pack_stem
-from spade_fast.cluster.results import FORMAT, RUN_FILE, maps_name, read_header, read_run, report_name, trace_name
+from spade_fast.cluster.results import (
+    FORMAT,
+    RUN_FILE,
+    OutputError,
+    maps_name,
+    read_header,
+    read_run,
+    report_name,
+    trace_name,
+    writing,
+)
 from spade_fast.cluster.samples import Source, file_name
 from spade_fast.trace import write_whole
 
 _FOLDERS = ("traces", "maps", "reports", "errors", "packs")
-_LOCKS = ".locks"
-_OPENING = 1 << 60  # behind the places of all samples
 _TEMPORARY = ".*.tmp"
-
-
-class OutputError(OSError):
-    """A result cannot be written: the run cannot go on."""
 
 
 class Store:
@@ -45,7 +48,7 @@ class Store:
     def __init__(self, job: Job) -> None:
         self.folder, self.hash, self._facts = job.folder, job.hash, job.facts
         self._packs = Packs(job.folder, job.hash)
-        self._claims: int | None = None
+        self._claims = Claims(job.folder)
 
     def open(self) -> None:
         """Make the folder, or check that it belongs to the same settings and network.
@@ -56,22 +59,17 @@ class Store:
             It belongs to others, or holds other things.
         """
         self.check()
-        with _writing(self.folder):
+        with writing(self.folder):
             for name in ("traces", "reports", "errors", *(["maps"] if self._facts["methods"] else [])):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-        locked = self._lock(_OPENING, wait=True)  # another run may begin at the same time
-        try:
+        with self._claims.of_all():  # another run may begin at the same time
             self.check()
             if not (self.folder / RUN_FILE).exists():
                 self._write(self.folder / RUN_FILE, {"format": FORMAT, "hash": self.hash, "settings": self._facts})
-        finally:
-            self._unlock(_OPENING, locked)
 
     def close(self) -> None:
         """Give up all claims."""
-        if self._claims is not None:
-            os.close(self._claims)
-            self._claims = None
+        self._claims.close()
 
     def check(self) -> None:
         """Raise ValueError if results of this job may not be in the folder."""
@@ -93,8 +91,8 @@ class Store:
     def check_writable(self) -> None:
         """Raise OutputError if nothing could be written, without writing anything."""
         place = next(place for place in (self.folder, *self.folder.parents) if place.exists())
-        if not os.access(place, os.W_OK):
-            raise OutputError(errno.EACCES, "it cannot be written", str(place))
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise OutputError(errno.EACCES, "it is no folder that can be written", str(place))
 
     def trace_path(self, sample_id: str) -> Path:
         """Where the sample's trace lies once it is finished."""
@@ -155,12 +153,12 @@ class Store:
 
     def pack(self, stems: Sequence[str]) -> None:
         """Move the files of finished samples, by their `file_name`, into a zip file."""
-        with self._claimed(stems) as free:
+        with self._claims.of(stems) as free:
             self.refresh()
             mine = [stem for stem, is_free in zip(stems, free, strict=True) if is_free]
             headers = {stem: self._single(stem) for stem in mine if stem not in self._packs}
             new = {stem: str(header["file_bytes"]) for stem, header in headers.items() if header is not None}
-            with self._claimed([pack_stem(new)]), _writing(self.folder):
+            with self._claims.of([pack_stem(new)]), writing(self.folder):
                 if new:
                     self._packs.write(new, [name for stem in new for name in self._names(stem)])
                 # A process may have been killed at this: the trace is the last to go, so that another finds the rest.
@@ -187,71 +185,30 @@ class Store:
 
     def forget_error(self, sample_id: str) -> None:
         """Remove the error of an earlier run."""
-        with _writing(self.folder):
+        with writing(self.folder):
             self._error_path(sample_id).unlink(missing_ok=True)
 
-    @contextmanager
-    def claimed(self, sample_ids: Sequence[str]) -> Iterator[list[bool]]:
-        """Claim samples for the length of a ``with`` block; for each, whether no other process has it at the moment.
-
-        A claim ends with its process, whatever ends that. On a file system without locks all claims succeed: work may
-        then be done twice, with the same result.
-        """
-        with self._claimed([file_name(sample_id) for sample_id in sample_ids]) as free:
-            yield free
-
-    @contextmanager
-    def _claimed(self, stems: Sequence[str]) -> Iterator[list[bool]]:
-        places = [int.from_bytes(hashlib.sha256(stem.encode()).digest()[:7], "big") for stem in stems]
-        free = [self._lock(place) for place in places]
-        try:
-            yield free
-        finally:
-            for place, mine in zip(places, free, strict=True):
-                self._unlock(place, mine)
+    def claimed(self, sample_ids: Sequence[str]) -> AbstractContextManager[list[bool]]:
+        """Claim samples for the length of a ``with`` block; for each, whether no other process has it at the moment."""
+        return self._claims.of([file_name(sample_id) for sample_id in sample_ids])
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes have left: temporary files, and errors of samples that are finished now."""
         for path in [*self.folder.glob(_TEMPORARY), *self.folder.glob(f"*/{_TEMPORARY}")]:
-            with self._claimed([path.name[1:].rsplit(".", 3)[0]]) as (free,), _writing(path):
+            with self._claims.of([path.name[1:].rsplit(".", 3)[0]]) as (free,), writing(path):
                 if free:
                     path.unlink(missing_ok=True)
         for path in self.folder.glob("errors/[!.]*.json"):
             if path.stem in self._packs or (self.folder / trace_name(path.stem)).exists():
-                with _writing(path):
+                with writing(path):
                     path.unlink(missing_ok=True)
-
-    def _lock(self, place: int, wait: bool = False) -> bool:
-        if self._claims is None:
-            with _writing(self.folder / _LOCKS):
-                self._claims = os.open(self.folder / _LOCKS, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.lockf(self._claims, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError:
-            return True
-        return True
-
-    def _unlock(self, place: int, locked: bool) -> None:
-        if locked and self._claims is not None:
-            with suppress(OSError):
-                fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, place)
 
     def _error_path(self, sample_id: str) -> Path:
         return self.folder / "errors" / f"{file_name(sample_id)}.json"
 
     def _write(self, path: Path, contents: dict[str, Any]) -> None:
-        with _writing(path):
+        with writing(path):
             write_whole(path, json.dumps(contents, indent=1).encode(), "results")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _short(value: Any) -> str:

@@ -12,14 +12,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from spade_fast.cluster.job import Job, make_augmenter
+from spade_fast.cluster.results import writing
 from spade_fast.cluster.samples import file_name
-from spade_fast.cluster.store import OutputError, Store
+from spade_fast.cluster.store import Store
 from spade_fast.maps import attribution_map
 from spade_fast.methods import Question
 from spade_fast.models import LoadedModel
@@ -28,7 +30,7 @@ from spade_fast.pipeline import FallbackWarning, trace_batch
 from spade_fast.prepare import prepare_for_attribution
 from spade_fast.trace import Trace, safetensors_file, write_whole
 
-State = Literal["finished", "failed", "busy"]
+State = Literal["finished", "failed", "killed", "busy"]
 _Result = TypeVar("_Result")
 
 _PAUSES = (0.5, 2.0)  # seconds before another try, where that may help
@@ -61,7 +63,7 @@ class DeviceError(ChildProcessError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a sample; a busy one is in the hands of another process."""
+    """What became of a sample; one that killed its workers has no error written yet, a busy one is in other hands."""
 
     index: int
     state: State
@@ -93,6 +95,8 @@ class Worker:
     ------
     TypeError, ValueError, OSError, ImportError
         The network cannot be loaded, is another one than the run's, or the folder is not the run's.
+    DeviceError
+        The device fails whatever is asked of it.
     """
 
     def __init__(self, job: Job, samples_per_solve: int, model: LoadedModel | None = None) -> None:
@@ -101,9 +105,10 @@ class Worker:
         self.store.check()
         self._unpacked: list[str] = []
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        if model is None:
-            model = job.load_model()
-        self.model, self.module = model, model.module.to(job.facts["device"])
+        with _noticing_a_lost_device():
+            if model is None:
+                model = job.load_model()
+            self.model, self.module = model, model.module.to(job.facts["device"])
         self._augmenter = make_augmenter(job, model)
         self._prepared = False
 
@@ -118,6 +123,8 @@ class Worker:
             A package is missing.
         DeviceError
             The device fails whatever is asked of it.
+        ValueError, OSError
+            What is there of a sample is of another run or sample, or cannot be read.
         """
         # Not after the work: with the last outcome of a run its workers are ended.
         if self.job.pack and len(self._unpacked) >= self.job.pack:
@@ -125,20 +132,26 @@ class Worker:
             self._unpacked = []
         ids = [self.job.source.ids[index] for index in indices]
         with self.store.claimed(ids) as free:
-            samples = []
-            self.store.refresh()
-            for index, name, mine in zip(indices, ids, free, strict=True):
-                if not mine:
-                    yield Outcome(index, "busy")
-                elif self.store.finished(self.job.source, index):
-                    yield Outcome(index, "finished")
+            for outcome in self._outcomes(indices, ids, free):
+                if outcome.state == "failed":
+                    patiently(partial(self.store.record_error, self.job.source.ids[outcome.index], outcome.error))
+                yield outcome
+
+    def _outcomes(self, indices: Sequence[int], ids: Sequence[str], free: Sequence[bool]) -> Iterator[Outcome]:
+        samples = []
+        patiently(self.store.refresh)
+        for index, name, mine in zip(indices, ids, free, strict=True):
+            if not mine:
+                yield Outcome(index, "busy")
+            elif patiently(partial(self.store.finished, self.job.source, index)):
+                yield Outcome(index, "finished")
+            else:
+                loaded = self._load(index, name)
+                if isinstance(loaded, Outcome):
+                    yield loaded
                 else:
-                    loaded = self._load(index, name)
-                    if isinstance(loaded, Outcome):
-                        yield loaded
-                    else:
-                        samples.append(loaded)
-            yield from self._solve(samples)
+                    samples.append(loaded)
+        yield from self._solve(samples)
 
     def _load(self, index: int, name: str) -> _Sample | Outcome:
         began, start = time.time(), time.perf_counter()
@@ -162,13 +175,13 @@ class Worker:
         if not samples:
             return
         try:
-            traces = self._trace(samples)
-        except ImportError:
+            with _noticing_a_lost_device():
+                traces = self._trace(samples)
+        except (ImportError, DeviceError):
             raise
         except Exception as error:
             # What the failed attempt holds is freed when this block ends, before the next attempt.
             memory, failure = _is_out_of_memory(error), describe(error)
-            _check_device(error)
         else:
             for sample, made in zip(samples, traces, strict=True):
                 yield self._finish(sample, made, len(samples))
@@ -198,15 +211,15 @@ class Worker:
             return trace_batch(self.module, data, sample_ids=[sample.id for sample in samples], **self.job.options)
 
     def _finish(self, sample: _Sample, made: Trace, together: int) -> Outcome:
-        """Look at a trace, explain on it and write the files, that of the trace last."""
+        """Look at a trace, explain on it and write the files."""
         seconds = {**sample.seconds, **made.header["seconds"]}
         start = time.perf_counter()
         try:
-            predictions, maps = _with_memory(lambda: self._explain(sample, made))
-        except ImportError:
+            with _noticing_a_lost_device():
+                predictions, maps = _with_memory(lambda: self._explain(sample, made))
+        except (ImportError, DeviceError):
             raise
         except Exception as error:
-            _check_device(error)
             return Outcome(sample.index, "failed", describe(error))
         seconds["explain"] = time.perf_counter() - start
         # What differs from run to run is not part of the result.
@@ -228,20 +241,24 @@ class Worker:
         }
         made.reports = [replace(layer, seconds=0.0) for layer in made.reports]
         try:
-            if maps:
-                contents = safetensors_file(
-                    maps, {"format": "spade_fast.maps", "run": self.store.hash, "sample_id": sample.id}
-                )
-                patiently(lambda: write_whole(self.store.maps_path(sample.id), contents, "the maps"))
-            self.store.record(sample.id, report)
-            patiently(lambda: made.save(self.store.trace_path(sample.id)))
-            self.store.forget_error(sample.id)
-        except OutputError:
-            raise
-        except OSError as error:
-            raise OutputError(error.errno, error.strerror, error.filename) from error
+            _with_memory(lambda: patiently(lambda: self._write(sample.id, made, maps, report)))
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            return Outcome(sample.index, "failed", describe(error))
         self._unpacked.append(file_name(sample.id))
         return Outcome(sample.index, "finished")
+
+    def _write(self, name: str, made: Trace, maps: dict[str, Tensor], report: dict[str, Any]) -> None:
+        """Write the files of a sample, that of the trace last."""
+        if maps:
+            facts = {"format": "spade_fast.maps", "run": self.store.hash, "sample_id": name}
+            with writing(self.store.maps_path(name)):
+                write_whole(self.store.maps_path(name), safetensors_file(maps, facts), "the maps")
+        self.store.record(name, report)
+        with writing(self.store.trace_path(name)):
+            made.save(self.store.trace_path(name))
+        self.store.forget_error(name)
 
     def _explain(self, sample: _Sample, made: Trace) -> tuple[dict[str, Any], dict[str, Tensor]]:
         image, methods = sample.image.to(self.job.facts["device"]), self.job.facts["methods"]
@@ -299,11 +316,16 @@ def _noted_warnings() -> Iterator[list[str]]:
     noted += [str(warning.message) for warning in caught]
 
 
-def _check_device(error: Exception) -> None:
+@contextmanager
+def _noticing_a_lost_device() -> Iterator[None]:
     """Raise DeviceError after an error of CUDA's, which every later call repeats, unless memory ran out."""
     accelerator = getattr(torch, "AcceleratorError", ())
-    if (isinstance(error, accelerator) or "CUDA error" in str(error)) and not _is_out_of_memory(error):
-        raise DeviceError(describe(error)) from error
+    try:
+        yield
+    except Exception as error:
+        if (isinstance(error, accelerator) or "CUDA error" in str(error)) and not _is_out_of_memory(error):
+            raise DeviceError(describe(error)) from error
+        raise
 
 
 def describe(error: BaseException) -> str:
