@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -49,6 +50,27 @@ def test_one_row_a_sample(out):
     assert row["class_before"] == predictions["dense"]["class"]
     assert row["probability_after"] == predictions["trace"]["probability"]
     assert all(row[f"seconds_{stage}"] > 0 for stage in ("load", "augment", "forward", "gram", "solve"))
+
+
+def test_damaged_headers(out):
+    path = out / "traces/00.png.safetensors"
+    right = path.read_bytes()
+    for place in range(8 + int.from_bytes(right[:8], "little")):
+        path.write_bytes(right[:place] + bytes([right[place] ^ 1 << place % 7]) + right[place + 1 :])
+        assert write_index(out).total() == 4
+
+
+def test_a_temporary_file_that_another_run_removes(out, monkeypatch):
+    replace = os.replace
+
+    def once(temporary, path):
+        monkeypatch.setattr(os, "replace", replace)
+        Path(temporary).unlink()
+        replace(temporary, path)
+
+    (out / "index.parquet").unlink()
+    monkeypatch.setattr(os, "replace", once)
+    assert write_index(out).total() == 4 and (out / "index.parquet").exists()
 
 
 def test_it_can_be_rebuilt_from_the_files(out):

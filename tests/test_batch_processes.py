@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("captum")
 pytest.importorskip("kornia")
@@ -22,7 +23,8 @@ from batches import contents, make_photos, no_leftovers, run_small
 from batches_network import FOLDER, Deadly
 
 from spade_fast.cluster import OutputError, Results
-from spade_fast.cluster.processes import _send
+from spade_fast.cluster.processes import _send, _use_gpu
+from spade_fast.cluster.worker import DeviceError
 
 MODEL = "batches_network:loaded"
 PATIENCE = 300  # seconds for what takes some, since the machine may be busy
@@ -131,16 +133,28 @@ def test_workers_whose_device_is_lost_are_replaced(photos, watched, expected):
     assert summary.finished == 6 and contents(watched / "out") == expected
 
 
-def test_workers_whose_device_is_lost_as_they_load_are_replaced(photos, watched, expected):
+def test_workers_whose_device_is_lost_as_they_load_are_replaced(photos, watched):
     (watched / "broken").touch()
     summary = run_small(photos, watched / "out", "batches_network:loaded_onto_a_lost_device", workers=2)
     assert summary.finished == 6 and not (watched / "broken").exists()
 
 
+def test_a_place_where_no_worker_can_start_is_given_up(photos, watched):
+    (watched / "gate").touch()
+    summary = run_small(photos, watched / "out", "batches_network:loaded_by_one_process", workers=2)
+    assert summary.finished == 6 and (watched / "failed").read_text() == "xxx"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_worker_without_a_gpu():
+    with pytest.raises(DeviceError, match=r"CUDA|NVIDIA"):
+        _use_gpu(1)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_sample_that_kills_its_workers_is_given_up(watched, workers):
     summary = run_small(Deadly(), watched / "out", MODEL, workers=workers, samples_per_solve=2)
-    assert summary.failed == {"2": "killed its worker 2 times"} and summary.finished == 3
+    assert summary.failed == {"2": "killed its worker 2 times, at last with exit code -9"} and summary.finished == 3
     assert (watched / "out/errors/2.json").exists()
 
 
@@ -148,7 +162,7 @@ def test_errors_of_workers_end_the_run(photos, watched, monkeypatch):
     with pytest.raises(TypeError, match="the samples cannot be sent to other processes"):
         run_small([(lambda: 0)] * 2, watched / "out", MODEL, workers=2)
     monkeypatch.setenv(FOLDER, str(os.getpid()))
-    with pytest.raises(ChildProcessError, match="3 times and ended before it began to work, at last with exit code 7"):
+    with pytest.raises(ChildProcessError, match="the last was started 3 times, and ended with exit code 7"):
         run_small(photos, watched / "other", "batches_network:ends", workers=2)
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from spade_fast.cluster.claims import Claims
 from spade_fast.cluster.results import Results, read_json, writing
 from spade_fast.trace import write_whole
 
@@ -71,9 +69,11 @@ def write_index(folder: str | Path) -> Counter[str]:
         while group := list(islice(rows, _ROWS_A_GROUP)):
             states.update(row["state"] for row in group)
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
-    # Claimed, else a run might take the temporary file for a leftover.
-    with closing(Claims(folder)) as claims, claims.of([Path(INDEX).stem]), writing(folder / INDEX):
-        write_whole(folder / INDEX, sink.getvalue(), "the index")
+    with writing(folder / INDEX):
+        try:
+            write_whole(folder / INDEX, sink.getvalue(), "the index")
+        except FileNotFoundError:  # a run that begins or ends took the temporary file for a leftover
+            write_whole(folder / INDEX, sink.getvalue(), "the index")
     return states
 
 
@@ -81,10 +81,11 @@ def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
     stems = set()
     for found in results.stored():
         stems.add(found.stem)
-        if found.header is None:
-            yield {"state": "damaged", "file": found.file}
-        else:
-            yield {"file": found.file, **_finished(found.header), **_report(found.report)}
+        try:
+            row = {**_finished(found.header), **_report(found.report)}
+        except (AttributeError, KeyError, TypeError):  # no header, or another than was written
+            row = {"state": "damaged"}
+        yield {"file": found.file, **row}
     for path in sorted(folder.glob("errors/*.json")):
         if path.stem not in stems:
             error = read_json(path)
@@ -92,7 +93,7 @@ def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
                 yield {"state": "failed", "id": error.get("id"), "error": error.get("error")}
 
 
-def _finished(stored: dict[str, Any]) -> dict[str, Any]:
+def _finished(stored: Any) -> dict[str, Any]:
     header, reports = stored["header"], stored["reports"]
     errors = [report["measured_error"] for report in reports if report["removed"] > 0]
     dense, trace = header["predictions"]["dense"], header["predictions"]["trace"]

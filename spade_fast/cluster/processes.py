@@ -12,6 +12,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from pickle import PicklingError
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from spade_fast.heap import keep_freed_memory
 
 _END = 5.0  # seconds that a process has to end
 _JOB = "job"
+_HINT = " (does the script call it under __name__ == '__main__'?)"
 
 
 def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve: int) -> Generator[Outcome, None, None]:
@@ -37,26 +39,25 @@ def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve:
     Others are those of `Worker`.
     """
     context = multiprocessing.get_context("spawn")
-    starts = Starts()
-    team: list[_Process] = []
+    starts = Starts(workers)
+    team: dict[int, _Process] = {}
     try:
-        team += [_Process(context, number) for number in range(workers)]
+        for number in range(workers):
+            team[number] = _Process(context, number)
         while not schedule.done:
-            for member in team:
+            for member in team.values():
                 if member.idle:
                     member.give(schedule.task())
-            ready = wait([member.connection for member in team], POLL)
-            for place, member in enumerate(team):
+            ready = wait([member.connection for member in team.values()], POLL)
+            for number, member in list(team.items()):
                 if member.connection not in ready:
                     continue
-                try:
-                    message = member.connection.recv()
-                except (EOFError, OSError):
-                    end = f"exit code {member.end()} (does the script call it under __name__ == '__main__'?)"
-                    if not member.began:
-                        starts.failed(place, end)
-                    yield from schedule.died(member.task)
-                    team[place] = _Process(context, member.number)
+                message = member.receive()
+                if isinstance(message, ChildProcessError):
+                    del team[number]
+                    if member.began or not starts.failed(number, f"{message}{_HINT}"):
+                        team[number] = _Process(context, number)
+                    yield from schedule.died(member.task, str(message))
                     continue
                 if message == _JOB:
                     member.send_job(job, samples_per_solve)
@@ -68,12 +69,12 @@ def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve:
                     if schedule.take(message):
                         yield message
                 else:
-                    starts.began(place)
+                    starts.began(number)
                     member.began = member.idle = True
     finally:
-        for member in team:
+        for member in team.values():
             member.process.terminate()
-        for member in team:
+        for member in team.values():
             member.end()
 
 
@@ -81,7 +82,7 @@ class _Process:
     """A worker's process as its parent sees it; `task` holds the samples whose outcome is not known yet."""
 
     def __init__(self, context: SpawnContext, number: int) -> None:
-        self.number, self.task, self.idle, self.began = number, list[int](), False, False
+        self.task, self.idle, self.began = list[int](), False, False
         self.connection, theirs = context.Pipe()
         # The job is not among the arguments: these go through a pipe that keeps the parent waiting for the child.
         self.process = context.Process(target=_work, args=(number, theirs), daemon=True)
@@ -105,6 +106,16 @@ class _Process:
             with suppress(OSError):  # as above
                 self.connection.send(task)
 
+    def receive(self) -> Any:
+        """Return its next message; a ChildProcessError that says how it ended, if it has."""
+        try:
+            message = self.connection.recv()
+        except (EOFError, OSError):
+            return ChildProcessError(f"exit code {self.end()}")
+        if isinstance(message, DeviceError):
+            self.end()
+        return message
+
     def end(self) -> int | None:
         """Make sure that the process has ended, and return its exit code."""
         self.connection.close()
@@ -124,17 +135,24 @@ def _work(number: int, connection: Connection) -> None:
         connection.send(_JOB)
         job, samples_per_solve = connection.recv()
         if job.facts["device"] == "cuda":
-            torch.cuda.set_device(number % torch.cuda.device_count())
+            _use_gpu(number)
         torch.set_num_threads(job.facts["threads"])
         worker = Worker(job, samples_per_solve)
         while True:
             connection.send(None)
             for outcome in worker.run(connection.recv()):
                 connection.send(outcome)
-    except (EOFError, DeviceError):
-        pass  # the parent has ended, or sees that this process has
+    except EOFError:
+        pass  # the parent has ended
     except Exception as error:
         _send(connection, error)
+
+
+def _use_gpu(number: int) -> None:
+    try:
+        torch.cuda.set_device(number % max(1, torch.cuda.device_count()))
+    except (AssertionError, RuntimeError) as error:  # a build without CUDA raises the first
+        raise DeviceError(describe(error)) from error
 
 
 def _send(connection: Connection, error: Exception) -> None:

@@ -69,42 +69,43 @@ class RayCluster:
         Others are those of `Worker`.
         """
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayError
 
         try:
             shared = ray.put(job)
         except TypeError as error:
             raise not_sendable(error.__cause__ or error) from error
-        starts = Starts()
-        team: list[_Member] = []
+        starts = Starts(workers)
+        team: dict[int, _Member] = {}
         try:
-            team += [_Member(shared, job, samples_per_solve) for _ in range(workers)]
+            for number in range(workers):
+                team[number] = _Member(shared, job, samples_per_solve)
             while not schedule.done:
-                for member in team:
+                for member in team.values():
                     if member.outcomes is None:
                         member.give(schedule.task())
-                places = {member.outcomes: place for place, member in enumerate(team) if member.outcomes is not None}
-                for outcomes in _ready(list(places)):
-                    member = team[places[outcomes]]
+                numbers = {member.outcomes: number for number, member in team.items() if member.outcomes is not None}
+                for outcomes in _ready(list(numbers)):
+                    number = numbers[outcomes]
+                    member = team[number]
                     try:
                         outcome = member.receive()
-                    except RayTaskError as error:
-                        raise (error.cause if isinstance(error.cause, Exception) else error) from None
                     except RayError as error:
+                        end = _end(error)
                         member.end()
-                        if not member.began:
-                            starts.failed(places[outcomes], " ".join(str(error).split()))
-                        yield from schedule.died(member.task)
-                        team[places[outcomes]] = _Member(shared, job, samples_per_solve)
+                        del team[number]
+                        if member.began or not starts.failed(number, end):
+                            team[number] = _Member(shared, job, samples_per_solve)
+                        yield from schedule.died(member.task, end.partition(". ")[0])
                         continue
                     if member.began:
-                        starts.began(places[outcomes])
+                        starts.began(number)
                     if outcome is not None and schedule.take(outcome):
                         yield outcome
-            for member in team:
+            for member in team.values():
                 member.finish()
         finally:
-            for member in team:
+            for member in team.values():
                 member.end()
 
 
@@ -122,7 +123,7 @@ def connected(address: str | None) -> Iterator[RayCluster]:
     ConnectionError
         There is no cluster at the address, or it could not be started on loopback.
     """
-    if address is not None:
+    if address is not None and not _is_connected():
         _check_address(address)
     local = {"RAY_USAGE_STATS_ENABLED": "0", _CLUSTERS: "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with _environment(local if address is None else {}):
@@ -132,7 +133,7 @@ def connected(address: str | None) -> Iterator[RayCluster]:
             raise ImportError("engine 'ray' needs Ray: pip install 'spade_fast[cluster]'") from error
         if ray.is_initialized():
             own = ray.get_runtime_context().gcs_address
-            if address not in (None, "auto", own):
+            if address not in (None, "auto") and _resolved(address) != _resolved(own):
                 raise ValueError(f"this process is connected to the Ray cluster at {own}, got address {address!r}")
             yield RayCluster()
             return
@@ -156,6 +157,18 @@ def connected(address: str | None) -> Iterator[RayCluster]:
         raise
     finally:
         ray.shutdown()
+
+
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def _resolved(address: str) -> tuple[str, str]:
+    host, _, port = address.rpartition(":")
+    with suppress(OSError):
+        host = socket.gethostbyname(host)
+    return host, port
 
 
 def _check_address(address: str) -> None:
@@ -232,22 +245,23 @@ class _Actor:
         """Load the network."""
         keep_freed_memory()
         torch.set_num_threads(self._job.facts["threads"])
-        with _ending_with_its_device():
-            self._worker = Worker(self._job, self._samples_per_solve)
+        self._worker = Worker(self._job, self._samples_per_solve)
         yield from ()
 
     def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
         """Work on samples."""
-        with _ending_with_its_device():
-            yield from self._worker.run(indices)
+        yield from self._worker.run(indices)
 
 
-@contextmanager
-def _ending_with_its_device() -> Iterator[None]:
-    try:
-        yield
-    except DeviceError:
-        os._exit(1)
+def _end(error: Any) -> str:
+    """Return how an actor ended; what its worker raised is raised, unless its device is lost."""
+    from ray.exceptions import RayTaskError
+
+    if not isinstance(error, RayTaskError):
+        return " ".join(str(error).split())
+    if isinstance(error.cause, DeviceError):
+        return str(error.cause)
+    raise (error.cause if isinstance(error.cause, Exception) else error) from None
 
 
 def _ready(generators: list[Any]) -> list[Any]:

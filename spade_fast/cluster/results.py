@@ -117,10 +117,9 @@ class Results(Mapping[str, Trace]):
             file = pack.relative_to(self._folder).as_posix()
             try:
                 with damage_as_one_error(), ZipFile(pack) as archive:
-                    packed = list(_packed(archive, file))
+                    yield from (found for found in _packed(archive, file) if found.stem not in single)
             except BadZipFile:
-                packed = [Stored("", file, None, {})]
-            yield from (found for found in packed if found.stem not in single)
+                yield Stored("", file, None, {})
 
     def _read(self, sample_id: str, name: str) -> bytes:
         with suppress(FileNotFoundError):
@@ -166,7 +165,8 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 def _header(file: IO[bytes], size: int) -> dict[str, Any] | None:
     try:
-        return json.loads(safetensors_metadata(file, size)["trace"])
+        found = json.loads(safetensors_metadata(file, size)["trace"])
+        return found if isinstance(found["header"]["sample_id"], str) else None
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -152,11 +152,11 @@ def run(
                 with closing(place.outcomes(job, model, Schedule(todo, together), workers, together)) as outcomes:
                     _follow(outcomes, store, source.ids, summary, progress)
             if pack is not None:
-                store.pack_all(pack)
+                patiently(partial(store.pack_all, pack))
         finally:
             store.remove_leftovers()
         if can_index():
-            write_index(job.folder)
+            patiently(partial(write_index, job.folder))
     return summary
 
 

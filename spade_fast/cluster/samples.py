@@ -33,7 +33,7 @@ class Source(Protocol):
         """Return a sample as the network takes it: ``[1, C, H, W]``, on the CPU."""
 
     def size(self, index: int) -> int | None:
-        """Return the bytes of a sample's file; None if there is none to be seen."""
+        """Return the bytes of a sample's file; None if there is none."""
 
 
 class Photos:
@@ -55,7 +55,7 @@ class Photos:
     def size(self, index: int) -> int | None:
         try:
             return os.stat(self.paths[index]).st_size
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
 

@@ -57,8 +57,8 @@ class Schedule:
         self._open.discard(outcome.index)
         return True
 
-    def died(self, left: Sequence[int]) -> list[Outcome]:
-        """Note that a worker died over samples, which are tried alone then; return those that are given up."""
+    def died(self, left: Sequence[int], end: str) -> list[Outcome]:
+        """Note how a worker died over samples, which are tried alone then; return those that are given up."""
         if len(left) == 1:
             self._kills[left[0]] += 1
         elif left:
@@ -66,23 +66,38 @@ class Schedule:
         given_up = [index for index in left if self._kills[index] >= DEADLY]
         self._open.difference_update(given_up)
         self._alone.extend(index for index in left if index not in given_up)
-        return [Outcome(index, "killed", f"killed its worker {DEADLY} times") for index in given_up]
+        return [Outcome(index, "killed", f"killed its worker {DEADLY} times, at last with {end}") for index in given_up]
 
 
 class Starts:
     """Counts, for each place of a team, workers that die one after the other without having begun to work."""
 
-    def __init__(self) -> None:
-        self._failed: Counter[int] = Counter()
+    def __init__(self, places: int) -> None:
+        self._failed, self._places = Counter[int](), places
 
     def began(self, place: int) -> None:
         """Note that a worker began to work."""
         self._failed[place] = 0
 
-    def failed(self, place: int, end: str) -> None:
-        """Note how a worker ended that had not begun to work; ChildProcessError if that is enough."""
+    def failed(self, place: int, end: str) -> bool:
+        """Note how a worker ended that had not begun to work.
+
+        Returns
+        -------
+        bool
+            Whether its place, of a device or node that is broken perhaps, is given up.
+
+        Raises
+        ------
+        ChildProcessError
+            It was the last place.
+        """
         self._failed[place] += 1
-        if self._failed[place] >= _FAILED_STARTS:
+        if self._failed[place] < _FAILED_STARTS:
+            return False
+        self._places -= 1
+        if self._places == 0:
             raise ChildProcessError(
-                f"a worker was started {_FAILED_STARTS} times and ended before it began to work, at last with {end}"
+                f"no worker began to work: the last was started {_FAILED_STARTS} times, and ended with {end}"
             )
+        return True

@@ -131,7 +131,7 @@ class Store:
                 return False
             if header["sample_id"] != name:
                 raise ValueError(f"{self.trace_path(name)} was made from sample {header['sample_id']!r}")
-            made_from = str(header["file_bytes"])
+            made_from = str(header.get("file_bytes"))
         size = str(source.size(index))
         if size != made_from and "None" not in (size, made_from):
             raise ValueError(
@@ -157,7 +157,7 @@ class Store:
             self.refresh()
             mine = [stem for stem, is_free in zip(stems, free, strict=True) if is_free]
             headers = {stem: self._single(stem) for stem in mine if stem not in self._packs}
-            new = {stem: str(header["file_bytes"]) for stem, header in headers.items() if header is not None}
+            new = {stem: str(header.get("file_bytes")) for stem, header in headers.items() if header is not None}
             with self._claims.of([pack_stem(new)]), writing(self.folder):
                 if new:
                     self._packs.write(new, [name for stem in new for name in self._names(stem)])

@@ -159,7 +159,7 @@ class Worker:
         try:
             with _noted_warnings() as noted:
                 image = _with_memory(lambda: patiently(lambda: source.load(index, self.model)))
-            size = source.size(index)
+            size = patiently(lambda: source.size(index))
         except ImportError:
             raise
         except Exception as error:
