@@ -11,7 +11,6 @@ from collections.abc import Generator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
-from pickle import PicklingError
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from spade_fast.heap import keep_freed_memory
 
 _END = 5.0  # seconds that a process has to end
 _JOB = "job"
-_HINT = " (does the script call it under __name__ == '__main__'?)"
 
 
 def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve: int) -> Generator[Outcome, None, None]:
@@ -55,7 +53,7 @@ def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve:
                 message = member.receive()
                 if isinstance(message, ChildProcessError):
                     del team[number]
-                    if member.began or not starts.failed(number, f"{message}{_HINT}"):
+                    if member.began or not starts.failed(number, str(message)):
                         team[number] = _Process(context, number)
                     yield from schedule.died(member.task, str(message))
                     continue
@@ -96,7 +94,7 @@ class _Process:
         try:
             with suppress(OSError):  # it died, which is noticed where messages are received
                 self.connection.send((job, samples_per_solve))
-        except (PicklingError, TypeError, AttributeError) as error:
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise not_sendable(error) from error
 
     def give(self, task: list[int]) -> None:
@@ -111,7 +109,8 @@ class _Process:
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
-            return ChildProcessError(f"exit code {self.end()}")
+            hint = "" if self.began else " (does the script call it under __name__ == '__main__'?)"
+            return ChildProcessError(f"exit code {self.end()}{hint}")
         if isinstance(message, DeviceError):
             self.end()
         return message
