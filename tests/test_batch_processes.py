@@ -67,9 +67,9 @@ def start(photos: Path, out: Path, **options: object) -> subprocess.Popen:
     )
 
 
-def wait_for(condition, *runs: subprocess.Popen):
+def wait_for(condition, *runs: subprocess.Popen, seconds: float = PATIENCE):
     """Wait until something is true, while runs go on, and return it."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "nothing happened"
         for run in runs:
@@ -145,10 +145,15 @@ def test_a_place_where_no_worker_can_start_is_given_up(photos, watched):
     assert summary.finished == 6 and (watched / "failed").read_text() == "xxx"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_a_worker_without_a_gpu():
-    with pytest.raises(DeviceError, match=r"CUDA|NVIDIA"):
-        _use_gpu(1)
+@pytest.mark.parametrize(("count", "number"), [(0, 0), (2, 1)])
+def test_a_gpu_that_cannot_be_used(monkeypatch, count, number):
+    def fail(chosen):
+        raise RuntimeError(f"no GPU {chosen}")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    with pytest.raises(DeviceError, match=f"RuntimeError: no GPU {number}"):
+        _use_gpu(3)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -193,7 +198,7 @@ def test_a_stopped_driver_goes_on(photos, watched, expected, how, workers):
     assert time.monotonic() - begin < 10
     assert driver.returncode == (143 if how == signal.SIGTERM else -9), output
     assert ("stopped; the same command goes on from here" in output) == (how == signal.SIGTERM)
-    wait_for(lambda: all(map(gone, held)))
+    wait_for(lambda: all(map(gone, held)), seconds=10)
     (watched / "gate").unlink()
     assert run_small(photos, out, MODEL).finished == 6
     assert contents(out) == expected and no_leftovers(out)

@@ -103,7 +103,7 @@ def test_a_stopped_driver_goes_on(photos, gate, expected, tmp_path, how):
     output, _ = driver.communicate(timeout=10)
     assert time.monotonic() - begin < 10
     assert driver.returncode == (143 if how == signal.SIGTERM else -9), output
-    wait_for(lambda: all(map(gone, held)))
+    wait_for(lambda: all(map(gone, held)), seconds=20)
     (gate / "gate").unlink()
     assert run_small(photos, out, MODEL).finished == 6
     assert contents(out) == expected and no_leftovers(out)

@@ -17,7 +17,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 from spade_fast.trace import whole_file
 
 _COPIED = 1 << 20  # bytes at a time
-_DAMAGE = (EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error, lzma.LZMAError)
+_DAMAGE = (EOFError, RuntimeError, ValueError, struct.error, zlib.error, lzma.LZMAError)
 
 
 class Packs:

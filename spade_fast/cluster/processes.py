@@ -32,7 +32,7 @@ def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve:
     TypeError
         The samples cannot be sent to a process.
     ChildProcessError
-        Process after process ends before it begins to work.
+        No worker begins to work.
 
     Others are those of `Worker`.
     """

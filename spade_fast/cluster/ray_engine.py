@@ -64,7 +64,7 @@ class RayCluster:
         Raises
         ------
         ChildProcessError
-            Actor after actor dies before it begins to work.
+            No worker begins to work.
 
         Others are those of `Worker`.
         """

@@ -93,7 +93,7 @@ def run(
     workers
         None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows. More than a
         Ray cluster has room for wait for nodes to join. A script that starts processes must do so under
-        ``if __name__ == "__main__":``. 0 works in this process (``"local"`` only), which dies with a worker that dies.
+        ``if __name__ == "__main__":``. 0 works in this process (``"local"`` only), which a sample may kill.
     samples_per_solve
         At most; None for as many as memory allows, up to 8 on a GPU and up to one a thread on processors.
     pack
@@ -119,7 +119,7 @@ def run(
     ConnectionError
         There is no cluster.
     ChildProcessError
-        Worker after worker ends before it begins to work.
+        No worker begins to work; or, in this process, the device is lost.
     """
     if workers is not None:
         integer("workers", workers, 0)
