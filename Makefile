@@ -28,7 +28,7 @@ $(VENV)/.built-cuda: SPADE_FAST_CUDA = 1
 $(VENV)/.built-cpu $(VENV)/.built-cuda: $(VENV)/.torch setup.py pyproject.toml $(shell find csrc -type f)
 	@rm -f $(VENV)/.built-*
 	SPADE_FAST_CUDA=$(SPADE_FAST_CUDA) $(BIN)/pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
-	@$(BIN)/python -c "from spade_fast._native import _C; print('built:', _C.build_info())"
+	@$(BIN)/python -c "from spade_fast.ops._native import _C; print('built:', _C.build_info())"
 	@touch $@
 
 build: $(BUILD)  ## make the virtual environment and compile the extension in place
@@ -41,7 +41,7 @@ test: build  ## run the tests
 
 cuda-check: export TORCH_CUDA_ARCH_LIST = 7.5;8.0;9.0+PTX
 cuda-check: $(VENV)/.built-cuda  ## build the CUDA kernels, GPU or not, and check their registers, their PTX and that they load
-	$(BIN)/python -m pytest tests/test_build.py tests/test_cuda_build.py
+	$(BIN)/python -m pytest tests/ops/test_build.py tests/ops/test_cuda_build.py
 
 gpu: $(VENV)/.built-cuda  ## with a GPU: build, test and benchmark on it, into benchmarks/results/<gpu>.json
 	SPADE_FAST_REQUIRE_CUDA=1 $(BIN)/python -m pytest tests
@@ -88,7 +88,7 @@ notebook: build  ## run examples/spade.ipynb with its full numbers, in minutes, 
 	$(BIN)/python tests/test_notebook.py
 
 clean:  ## remove the virtual environment and what was built
-	rm -rf $(VENV) build out *.egg-info spade_fast/*.so spade_fast/built_with.json
+	rm -rf $(VENV) build out *.egg-info spade_fast/ops/*.so spade_fast/ops/built_with.json
 
 .PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study notebook clean
 .DEFAULT_GOAL := help

@@ -71,7 +71,7 @@ class BuildExtension(cpp_extension.BuildExtension):
         super().run()
         package = ROOT if self.inplace else Path(self.build_lib)
         record = {"torch": torch.__version__}
-        (package / "spade_fast" / "built_with.json").write_text(json.dumps(record) + "\n")
+        (package / "spade_fast" / "ops" / "built_with.json").write_text(json.dumps(record) + "\n")
 
 
 def sources(with_cuda: bool) -> list[str]:
@@ -96,7 +96,7 @@ def extension():
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     return make(
-        "spade_fast._C",
+        "spade_fast.ops._C",
         sources(use_cuda),
         include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from measuring import THREADS, best, machine
 
-from spade_fast.cluster import BatchSettings, Results, Summary, run
-from spade_fast.cluster.index import STAGES
-from spade_fast.heap import keep_freed_memory
-from spade_fast.models import LoadedModel
+from spade_fast._util.malloc import keep_freed_memory
+from spade_fast.batch import BatchSettings, Results, Summary, run
+from spade_fast.batch.index import STAGES
+from spade_fast.inputs.networks import LoadedModel
 
 RESULTS = Path(__file__).parent / "results"
 _NAME = "batch"

@@ -14,7 +14,8 @@ from measuring import OURS, PUBLISHED, TEXTBOOK, THREADS, Case, by_implementatio
 from shapes import Convolution
 from torch import Tensor, nn
 
-from spade_fast import ops, reference
+from spade_fast import ops
+from spade_fast.ops import reference
 
 _CHECKED_IMAGES = 4
 _PLAIN_TOLERANCE = 1e-3  # plain torch sums millions of products one by one for depthwise layers: 4e-4 was seen

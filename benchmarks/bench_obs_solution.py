@@ -13,8 +13,9 @@ from measuring import OURS, TEXTBOOK, THREADS, Case, best, by_implementation
 from shapes import BYTES, Weights, inverse
 from torch import Tensor
 
-from spade_fast import ops, reference
-from spade_fast.removals import smallest
+from spade_fast import ops
+from spade_fast.ops import reference
+from spade_fast.pruning.counts import smallest
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _SHARE_OF_PATH = 0.15

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import spade_fast
-from spade_fast import reference
-from spade_fast.calibration import Calibration, calibrate
-from spade_fast.layers import find_layers
-from spade_fast.models import demo_photo, load_model
-from spade_fast.removals import removal_counts
+from spade_fast.inputs.networks import demo_photo, load_model
+from spade_fast.ops import reference
+from spade_fast.pruning.calibration import Calibration, calibrate
+from spade_fast.pruning.counts import removal_counts
+from spade_fast.pruning.layers import find_layers
 
 _SPARSITY, _DAMPING = 0.9, 0.01
 _BATCH = 64

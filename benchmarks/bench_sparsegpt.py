@@ -13,7 +13,8 @@ from measuring import OURS, TEXTBOOK, THREADS, Case, by_implementation
 from shapes import BYTES, Weights
 from torch import Tensor, nn
 
-from spade_fast import ops, reference
+from spade_fast import ops
+from spade_fast.ops import reference
 
 _SPARSITY, _DAMPING = 0.9, 0.01
 

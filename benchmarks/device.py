@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils import collect_env
 
-from spade_fast._native import _C
+from spade_fast.ops._native import _C
 
 Item = TypeVar("Item")
 

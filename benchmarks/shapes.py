@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spade_fast import flops
+from spade_fast.ops import flops
 
 BYTES = 4  # of a float32
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spade_fast import ops
-from spade_fast.pipeline import FallbackError, FallbackWarning, trace, trace_batch
-from spade_fast.stages import emit_nvtx_if_asked_for
-from spade_fast.trace import Trace
-from spade_fast.tune import tune
-from spade_fast.tuning import Tuning, load_sparsity
+from spade_fast._util.ranges import emit_nvtx_if_asked_for
+from spade_fast.attribution.prepare import prepare_for_attribution
+from spade_fast.inputs.augment import ImageAugmenter
+from spade_fast.pruning.traces import Trace
+from spade_fast.pruning.tracing import FallbackError, FallbackWarning, trace, trace_batch
+from spade_fast.pruning.tuning import tune
+from spade_fast.pruning.tuning_result import Tuning, load_sparsity
 
 if TYPE_CHECKING:
-    from spade_fast.attribution import Spade
-    from spade_fast.augment import ImageAugmenter
-    from spade_fast.prepare import prepare_for_attribution
+    from spade_fast.attribution.spade import Spade
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,19 +38,12 @@ __all__ = [
     "tune",
 ]
 
-_LAZY = {
-    "ImageAugmenter": "spade_fast.augment",
-    "Spade": "spade_fast.attribution",
-    "prepare_for_attribution": "spade_fast.prepare",
-}
-
-
 emit_nvtx_if_asked_for()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
+    if name == "Spade":  # needs captum, an extra
+        from spade_fast.attribution.spade import Spade
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        return Spade
     raise AttributeError(f"module 'spade_fast' has no attribute {name!r}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from spade_fast import ops
+from spade_fast.ops import functions
 
 BACKENDS = [
     *ops.simd_levels(),
@@ -42,13 +43,13 @@ def running_on(backend: str) -> Iterator[None]:
     """Let `spade_fast.ops` compute there, also for tensors on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         if backend == "emulated":
-            patch.setattr(ops, "_ops", emulator.ops)
+            patch.setattr(functions, "_ops", emulator.ops)
             yield
         elif backend == "cuda":
-            patch.setattr(ops, "_ops", _OnGpu())
+            patch.setattr(functions, "_ops", _OnGpu())
             yield
         else:
-            patch.setattr(ops, "_ops", torch.ops.spade_fast)
+            patch.setattr(functions, "_ops", torch.ops.spade_fast)
             before = ops.simd_level()
             ops.set_simd_level(backend)
             try:

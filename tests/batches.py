@@ -11,9 +11,9 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from spade_fast.cluster import BatchSettings, Summary, run
-from spade_fast.cluster.job import Job
-from spade_fast.cluster.store import Store
+from spade_fast.batch import BatchSettings, Summary, run
+from spade_fast.batch.job import Job
+from spade_fast.batch.store import Store
 
 
 def make_photos(folder: Path, count: int) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from spade_fast import pipeline
-from spade_fast.models import LoadedModel
+from spade_fast.inputs.networks import LoadedModel
+from spade_fast.pruning import tracing as pipeline
 
 FOLDER = "SPADE_FAST_TEST_FOLDER"
 _solve_layer = pipeline.solve_layer

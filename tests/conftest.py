@@ -14,11 +14,11 @@ import pytest
 import torch
 from backends import BACKENDS, running_on
 
-from spade_fast import _native
+from spade_fast.ops import _native
 
 SMALL_NETWORK = """
 import torch
-from spade_fast.models import LoadedModel
+from spade_fast.inputs.networks import LoadedModel
 
 def network():
     torch.manual_seed(0)

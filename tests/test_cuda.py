@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 import spade_fast
-from spade_fast import doctor, ops
+from spade_fast import ops
+from spade_fast.cli import doctor
 from spade_fast.compat import TrueOBS
-from spade_fast.layers import find_layers
-from spade_fast.solvers import count_zeros, solve_layer
+from spade_fast.pruning.layers import find_layers
+from spade_fast.pruning.solve import count_zeros, solve_layer
 
 pytestmark = pytest.mark.cuda
 DEVICE = "cuda"
@@ -166,7 +167,7 @@ def test_drop_in_solver_on_the_gpu() -> None:
 
 def test_explain_on_the_gpu(small: str, photo: Path, tmp_path: Path) -> None:
     pytest.importorskip("captum")
-    explain = pytest.importorskip("spade_fast.explain")
+    explain = pytest.importorskip("spade_fast.cli.explain")
     settings = explain.Settings(photo, small, 0.3, augmentations=8, device=DEVICE, methods=("saliency",))
     assert explain.explain(settings, tmp_path / "out").report["settings"]["device"] == DEVICE
 

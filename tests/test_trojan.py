@@ -117,7 +117,7 @@ class Cells(nn.Module):
 
 
 def network(classes_from_colours=True):
-    from spade_fast.models import LoadedModel
+    from spade_fast.inputs.networks import LoadedModel
 
     return LoadedModel("cells", Cells(), (0.0,) * 3, (1.0,) * 3, 32, 32, "bilinear")
 

@@ -11,7 +11,7 @@ from patches import TRIGGERS, draw_patch, paste
 from sources import Photo
 from torch import Tensor
 
-from spade_fast.models import LoadedModel
+from spade_fast.inputs.networks import LoadedModel
 
 
 @dataclass(frozen=True)

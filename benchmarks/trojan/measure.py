@@ -19,9 +19,9 @@ from sources import CONSOLE, imagenet_photos, test_photos
 from torch import Tensor
 from tuned import tuned_sparsity
 
-from spade_fast.models import LoadedModel, load_model
-from spade_fast.trace import PrunedLayer, hash_weights, weights_applied
-from spade_fast.tune import Candidates
+from spade_fast.inputs.networks import LoadedModel, load_model
+from spade_fast.pruning.traces import PrunedLayer, hash_weights, weights_applied
+from spade_fast.pruning.tuning import Candidates
 
 WITH_SLOW = ("dense", "fast", "exact")
 TRIGGERS_EACH, MOSAICS = 3, 10

@@ -16,8 +16,8 @@ from rows import EQUAL
 from scoring import FAST, SLOW
 from study import Setting
 
-from spade_fast.methods import METHODS
-from spade_fast.metrics import bootstrap_interval
+from spade_fast.attribution.methods import METHODS
+from spade_fast.attribution.metrics import bootstrap_interval
 
 RESULTS = Path(__file__).parents[1] / "results"
 Interval = Mapping[str, float]

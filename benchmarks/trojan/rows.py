@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast import ImageAugmenter
-from spade_fast.layers import find_layers
-from spade_fast.models import LoadedModel
-from spade_fast.run import Run
-from spade_fast.trace import PrunedLayer
-from spade_fast.tune import Candidates, solve_candidates
+from spade_fast.inputs.networks import LoadedModel
+from spade_fast.pruning.layers import find_layers
+from spade_fast.pruning.session import Run
+from spade_fast.pruning.traces import PrunedLayer
+from spade_fast.pruning.tuning import Candidates, solve_candidates
 
 LAYERS = ("*_expand_conv", "*_project_conv", "_conv_head")  # the 1x1 convolutions
 EQUAL = 0.5  # the sparsity at which networks are compared as equals

@@ -11,10 +11,10 @@ from cases import Case
 from torch import Tensor
 
 from spade_fast import prepare_for_attribution
-from spade_fast.maps import attribution_map
-from spade_fast.methods import METHODS, Question
-from spade_fast.metrics import energy_inside, localisation_auc, pointing_game
-from spade_fast.models import LoadedModel
+from spade_fast.attribution.maps import attribution_map
+from spade_fast.attribution.methods import METHODS, Question
+from spade_fast.attribution.metrics import energy_inside, localisation_auc, pointing_game
+from spade_fast.inputs.networks import LoadedModel
 
 FAST = (
     *("saliency", "input-x-gradient", "deeplift", "lrp"),

@@ -17,9 +17,9 @@ from scoring import Scorer
 from sources import CONSOLE, tuning_photos
 
 from spade_fast import trace
-from spade_fast.layers import find_layers
-from spade_fast.models import LoadedModel
-from spade_fast.trace import hash_weights
+from spade_fast.inputs.networks import LoadedModel
+from spade_fast.pruning.layers import find_layers
+from spade_fast.pruning.traces import hash_weights
 
 METHODS = ("saliency", "input-x-gradient", "deeplift", "lrp", "guided-backprop")
 _PHOTOS = 10

@@ -14,8 +14,8 @@ from sources import CONSOLE, tuning_photos
 from torch import nn
 
 from spade_fast import tune
-from spade_fast.models import LoadedModel
-from spade_fast.trace import hash_weights
+from spade_fast.inputs.networks import LoadedModel
+from spade_fast.pruning.traces import hash_weights
 
 METHODS = ("saliency", "guided-backprop")
 CANDIDATES = (0.2, 0.5, 0.8, 0.9, 0.95)

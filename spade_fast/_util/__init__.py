@@ -1,0 +1,1 @@
+"""What several folders need and no user calls: checks, files, modes of a network, versions, the process itself."""

@@ -1,0 +1,1 @@
+"""Explanations on traces: saliency methods, feature visualisation, and measures of their quality."""

@@ -1,0 +1,240 @@
+"""Saliency methods by name: each as a Captum method with its arguments for one picture.
+
+``docs/methods.md`` says which of them work on which networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from captum.attr import Attribution
+
+_IG_STEPS = 32
+_SHAP_SAMPLES, _SHAP_NOISE = 16, 0.1
+_LIME_SAMPLES, _LIME_SQUARES = 500, 8
+_OCCLUSION_PATCHES = 7  # patches that fit side by side; each is moved by half of itself
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be explained.
+
+    Attributes
+    ----------
+    model
+        A network prepared by `prepare_for_attribution`.
+    image
+        Its input ``[1, C, H, W]``.
+    target
+        Index of the class.
+    black
+        Input ``[1, C, 1, 1]`` of a black pixel: the baseline of all methods that need one.
+    """
+
+    model: nn.Module
+    image: Tensor
+    target: int
+    black: Tensor
+
+    @property
+    def black_image(self) -> Tensor:
+        return self.black.expand_as(self.image)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A Captum method on a network, and its arguments for one picture.
+
+    ``recipe.attribution.attribute(image, **recipe.arguments)`` runs it on the dense network, and
+    ``Spade(recipe.attribution, ...).attribute(image, **recipe.arguments)`` on a trace.
+    """
+
+    attribution: Attribution
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's title, and the function that makes its recipe; it raises ValueError with a reason where it cannot."""
+
+    title: str
+    build: Callable[[Question], Recipe]
+
+
+def _saliency(question: Question) -> Recipe:
+    """Simonyan, Vedaldi, Zisserman, Deep Inside Convolutional Networks, ICLR workshop 2014."""
+    from captum.attr import Saliency
+
+    return Recipe(Saliency(question.model), {"target": question.target})
+
+
+def _input_x_gradient(question: Question) -> Recipe:
+    """Shrikumar et al., Not Just a Black Box, arXiv 1605.01713, 2016."""
+    from captum.attr import InputXGradient
+
+    return Recipe(InputXGradient(question.model), {"target": question.target})
+
+
+def _integrated_gradients(question: Question) -> Recipe:
+    """Sundararajan, Taly, Yan, Axiomatic Attribution for Deep Networks, ICML 2017."""
+    from captum.attr import IntegratedGradients
+
+    arguments = {
+        "baselines": question.black_image,
+        "target": question.target,
+        "n_steps": _IG_STEPS,
+        "internal_batch_size": _BATCH,
+    }
+    return Recipe(IntegratedGradients(question.model), arguments)
+
+
+def _gradient_shap(question: Question) -> Recipe:
+    """Lundberg, Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017."""
+    from captum.attr import GradientShap
+
+    arguments = {
+        "baselines": question.black_image,
+        "target": question.target,
+        "n_samples": _SHAP_SAMPLES,
+        "stdevs": _SHAP_NOISE,
+    }
+    return Recipe(GradientShap(question.model), arguments)
+
+
+def _deep_lift(question: Question) -> Recipe:
+    """Shrikumar, Greenside, Kundaje, Learning Important Features Through Propagating Activation Differences, 2017."""
+    from captum.attr import DeepLift
+    from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
+
+    unknown = {
+        type(module).__name__
+        for module in question.model.modules()
+        if type(module) not in SUPPORTED_NON_LINEAR
+        and (type(module).__module__ == nn.ReLU.__module__ or isinstance(module, nn.LayerNorm | nn.GroupNorm))
+    }
+    if unknown:
+        raise ValueError(f"DeepLIFT has no rule for {', '.join(sorted(unknown))}")
+    return Recipe(DeepLift(question.model), {"baselines": question.black_image, "target": question.target})
+
+
+def _lrp(question: Question) -> Recipe:
+    """Bach et al., On Pixel-Wise Explanations ... by Layer-Wise Relevance Propagation, PLOS ONE 2015."""
+    from spade_fast.attribution.lrp import LRP
+
+    return Recipe(LRP(question.model), {"target": question.target})
+
+
+def _guided_backprop(question: Question) -> Recipe:
+    """Springenberg et al., Striving for Simplicity: The All Convolutional Net, ICLR workshop 2015."""
+    from captum.attr import GuidedBackprop
+
+    _need_relu(question.model)
+    return Recipe(GuidedBackprop(question.model), {"target": question.target})
+
+
+def _gradcam(question: Question) -> Recipe:
+    """Selvaraju et al., Grad-CAM, ICCV 2017."""
+    from captum.attr import LayerGradCam
+
+    from spade_fast.attribution.cam import last_feature_layer
+
+    layer = last_feature_layer(question.model, question.image)
+    return Recipe(LayerGradCam(question.model, layer), {"target": question.target, "relu_attributions": True})
+
+
+def _guided_gradcam(question: Question) -> Recipe:
+    """Selvaraju et al., Grad-CAM, ICCV 2017."""
+    from captum.attr import GuidedGradCam
+
+    from spade_fast.attribution.cam import last_feature_layer
+
+    layer = last_feature_layer(question.model, question.image)
+    _need_relu(question.model)
+    return Recipe(GuidedGradCam(question.model, layer), {"target": question.target, "interpolate_mode": "bilinear"})
+
+
+def _layercam(question: Question) -> Recipe:
+    """Jiang et al., LayerCAM, IEEE TIP 2021."""
+    from spade_fast.attribution.cam import LayerCam, last_feature_layer
+
+    layer = last_feature_layer(question.model, question.image)
+    return Recipe(LayerCam(question.model, layer), {"target": question.target})
+
+
+def _lime(question: Question) -> Recipe:
+    """Ribeiro, Singh, Guestrin, "Why Should I Trust You?", KDD 2016."""
+    from captum.attr import Lime
+
+    from spade_fast.attribution.lime import Ridge, nearness, squares
+
+    arguments = {
+        "baselines": question.black_image,
+        "target": question.target,
+        "feature_mask": squares(question.image, _LIME_SQUARES),
+        "n_samples": _LIME_SAMPLES,
+        "perturbations_per_eval": _BATCH,
+    }
+    return Recipe(Lime(question.model, Ridge(), nearness), arguments)
+
+
+def _occlusion(question: Question) -> Recipe:
+    """Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014."""
+    from captum.attr import Occlusion
+
+    channels, height, width = question.image.shape[1:]
+    window = [max(1, size // _OCCLUSION_PATCHES) for size in (height, width)]
+    arguments = {
+        "sliding_window_shapes": (channels, *window),
+        "strides": (channels, *(max(1, side // 2) for side in window)),
+        "baselines": question.black_image,
+        "target": question.target,
+        "perturbations_per_eval": _BATCH,
+    }
+    return Recipe(Occlusion(question.model), arguments)
+
+
+METHODS = {
+    "saliency": Method("Saliency", _saliency),
+    "input-x-gradient": Method("Input x gradient", _input_x_gradient),
+    "integrated-gradients": Method("Integrated gradients", _integrated_gradients),
+    "gradient-shap": Method("GradientSHAP", _gradient_shap),
+    "deeplift": Method("DeepLIFT", _deep_lift),
+    "lrp": Method("LRP", _lrp),
+    "guided-backprop": Method("Guided backprop", _guided_backprop),
+    "gradcam": Method("Grad-CAM", _gradcam),
+    "guided-gradcam": Method("Guided Grad-CAM", _guided_gradcam),
+    "layercam": Method("LayerCAM", _layercam),
+    "lime": Method("LIME", _lime),
+    "occlusion": Method("Occlusion", _occlusion),
+}
+
+
+def make_recipe(name: str, question: Question) -> Recipe:
+    """Set a method up for one picture.
+
+    Parameters
+    ----------
+    name
+        A key of `METHODS`.
+
+    Raises
+    ------
+    ValueError
+        The method cannot be used on this network; the message says why.
+    """
+    method = METHODS[name]
+    try:
+        return method.build(question)
+    except ValueError as error:
+        raise ValueError(f"{method.title} cannot be used on {type(question.model).__name__}: {error}") from error
+
+
+def _need_relu(model: nn.Module) -> None:
+    if not any(isinstance(module, nn.ReLU) for module in model.modules()):
+        raise ValueError("it has no ReLU, whose gradient the method changes")

@@ -1,0 +1,248 @@
+"""SPADE around any Captum method (Moakhar, Iofinova, Frantar, Alistarh, ICML 2024, arXiv 2310.04519)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spade_fast._util.ranges import stage
+from spade_fast.attribution.prepare import prepare_for_attribution
+from spade_fast.pruning import tracing as pipeline
+from spade_fast.pruning.traces import Trace
+
+try:
+    from captum.attr import Attribution, DeepLiftShap, GradientShap
+    from captum.log import log_usage
+except ImportError as error:
+    raise ImportError("Spade needs captum: pip install 'spade_fast[captum]'") from error
+
+__all__ = ["Spade", "prepare_for_attribution"]
+
+Batches = Tensor | Iterable[Tensor]
+Augmenter = Callable[[Tensor, str], Batches]
+
+
+class Spade(Attribution):
+    """Runs an attribution method on each sample's trace instead of on the dense network.
+
+    In the manner of Captum's `NoiseTunnel`: it takes any attribution object and keeps its interface. The weights of the
+    method's own model are swapped while it runs and are always put back, so that layer and neuron methods and methods
+    with hooks work as they are.
+
+    Parameters
+    ----------
+    attribution_method
+        Any Captum method built on an `nn.Module` of one input tensor. For methods with hooks build it on
+        `prepare_for_attribution(model)`.
+    calibration
+        Where a sample's trace comes from: an `ImageAugmenter`, or any function that is given the sample ``[1, ...]``
+        and its id and returns batches. Batches given directly (a tensor, or an iterable of tensors that can be run over
+        again) make one trace, used for all samples.
+    sparsity, solver, layers, block, damping, precision, seed, memory_limit, strict, progress
+        As in `spade_fast.trace`.
+    samples_per_solve
+        Samples that are traced together, by one solver call a layer. It changes memory and speed only.
+    model
+        The network, if the method holds only a function that calls it.
+
+    Attributes
+    ----------
+    traces : list of Trace
+        The traces of the last call of `attribute`, one a sample (a single one for batches given directly).
+
+    Raises
+    ------
+    TypeError
+        `attribution_method` is no Captum method, or its model cannot be told.
+
+    Examples
+    --------
+    >>> from captum.attr import Saliency
+    >>> from spade_fast import ImageAugmenter
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
+    >>> spade = Spade(Saliency(model), ImageAugmenter(n=64), sparsity=0.5)
+    >>> spade.attribute(torch.rand(2, 3, 4, 4), target=1).shape
+    torch.Size([2, 3, 4, 4])
+    """
+
+    def __init__(
+        self,
+        attribution_method: Attribution,
+        calibration: Augmenter | Batches,
+        *,
+        sparsity: float | Mapping[str, float] | Callable[[str], float],
+        solver: Literal["exact", "sparsegpt"] = "exact",
+        layers: Any = None,
+        block: Any = None,
+        damping: float = 0.01,
+        precision: str = "float32",
+        seed: int | None = None,
+        memory_limit: int | None = None,
+        strict: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
+        samples_per_solve: int = 8,
+        model: nn.Module | None = None,
+    ) -> None:
+        if not isinstance(attribution_method, Attribution):
+            given = type(attribution_method).__name__
+            raise TypeError(f"attribution_method must be a captum.attr method, such as Saliency(model), got {given}")
+        if samples_per_solve < 1:
+            raise ValueError(f"samples_per_solve must be at least 1, got {samples_per_solve}")
+        super().__init__(attribution_method.forward_func)
+        self.attribution_method = attribution_method
+        self.calibration = calibration
+        self.model = _find_model(attribution_method) if model is None else model
+        self.samples_per_solve = samples_per_solve
+        self.traces: list[Trace] = []
+        self._settings: dict[str, Any] = {
+            "sparsity": sparsity,
+            "solver": solver,
+            "layers": layers,
+            "block": block,
+            "damping": damping,
+            "precision": precision,
+            "seed": getattr(calibration, "seed", None) if seed is None else seed,
+            "memory_limit": memory_limit,
+            "strict": strict,
+            "progress": progress,
+        }
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    def has_convergence_delta(self) -> bool:
+        return bool(self.attribution_method.has_convergence_delta())
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor],
+        *args: Any,
+        sample_ids: Sequence[str | int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Trace each sample and attribute on its trace.
+
+        Parameters
+        ----------
+        inputs : Tensor ``[samples, ...]``
+            Or a tuple of one such tensor.
+        *args, **kwargs
+            Passed on to the wrapped method. `target`, `baselines`, `additional_forward_args` and `feature_mask` with
+            one entry a sample are split among the samples, by Captum's rules.
+        sample_ids
+            One name a sample; with the augmenter's seed it fixes the sample's augmentations. Default: its index.
+
+        Returns
+        -------
+        What the wrapped method returns: attributions, or a tuple of them, or attributions and convergence delta.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Arguments which the wrapped method does not take, inputs of wrong type or shape, or a wrong number of
+            targets or sample ids; and all errors of `spade_fast.trace`. The model is as it was after any error.
+        """
+        tensor = _single_input(inputs)
+        count = len(tensor)
+        arguments = _bind(self.attribution_method, inputs, args, kwargs)
+        ids = [str(index) for index in range(count)] if sample_ids is None else [str(name) for name in sample_ids]
+        if len(ids) != count:
+            raise ValueError(f"sample_ids must name each of the {count} samples, got {len(ids)}")
+        shares_baselines = arguments.get("draw_baseline_from_distrib", False) or isinstance(
+            self.attribution_method, GradientShap | DeepLiftShap
+        )
+        per_sample = [
+            {name: _share(name, value, index, count, shares_baselines) for name, value in arguments.items()}
+            for index in range(count)
+        ]
+
+        self.traces = []
+        if not callable(self.calibration):
+            self.traces = [pipeline.trace(self.model, self.calibration, sample_id=",".join(ids), **self._settings)]
+            with self.traces[0].applied(self.model), stage("attribute"):
+                return self.attribution_method.attribute(inputs, **arguments)
+
+        results = []
+        for start in range(0, count, self.samples_per_solve):
+            group = range(start, min(start + self.samples_per_solve, count))
+            for index, trace in zip(group, self._trace(tensor, ids, group), strict=True):
+                sample = tensor[index : index + 1]
+                with trace.applied(self.model), stage("attribute"):
+                    result = self.attribution_method.attribute(
+                        (sample,) if isinstance(inputs, tuple) else sample, **per_sample[index]
+                    )
+                self.traces.append(trace)
+                results.append(result)
+        return _concatenate(results)
+
+    def _trace(self, tensor: Tensor, ids: list[str], group: range) -> list[Trace]:
+        assert callable(self.calibration)
+        batches = [self.calibration(tensor[index : index + 1].detach(), ids[index]) for index in group]
+        return pipeline.trace_batch(self.model, batches, sample_ids=[ids[index] for index in group], **self._settings)
+
+
+def _find_model(method: Attribution) -> nn.Module:
+    for candidate in (method.forward_func, getattr(method, "model", None)):
+        if isinstance(candidate, nn.Module):
+            return candidate
+    raise TypeError(
+        f"{type(method).__name__} was built on a function, {method.forward_func!r}, not on a module: "
+        "give the network whose weights are to be swapped as Spade(..., model=...)"
+    )
+
+
+def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:
+    tensor = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
+    if not isinstance(tensor, Tensor):
+        given = f"a tuple of {len(inputs)}" if isinstance(inputs, tuple) else type(inputs).__name__
+        raise TypeError(f"inputs must be one tensor (Spade traces models of one input), got {given}")
+    if tensor.dim() < 2 or len(tensor) == 0:
+        raise ValueError(f"inputs must have shape [samples, ...] with at least one sample, got {list(tensor.shape)}")
+    return tensor
+
+
+def _bind(method: Attribution, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments but the inputs, by name; a wrong one is refused here, before any solving."""
+    signature = inspect.signature(method.attribute)
+    bound = signature.bind(inputs, *args, **kwargs).arguments
+    bound.pop(next(iter(bound)))
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound.update(bound.pop(name, {}))
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and name in bound:
+            raise TypeError(f"give the arguments of {type(method).__name__}.attribute by name")
+    return dict(bound)
+
+
+def _share(name: str, value: Any, index: int, count: int, shares_baselines: bool) -> Any:
+    """One sample's part of an argument, by Captum's rules on what belongs to a sample."""
+
+    def part(tensor: Any) -> Any:
+        per_sample = isinstance(tensor, Tensor) and tensor.dim() > 0 and len(tensor) == count
+        return tensor[index : index + 1] if per_sample else tensor
+
+    if name == "target":
+        listed = isinstance(value, list) or (isinstance(value, Tensor) and value.numel() > 1)
+        if not listed:
+            return value
+        if len(value) != count:
+            raise ValueError(f"target must be one for all or one for each of the {count} samples, got {len(value)}")
+        return value[index : index + 1]
+    if name in ("additional_forward_args", "feature_mask") or (name == "baselines" and not shares_baselines):
+        return tuple(map(part, value)) if isinstance(value, tuple) else part(value)
+    return value
+
+
+def _concatenate(results: list[Any]) -> Any:
+    first = results[0]
+    if isinstance(first, Tensor):
+        return torch.cat(results) if first.dim() else torch.stack(results)
+    if isinstance(first, tuple | list):
+        return type(first)(_concatenate(list(parts)) for parts in zip(*results, strict=True))
+    return first if len(results) == 1 else results

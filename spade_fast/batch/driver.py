@@ -1,0 +1,177 @@
+"""A batch from its input to its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spade_fast._util.checks import integer
+from spade_fast.batch.engine import open_engine
+from spade_fast.batch.index import can_index, write_index
+from spade_fast.batch.job import BatchSettings, bytes_a_sample, make_job
+from spade_fast.batch.memory import samples_together
+from spade_fast.batch.samples import find_samples
+from spade_fast.batch.schedule import Schedule
+from spade_fast.batch.store import Store
+from spade_fast.batch.worker import Outcome, patiently
+
+Progress = Callable[["Summary"], None]
+
+
+@dataclass
+class Summary:
+    """How far a batch is.
+
+    Attributes
+    ----------
+    total
+        Samples of the input.
+    before
+        Samples that were finished when the run began.
+    workers, samples_per_solve
+        How it works on the others.
+    finished
+        Samples finished by this run (or meanwhile by another one on the same folder).
+    failed
+        Errors of the samples that failed, by sample id.
+    seconds
+        Since the work began.
+    """
+
+    total: int
+    before: int
+    workers: int
+    samples_per_solve: int
+    finished: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def left(self) -> int:
+        """Samples neither finished nor failed."""
+        return self.total - self.before - self.finished - len(self.failed)
+
+
+def run(
+    samples: Any,
+    out: str | Path,
+    settings: BatchSettings | None = None,
+    *,
+    engine: str = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    samples_per_solve: int | None = None,
+    pack: int | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Trace every sample of an input into a folder; what is finished there is not done again.
+
+    At the end the folder's index is written, if pyarrow is installed (`spade_fast.batch.write_index`).
+
+    On machines of one kind a sample's files depend on settings, network and sample alone: not on the number of workers,
+    the samples solved together, the order, or interruptions.
+
+    Parameters
+    ----------
+    samples
+        A folder, pattern, list or dataset; see `spade_fast.batch.samples.find_samples`.
+    out
+        Folder for the results, see `spade_fast.batch.store`; a path that all workers can write to.
+    settings
+        How to trace; None for the defaults.
+    engine
+        ``"local"``: processes on this machine. ``"ray"``: actors on a Ray cluster, to whose nodes the paths of samples
+        and results mean the same files, and which have the network's packages.
+    address
+        Of the cluster; None for the one this process is connected to, or else one that is started on this machine.
+    workers
+        None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows. More than a
+        Ray cluster has room for wait for nodes to join. A script that starts processes must do so under
+        ``if __name__ == "__main__":``. 0 works in this process (``"local"`` only), which a sample may kill.
+    samples_per_solve
+        At most; None for as many as memory allows, up to 8 on a GPU and up to one a thread on processors.
+    pack
+        Samples whose files a worker moves into one zip file when they are finished; None to leave each its own. At the
+        end all are packed, by as many. `Results` reads both.
+    dry_run
+        Check everything, but write and do nothing.
+    progress
+        Called with the summary so far, at the start and after each sample.
+
+    Returns
+    -------
+    Summary
+        Samples that failed are in it, and in the folder's ``errors``; a repeated run tries them again.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, ImportError
+        As in `find_samples`, `make_job` and `open_engine`; or the folder holds other things, or results of other
+        settings or files.
+    spade_fast.batch.OutputError
+        The folder cannot be written, as when its disk is full. What is in it is intact.
+    ConnectionError
+        There is no cluster.
+    ChildProcessError
+        No worker begins to work; or, in this process, the device is lost.
+    """
+    if workers is not None:
+        integer("workers", workers, 0)
+    for name, number in (("samples_per_solve", samples_per_solve), ("pack", pack)):
+        if number is not None:
+            integer(name, number, 1)
+    source = find_samples(samples)
+    job, model = make_job(source, Path(out), settings or BatchSettings(), here=engine == "local")
+    job = replace(job, pack=pack or 0)
+    store = Store(job)
+    with open_engine(engine, address) as place, closing(store):
+        store.check()
+        todo = store.todo(source)
+        workers = min(place.count_workers(job, model, workers), max(1, len(todo)))
+        sharing = max(1, workers)
+        together = samples_per_solve or samples_together(
+            job.facts["threads"], job.facts["device"], bytes_a_sample(job, model), place.free_bytes(job) // sharing
+        )
+        together = max(1, min(together, -(-len(todo) // sharing)))
+        summary = Summary(len(source.ids), len(source.ids) - len(todo), workers, together)
+        if progress is not None:
+            progress(summary)
+        if dry_run:
+            store.check_writable()
+            return summary
+        store.open()
+        store.remove_leftovers()
+        try:
+            if todo:
+                with closing(place.outcomes(job, model, Schedule(todo, together), workers, together)) as outcomes:
+                    _follow(outcomes, store, source.ids, summary, progress)
+            if pack is not None:
+                patiently(partial(store.pack_all, pack))
+        finally:
+            store.remove_leftovers()
+        if can_index():
+            patiently(partial(write_index, job.folder))
+    return summary
+
+
+def _follow(
+    outcomes: Iterable[Outcome], store: Store, ids: Sequence[str], summary: Summary, progress: Progress | None
+) -> None:
+    start = time.monotonic()
+    for outcome in outcomes:
+        if outcome.state == "finished":
+            summary.finished += 1
+        else:
+            summary.failed[ids[outcome.index]] = outcome.error
+            if outcome.state == "killed":
+                with store.claimed([ids[outcome.index]]):
+                    patiently(partial(store.record_error, ids[outcome.index], outcome.error))
+        summary.seconds = time.monotonic() - start
+        if progress is not None:
+            progress(summary)

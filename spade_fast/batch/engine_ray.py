@@ -1,0 +1,291 @@
+"""Engine for a Ray cluster: an actor a worker, with a network each. One that dies is replaced, its samples tried again.
+
+A cluster that is started here listens on loopback and has no dashboard.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+
+from spade_fast._util.malloc import keep_freed_memory
+from spade_fast.batch.job import Job, not_sendable
+from spade_fast.batch.schedule import POLL, Schedule, Starts
+from spade_fast.batch.worker import DeviceError, Outcome, Worker
+from spade_fast.inputs.networks import LoadedModel
+
+_LOOPBACK = "127.0.0.1"
+# Where this is 0 when Ray is imported, a cluster that Ray starts is for this machine only. It goes for Linux too.
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_REACH = 5.0  # seconds to reach a cluster
+_OBJECT_STORE = 100 * 2**20  # bytes; results are files, so that it holds little more than the job
+
+
+class RayCluster:
+    """The cluster that this process is connected to."""
+
+    def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
+        """Return how many workers to start; those without room wait for it. ValueError if there can be none at all."""
+        import ray
+
+        if asked == 0:
+            raise ValueError("engine 'ray' needs at least 1 worker, got 0")
+        if torch.device(job.facts["device"]).index is not None:
+            raise ValueError(f"with engine 'ray' device must be 'cuda', which Ray numbers, got {job.facts['device']!r}")
+
+        threads, gpus = job.facts["threads"], _gpus(job)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        rooms = [int(node.get("CPU", 0)) // threads for node in nodes]
+        if gpus:
+            rooms = [min(room, int(node.get("GPU", 0))) for room, node in zip(rooms, nodes, strict=True)]
+        if sum(rooms) == 0:
+            raise ValueError(f"no node of the cluster has {threads} processors{' and a GPU' * gpus} for a worker")
+        return sum(rooms) if asked is None else asked
+
+    def free_bytes(self, job: Job) -> int:
+        """Return the memory of all nodes together; how much GPUs have, Ray does not know."""
+        import ray
+
+        return int(ray.cluster_resources().get("memory", 0))
+
+    def outcomes(
+        self, job: Job, model: LoadedModel, schedule: Schedule, workers: int, samples_per_solve: int
+    ) -> Generator[Outcome, None, None]:
+        """Work through a schedule with actors, and give the final outcomes.
+
+        Raises
+        ------
+        ChildProcessError
+            No worker begins to work.
+
+        Others are those of `Worker`.
+        """
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            shared = ray.put(job)
+        except TypeError as error:
+            raise not_sendable(error.__cause__ or error) from error
+        starts = Starts(workers)
+        team: dict[int, _Member] = {}
+        try:
+            for number in range(workers):
+                team[number] = _Member(shared, job, samples_per_solve)
+            while not schedule.done:
+                for member in team.values():
+                    if member.outcomes is None:
+                        member.give(schedule.task())
+                numbers = {member.outcomes: number for number, member in team.items() if member.outcomes is not None}
+                for outcomes in _ready(list(numbers)):
+                    number = numbers[outcomes]
+                    member = team[number]
+                    try:
+                        outcome = member.receive()
+                    except RayError as error:
+                        end = _end(error)
+                        member.end()
+                        del team[number]
+                        if member.began or not starts.failed(number, end):
+                            team[number] = _Member(shared, job, samples_per_solve)
+                        yield from schedule.died(member.task, end.partition(". ")[0])
+                        continue
+                    if member.began:
+                        starts.began(number)
+                    if outcome is not None and schedule.take(outcome):
+                        yield outcome
+            for member in team.values():
+                member.finish()
+        finally:
+            for member in team.values():
+                member.end()
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[RayCluster]:
+    """Connect to a cluster; None: to the one this process uses already, or to one that is started for the block.
+
+    Raises
+    ------
+    ImportError
+        Ray is missing.
+    ValueError
+        An address that is not HOST:PORT or ``"auto"``, one that Ray would take for another, or that of another cluster
+        than the one this process is connected to.
+    ConnectionError
+        There is no cluster at the address, or it could not be started on loopback.
+    """
+    if address is not None and not _is_connected():
+        _check_address(address)
+    local = {"RAY_USAGE_STATS_ENABLED": "0", _CLUSTERS: "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with _environment(local if address is None else {}):
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError("engine 'ray' needs Ray: pip install 'spade_fast[cluster]'") from error
+        if ray.is_initialized():
+            own = ray.get_runtime_context().gcs_address
+            if address not in (None, "auto") and _resolved(address) != _resolved(own):
+                raise ValueError(f"this process is connected to the Ray cluster at {own}, got address {address!r}")
+            yield RayCluster()
+            return
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if address is None:
+            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)
+        else:
+            try:
+                ray.init(address=address, **quiet)
+            except ConnectionError as error:  # Ray says why on stderr, but not what to do
+                raise ConnectionError(f"{error}; if it has a token, set RAY_AUTH_MODE=token here too") from error
+    try:
+        if address is None and ray.util.get_node_ip_address() != _LOOPBACK:
+            raise ConnectionError(
+                "Ray was imported before, and would not stay on loopback: import it later, "
+                f"set {_CLUSTERS}=0, or call ray.init yourself"
+            )
+        yield RayCluster()
+    except SystemExit:
+        signal.alarm(0)  # where SIGTERM is the reason, Ray has set one that aborts the process while it is cleaning up
+        raise
+    finally:
+        ray.shutdown()
+
+
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def _resolved(address: str) -> tuple[str, str]:
+    host, _, port = address.rpartition(":")
+    with suppress(OSError):
+        host = socket.gethostbyname(host)
+    return host, port
+
+
+def _check_address(address: str) -> None:
+    """Try to reach a cluster: where it cannot be, Ray ends the whole process."""
+    host, _, port = address.rpartition(":")
+    if address != "auto" and (not host or "://" in address):
+        raise ValueError(f"address must be HOST:PORT or 'auto', on a node of the cluster, got {address!r}")
+    if host in (_LOOPBACK, "localhost") and os.environ.get(_CLUSTERS) != "0":
+        raise ValueError(
+            f"Ray takes {host} for this machine's outer address: give the one that `ray start` printed, or, "
+            f"if the cluster was started with {_CLUSTERS}=0, set that here too"
+        )
+    if host:
+        try:
+            socket.create_connection((host, int(port)), _REACH).close()
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"there is no Ray cluster at {address}: {error}") from error
+
+
+class _Member:
+    """An actor as the driver sees it; `task` holds the samples whose outcome is not known yet."""
+
+    def __init__(self, shared: Any, job: Job, samples_per_solve: int) -> None:
+        import ray
+
+        options = {"num_cpus": job.facts["threads"], "num_gpus": _gpus(job), "scheduling_strategy": "SPREAD"}
+        actor: Any = ray.remote(_Actor)
+        self.actor = actor.options(**options).remote(shared, samples_per_solve)
+        self.task: list[int] = []
+        self.began = False
+        self.outcomes: Any = self.actor.begin.options(num_returns="streaming").remote()
+
+    def give(self, task: list[int]) -> None:
+        """Send a task, if there is one."""
+        if task:
+            self.task = task
+            self.outcomes = self.actor.run.options(num_returns="streaming").remote(task)
+
+    def receive(self) -> Outcome | None:
+        """Return the next outcome of the task, None at its end."""
+        import ray
+
+        try:
+            outcome = ray.get(next(self.outcomes))
+        except StopIteration:
+            self.outcomes, self.began = None, True
+            return None
+        self.task.remove(outcome.index)
+        return outcome
+
+    def finish(self) -> None:
+        """Wait until it has given up its claims; all outcomes of its task are known."""
+        from ray.exceptions import RayError
+
+        with suppress(RayError):
+            while self.began and self.outcomes is not None:
+                self.receive()
+
+    def end(self) -> None:
+        """End the actor."""
+        import ray
+
+        with suppress(Exception):  # it may have died, or the cluster
+            ray.kill(self.actor)
+
+
+class _Actor:
+    """A worker in a process of Ray's."""
+
+    def __init__(self, job: Job, samples_per_solve: int) -> None:
+        self._job, self._samples_per_solve = job, samples_per_solve
+
+    def begin(self) -> Iterator[Outcome]:
+        """Load the network."""
+        keep_freed_memory()
+        torch.set_num_threads(self._job.facts["threads"])
+        self._worker = Worker(self._job, self._samples_per_solve)
+        yield from ()
+
+    def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
+        """Work on samples."""
+        yield from self._worker.run(indices)
+
+
+def _end(error: Any) -> str:
+    """Return how an actor ended; what its worker raised is raised, unless its device is lost."""
+    from ray.exceptions import RayTaskError
+
+    if not isinstance(error, RayTaskError):
+        return " ".join(str(error).split())
+    if isinstance(error.cause, DeviceError):
+        return str(error.cause)
+    raise (error.cause if isinstance(error.cause, Exception) else error) from None
+
+
+def _ready(generators: list[Any]) -> list[Any]:
+    import ray
+
+    if not generators:
+        time.sleep(POLL)
+        return []
+    return ray.wait(generators, timeout=POLL, fetch_local=False)[0]
+
+
+def _gpus(job: Job) -> int:
+    return int(torch.device(job.facts["device"]).type == "cuda")
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

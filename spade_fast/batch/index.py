@@ -1,0 +1,122 @@
+"""The table of a batch, ``index.parquet``: one row a sample, made from the files of its folder alone."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from spade_fast.batch.results import Results, read_json, writing
+from spade_fast.pruning.traces import write_whole
+
+INDEX = "index.parquet"
+STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
+COLUMNS = {
+    "id": "string",
+    "state": "string",  # finished, failed or damaged
+    "file": "string",  # with the trace, inside the folder: its own, or a zip file
+    "error": "string",
+    "sparsity": "double",  # of all pruned layers together
+    "layers": "int32",  # that were pruned
+    "mean_error": "double",  # relative output errors of the pruned layers
+    "largest_error": "double",
+    "fallbacks": "int32",  # layers left alone, or damped more than asked for
+    "class_before": "int32",  # what the dense network decides on
+    "probability_before": "double",
+    "class_after": "int32",  # what the trace decides on
+    "probability_after": "double",
+    "probability_after_of_class_before": "double",
+    "warnings": "string",
+    "worker": "string",  # machine and process
+    "together": "int32",  # samples of its solve
+    **{f"seconds_{stage}": "double" for stage in STAGES},
+}
+_ROWS_A_GROUP = 10_000
+
+
+def can_index() -> bool:
+    """Whether pyarrow is installed."""
+    return importlib.util.find_spec("pyarrow") is not None
+
+
+def write_index(folder: str | Path) -> Counter[str]:
+    """Write ``index.parquet`` into the folder of a batch, and count the samples by state.
+
+    Raises
+    ------
+    ValueError
+        It is not the folder of a batch.
+    OutputError
+        The file cannot be written.
+    ImportError
+        pyarrow is missing.
+    """
+    folder = Path(folder)
+    results = Results(folder)
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError("the index needs pyarrow: pip install 'spade_fast[cluster]'") from error
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
+    states: Counter[str] = Counter()
+    sink = pyarrow.BufferOutputStream()
+    rows = _rows(results, folder)
+    with parquet.ParquetWriter(sink, schema) as writer:
+        while group := list(islice(rows, _ROWS_A_GROUP)):
+            states.update(row["state"] for row in group)
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+    with writing(folder / INDEX):
+        try:
+            write_whole(folder / INDEX, sink.getvalue(), "the index")
+        except FileNotFoundError:  # a run that begins or ends took the temporary file for a leftover
+            write_whole(folder / INDEX, sink.getvalue(), "the index")
+    return states
+
+
+def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
+    stems = set()
+    for found in results.stored():
+        stems.add(found.stem)
+        try:
+            row = {**_finished(found.header), **_report(found.report)}
+        except (AttributeError, KeyError, TypeError):  # no header, or another than was written
+            row = {"state": "damaged"}
+        yield {"file": found.file, **row}
+    for path in sorted(folder.glob("errors/*.json")):
+        if path.stem not in stems:
+            error = read_json(path)
+            if error:  # another run may do the sample at this moment
+                yield {"state": "failed", "id": error.get("id"), "error": error.get("error")}
+
+
+def _finished(stored: Any) -> dict[str, Any]:
+    header, reports = stored["header"], stored["reports"]
+    errors = [report["measured_error"] for report in reports if report["removed"] > 0]
+    dense, trace = header["predictions"]["dense"], header["predictions"]["trace"]
+    return {
+        "id": header["sample_id"],
+        "state": "finished",
+        "sparsity": header["sparsity"],
+        "layers": len(stored["layers"]),
+        "mean_error": sum(errors) / len(errors) if errors else None,
+        "largest_error": max(errors, default=None),
+        "fallbacks": sum(bool(report["note"]) or report["retries"] > 0 for report in reports),
+        "class_before": dense["class"],
+        "probability_before": dense["probability"],
+        "class_after": trace["class"],
+        "probability_after": trace["probability"],
+        "probability_after_of_class_before": trace["probability_of_dense"],
+    }
+
+
+def _report(report: dict[str, Any]) -> dict[str, Any]:
+    seconds, warnings = report.get("seconds", {}), report.get("warnings")
+    return {
+        **{f"seconds_{stage}": seconds.get(stage) for stage in STAGES},
+        **{name: report.get(name) for name in ("worker", "together")},
+        "warnings": "; ".join(warnings) if warnings else None,
+    }

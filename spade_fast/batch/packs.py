@@ -1,0 +1,112 @@
+"""Files of many samples in one: zip files without compression, which ``unzip`` turns into single files again."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import lzma
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile, ZipFile, ZipInfo
+
+from spade_fast.pruning.traces import whole_file
+
+_COPIED = 1 << 20  # bytes at a time
+_DAMAGE = (EOFError, RuntimeError, ValueError, struct.error, zlib.error, lzma.LZMAError)
+
+
+class Packs:
+    """The zip files of a batch. Their members are samples' files, by the names they had in the batch's folder.
+
+    Parameters
+    ----------
+    folder
+        Of the batch; the zip files are in ``packs``.
+    run
+        Hash of the run, which each of them has as its comment.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self._folder, self._run = folder, run
+        self._members: dict[str, tuple[Path, str]] = {}
+        self._seen: set[str] = set()
+
+    def refresh(self) -> None:
+        """Look for new zip files; ValueError if one is of another run."""
+        for name in self._names() - self._seen:
+            self._read(self._folder / "packs" / name)
+            self._seen.add(name)
+
+    def paths(self) -> list[Path]:
+        """Return all zip files, damaged ones too."""
+        return [self._folder / "packs" / name for name in sorted(self._names())]
+
+    def _names(self) -> set[str]:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            names = os.listdir(self._folder / "packs")
+            return {name for name in names if name.endswith(".zip") and not name.startswith(".")}
+        return set()
+
+    def __contains__(self, stem: str) -> bool:
+        return stem in self._members
+
+    def pack(self, stem: str) -> Path:
+        """Return the zip file of a sample; KeyError if none has it."""
+        return self._members[stem][0]
+
+    def note(self, stem: str) -> str:
+        """Return what was noted of a packed sample."""
+        return self._members[stem][1]
+
+    def write(self, notes: Mapping[str, str], names: Sequence[str]) -> None:
+        """Copy samples' files into a new zip file, with notes of samples; OSError if that fails."""
+        path = self._folder / "packs" / f"{pack_stem(notes)}.zip"
+        path.parent.mkdir(exist_ok=True)
+        with whole_file(path, "a pack") as file, ZipFile(file, "w") as archive:
+            archive.comment = self._run.encode()
+            for name in names:
+                entry = ZipInfo.from_file(self._folder / name, name, strict_timestamps=False)
+                entry.comment = notes[PurePosixPath(name).stem].encode()
+                with (self._folder / name).open("rb") as single, archive.open(entry, "w") as member:
+                    shutil.copyfileobj(single, member, _COPIED)
+        self._read(path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            with damage_as_one_error(), ZipFile(path) as archive:
+                run, entries = archive.comment, {entry.filename: entry.comment.decode() for entry in archive.infolist()}
+        except BadZipFile:
+            return
+        if run != self._run.encode():
+            raise ValueError(f"{path} was made by a run of other settings or another model, or is damaged")
+        for name, note in entries.items():
+            if is_trace(name):
+                self._members[PurePosixPath(name).stem] = path, note
+
+
+def is_trace(name: str) -> bool:
+    """Whether a file in the folder or in a zip file is a trace."""
+    return name.startswith("traces/") and name.endswith(".safetensors")
+
+
+@contextmanager
+def damage_as_one_error() -> Iterator[None]:
+    """Raise BadZipFile for all that `zipfile` raises where a zip file is damaged."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # none: bad bzip2; EINVAL: a place before the file's beginning
+            raise
+        raise BadZipFile(str(error)) from error
+    except _DAMAGE as error:
+        raise BadZipFile(str(error)) from error
+
+
+def pack_stem(stems: Iterable[str]) -> str:
+    """Return the name of the zip file for samples: the same one for the same samples."""
+    return hashlib.sha256("\n".join(sorted(stems)).encode()).hexdigest()[:32]

@@ -1,0 +1,202 @@
+"""What is in the folder of a batch, and what its files are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, TypeVar
+from zipfile import BadZipFile, ZipFile
+
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from torch import Tensor
+
+from spade_fast.batch.packs import Packs, damage_as_one_error, is_trace
+from spade_fast.batch.samples import file_name
+from spade_fast.pruning.traces import Trace, safetensors_metadata
+
+_Read = TypeVar("_Read")
+
+RUN_FILE = "run.json"
+FORMAT = "spade_fast.batch"
+
+
+def trace_name(stem: str) -> str:
+    """Name of a trace's file inside the folder; `stem` is the `file_name` of the sample."""
+    return f"traces/{stem}.safetensors"
+
+
+def maps_name(stem: str) -> str:
+    """Name of the file with a sample's explanations."""
+    return f"maps/{stem}.safetensors"
+
+
+def report_name(stem: str) -> str:
+    """Name of the file with what is known of a sample besides its results."""
+    return f"reports/{stem}.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A finished sample as it lies in the folder.
+
+    Attributes
+    ----------
+    stem
+        Its `file_name`; empty for a zip file that cannot be read.
+    file
+        That of the trace, or the zip file it is in, relative to the folder.
+    header
+        What the trace's file says of itself; None if it is damaged.
+    report
+        What else is known of the sample; nothing if that is lost.
+    """
+
+    stem: str
+    file: str
+    header: dict[str, Any] | None
+    report: dict[str, Any]
+
+
+class OutputError(OSError):
+    """A result cannot be written: the run cannot go on."""
+
+
+class Results(Mapping[str, Trace]):
+    """The traces of a batch by sample id, from single files or packed ones; also while the batch is running.
+
+    >>> results = Results("traces")                    # doctest: +SKIP
+    >>> with results["cat.jpg"].applied(model): ...    # doctest: +SKIP
+
+    Raises
+    ------
+    ValueError
+        It is not the folder of a batch. For an item: its file is damaged.
+    KeyError
+        For an item: the sample is not finished, or was not explained.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        self._packs = Packs(self._folder, read_run(self._folder)["hash"])
+
+    def __getitem__(self, sample_id: str) -> Trace:
+        name = trace_name(file_name(sample_id))
+        return Trace.from_bytes(self._read(sample_id, name), str(self._folder / name))
+
+    def __iter__(self) -> Iterator[str]:
+        return (found.header["header"]["sample_id"] for found in self.stored() if found.header is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def maps(self, sample_id: str) -> dict[str, Tensor]:
+        """Return a sample's explanations by name: ``"dense.METHOD"`` and ``"trace.METHOD"``, each ``[H, W]``."""
+        name = maps_name(file_name(sample_id))
+        try:
+            return from_safetensors(self._read(sample_id, name))
+        except SafetensorError as error:
+            raise ValueError(f"{self._folder / name} is damaged: {error}") from error
+
+    def stored(self) -> Iterator[Stored]:
+        """Look at all finished samples, those in single files first, each once."""
+        self._packs.refresh()
+        single = set()
+        for path in sorted(self._folder.glob(trace_name("[!.]*"))):
+            header = read_header(path)
+            # A worker may pack it at this moment.
+            if path.stem not in self._packs and (header is not None or path.exists()):
+                single.add(path.stem)
+                report = read_json(self._folder / report_name(path.stem))
+                yield Stored(path.stem, path.relative_to(self._folder).as_posix(), header, report)
+        for pack in self._packs.paths():
+            file = pack.relative_to(self._folder).as_posix()
+            try:
+                with damage_as_one_error(), ZipFile(pack) as archive:
+                    yield from (found for found in _packed(archive, file) if found.stem not in single)
+            except BadZipFile:
+                yield Stored("", file, None, {})
+
+    def _read(self, sample_id: str, name: str) -> bytes:
+        with suppress(FileNotFoundError):
+            return (self._folder / name).read_bytes()
+        self._packs.refresh()
+        try:
+            with damage_as_one_error(), ZipFile(self._packs.pack(file_name(sample_id))) as archive:
+                return archive.read(name)
+        except KeyError:
+            raise KeyError(f"{self._folder} has no {name.partition('/')[0]} of sample {sample_id!r}") from None
+        except BadZipFile as error:
+            raise ValueError(f"the pack with sample {sample_id!r} is damaged: {error}") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of writing a file or into a folder into OutputErrors."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read ``run.json``; ValueError if the folder is not that of a batch."""
+    try:
+        run = json.loads((folder / RUN_FILE).read_bytes())
+        if run["format"] == FORMAT and isinstance(run["hash"], str) and isinstance(run["settings"], dict):
+            return run
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{folder} is not the folder of a batch: {RUN_FILE} is missing or damaged")
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """Read what a trace file says of itself; None if it is not there or not whole."""
+    try:
+        with path.open("rb") as file:
+            return _header(file, path.stat().st_size)
+    except FileNotFoundError:
+        return None
+
+
+def _header(file: IO[bytes], size: int) -> dict[str, Any] | None:
+    try:
+        found = json.loads(safetensors_metadata(file, size)["trace"])
+        return found if isinstance(found["header"]["sample_id"], str) else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _packed(archive: ZipFile, file: str) -> Iterator[Stored]:
+    for name in filter(is_trace, archive.namelist()):
+        stem = PurePosixPath(name).stem
+        header = _member(archive, name, partial(_header, size=archive.getinfo(name).file_size))
+        report = _member(archive, report_name(stem), lambda member: member.read())
+        yield Stored(stem, file, header, _entries(report or b""))
+
+
+def _member(archive: ZipFile, name: str, read: Callable[[IO[bytes]], _Read]) -> _Read | None:
+    """Read a file in a zip file; None if it is not there or damaged."""
+    with suppress(KeyError, BadZipFile), damage_as_one_error(), archive.open(name) as member:
+        return read(member)
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the entries of a JSON file; none if it is not there or damaged."""
+    try:
+        return _entries(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+def _entries(contents: bytes) -> dict[str, Any]:
+    try:
+        entries = json.loads(contents)
+    except ValueError:
+        return {}
+    return entries if isinstance(entries, dict) else {}

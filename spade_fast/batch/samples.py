@@ -1,0 +1,225 @@
+"""What a batch is made of: samples with names, which any worker can load."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import importlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from torch import Tensor
+
+from spade_fast.inputs.networks import LoadedModel
+from spade_fast.inputs.photo import open_photo
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Names of files may have 255 bytes; the folder adds a suffix and, while it writes, a prefix.
+_LONGEST_NAME = 200
+_GLOB = "*?["
+
+
+class Source(Protocol):
+    """Samples by index; pickled once for each worker."""
+
+    ids: list[str]
+
+    def load(self, index: int, model: LoadedModel) -> Tensor:
+        """Return a sample as the network takes it: ``[1, C, H, W]``, on the CPU."""
+
+    def size(self, index: int) -> int | None:
+        """Return the bytes of a sample's file; None if there is none."""
+
+
+class Photos:
+    """Image files, each with an id.
+
+    Raises
+    ------
+    ValueError
+        Two samples have the same id, or there are none.
+    """
+
+    def __init__(self, paths: Sequence[Path], ids: Sequence[str]) -> None:
+        # As text: of a million, paths take twice the memory and 30 times as long to be sent.
+        self.paths, self.ids = [str(path.absolute()) for path in paths], _unique(ids)
+
+    def load(self, index: int, model: LoadedModel) -> Tensor:
+        return model.preprocess(open_photo(Path(self.paths[index])))[0]
+
+    def size(self, index: int) -> int | None:
+        try:
+            return os.stat(self.paths[index]).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+class Items:
+    """Items of a torch `Dataset`, with their index as id.
+
+    An item is a PIL image or the network's input ``[C, H, W]`` (floating point, normalised), or a tuple that begins
+    with one.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.ids = _unique([str(index) for index in range(len(dataset))])
+
+    def load(self, index: int, model: LoadedModel) -> Tensor:
+        item = self.dataset[index]
+        if isinstance(item, tuple | list) and len(item) > 0:
+            item = item[0]
+        if isinstance(item, Tensor):
+            if not item.is_floating_point() or item.dim() != 3:
+                raise TypeError(f"the dataset must give floating-point [C, H, W], got {item.dtype} {list(item.shape)}")
+            return item.detach()[None].cpu()
+        if not hasattr(item, "convert"):
+            raise TypeError(f"the dataset must give PIL images or tensors, got {type(item).__name__}")
+        return model.preprocess(item)[0]
+
+    def size(self, index: int) -> int | None:
+        return None
+
+
+def find_samples(given: Any) -> Source:
+    """Find the samples of an input.
+
+    Parameters
+    ----------
+    given
+        A folder (its images, those of its folders too); a file name or a pattern with ``*``, ``?``, ``[...]`` and
+        ``**``; a ``.csv`` or ``.parquet`` file with a column ``path``, relative to the file's folder, and perhaps one
+        ``id``; a dataset with ``__len__`` and ``__getitem__``, or ``module:callable``, which returns one. Where no ids
+        are given, a file's is its path relative to the folder, to the part of the pattern before its first wildcard, or
+        as the list has it.
+
+    Raises
+    ------
+    OSError
+        No such file or folder, nothing matches the pattern (FileNotFoundError), or a folder cannot be read.
+    ValueError
+        No samples, two of the same id, or a list without a column ``path`` or with an empty path.
+    TypeError
+        Something else.
+    ImportError
+        A Parquet file, but pyarrow is missing.
+    """
+    if not isinstance(given, str | os.PathLike):
+        if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+            return Items(given)
+        raise TypeError(f"samples must be a path, a pattern or a dataset, got {type(given).__name__}")
+    path = Path(given)
+    if path.is_dir():
+        found = _images(path)
+        if not found:
+            raise FileNotFoundError(f"no images in folder {path} ({', '.join(SUFFIXES)})")
+        return _photos(found, path)
+    if path.is_file():
+        return _listed(path) if path.suffix.lower() in (".csv", ".parquet") else _photos([path], path.parent)
+    pattern = str(given)
+    module, _, attribute = pattern.partition(":")
+    if attribute and all(part.isidentifier() for part in module.split(".")):
+        return find_samples(_dataset(module, attribute))
+    if not any(character in pattern for character in _GLOB):
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    found = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(file)]
+    if not found:
+        raise FileNotFoundError(f"no file matches {pattern}")
+    fixed = pattern[: min(pattern.find(character) for character in _GLOB if character in pattern)]
+    return _photos(found, Path(os.path.dirname(fixed)))
+
+
+def _dataset(module: str, attribute: str) -> Any:
+    try:
+        make = getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"{module}:{attribute} is neither a file nor a function with a dataset: {error}") from error
+    try:
+        return make()
+    except Exception as error:
+        raise ValueError(f"{module}:{attribute} failed with {type(error).__name__}: {error}") from error
+
+
+def _images(folder: Path) -> list[Path]:
+    """All images in a folder and those below, also behind links, sorted; OSError if one cannot be read."""
+    found, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders.sort()  # ids must not depend on which of two links to a folder is met first
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()  # a link to a folder that was there already
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        paths = [Path(place, name) for name in files]
+        # A link to a file that is not there is a sample too: one that fails.
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink())]
+    return sorted(found)
+
+
+def file_name(sample_id: str) -> str:
+    """Return the id as a file's name: one name an id, without separators, never hidden, of bounded length."""
+    name = quote(sample_id, safe="")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 33]}-{hashlib.sha256(sample_id.encode()).hexdigest()[:32]}"
+    return name
+
+
+def _photos(paths: Sequence[Path], folder: Path) -> Photos:
+    return Photos(paths, [path.relative_to(folder).as_posix() for path in paths])
+
+
+def _listed(path: Path) -> Photos:
+    columns = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    if "path" not in columns:
+        raise ValueError(f"{path} must have a column 'path', got {', '.join(map(repr, columns)) or 'none'}")
+    files, ids = columns["path"], columns.get("id", columns["path"])
+    for row, cells in enumerate(zip(files, ids, strict=True), start=1):
+        if None in cells or "" in cells:
+            raise ValueError(f"{path} has no path or no id in row {row}")
+    return Photos([path.parent / str(file) for file in files], [str(name) for name in ids])
+
+
+def _read_csv(path: Path) -> dict[str, list[Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no list of comma-separated values in UTF-8: {error}") from error
+    return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise ImportError("lists in Parquet need pyarrow: pip install 'spade_fast[cluster]'") from error
+    try:
+        columns = [name for name in parquet.read_schema(path).names if name in ("path", "id")]
+        return parquet.read_table(path, columns=columns).to_pydict()
+    except ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file, or a damaged one: {error}") from error
+
+
+def _unique(ids: Sequence[str]) -> list[str]:
+    if not ids:
+        raise ValueError("there are no samples")
+    # File names may hold bytes that are no text; headers may not.
+    names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in ids]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"sample ids must differ, but {len(twice)} are there more than once, the first is {twice[0]!r}"
+        )
+    return names

@@ -1,0 +1,216 @@
+"""The folder of a batch: what is finished, what failed, and for which settings.
+
+``run.json`` says what the results depend on. A sample is finished when its file is in ``traces``, where it appears
+whole. Beside it are ``maps`` (explanations, safetensors), ``reports`` (JSON: seconds, worker; no result depends on
+them) and ``errors`` (JSON). A zip file in ``packs`` holds the files of many finished samples instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from spade_fast.batch.job import Job
+from spade_fast.batch.locks import Claims
+from spade_fast.batch.packs import Packs, pack_stem
+from spade_fast.batch.results import (
+    FORMAT,
+    RUN_FILE,
+    OutputError,
+    maps_name,
+    read_header,
+    read_run,
+    report_name,
+    trace_name,
+    writing,
+)
+from spade_fast.batch.samples import Source, file_name
+from spade_fast.pruning.traces import write_whole
+
+_FOLDERS = ("traces", "maps", "reports", "errors", "packs")
+_TEMPORARY = ".*.tmp"
+
+
+class Store:
+    """The folder of a job; `open` makes it ready, workers only use it.
+
+    Raises
+    ------
+    OutputError
+        From every method that writes.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.folder, self.hash, self._facts = job.folder, job.hash, job.facts
+        self._packs = Packs(job.folder, job.hash)
+        self._claims = Claims(job.folder)
+
+    def open(self) -> None:
+        """Make the folder, or check that it belongs to the same settings and network.
+
+        Raises
+        ------
+        ValueError
+            It belongs to others, or holds other things.
+        """
+        self.check()
+        with writing(self.folder):
+            for name in ("traces", "reports", "errors", *(["maps"] if self._facts["methods"] else [])):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        with self._claims.of_all():  # another run may begin at the same time
+            self.check()
+            if not (self.folder / RUN_FILE).exists():
+                self._write(self.folder / RUN_FILE, {"format": FORMAT, "hash": self.hash, "settings": self._facts})
+
+    def close(self) -> None:
+        """Give up all claims."""
+        self._claims.close()
+
+    def check(self) -> None:
+        """Raise ValueError if results of this job may not be in the folder."""
+        path = self.folder / RUN_FILE
+        if not path.exists():
+            entries = self.folder.iterdir() if self.folder.is_dir() else ()
+            if any(entry.name not in _FOLDERS and not entry.name.startswith(".") for entry in entries):
+                raise ValueError(f"{self.folder} is not empty, and not the folder of a batch")
+            return
+        run = read_run(self.folder)
+        if run["hash"] != self.hash:
+            old, new = run["settings"], self._facts
+            names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+            changes = [f"{name} {_short(old.get(name))} there, {_short(new.get(name))} now" for name in names]
+            raise ValueError(
+                f"{self.folder} holds results of another run ({'; '.join(changes)}): choose another folder"
+            )
+
+    def check_writable(self) -> None:
+        """Raise OutputError if nothing could be written, without writing anything."""
+        place = next(place for place in (self.folder, *self.folder.parents) if place.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise OutputError(errno.EACCES, "it is no folder that can be written", str(place))
+
+    def trace_path(self, sample_id: str) -> Path:
+        """Where the sample's trace lies once it is finished."""
+        return self.folder / trace_name(file_name(sample_id))
+
+    def maps_path(self, sample_id: str) -> Path:
+        """Where the sample's explanations lie."""
+        return self.folder / maps_name(file_name(sample_id))
+
+    def refresh(self) -> None:
+        """See what other processes have packed since."""
+        self._packs.refresh()
+
+    def todo(self, source: Source) -> list[int]:
+        """Return the samples that are not finished; errors are those of `finished`."""
+        self.refresh()
+        single = {path.stem for path in self.folder.glob(trace_name("[!.]*"))}
+        there = [(stem := file_name(name)) in self._packs or stem in single for name in source.ids]
+        return [index for index, found in enumerate(there) if not (found and self.finished(source, index))]
+
+    def finished(self, source: Source, index: int) -> bool:
+        """Whether a sample's file is there, whole and of this run.
+
+        Raises
+        ------
+        ValueError
+            It belongs to another run, or to another sample.
+        """
+        name = source.ids[index]
+        stem = file_name(name)
+        if stem in self._packs:
+            made_from = self._packs.note(stem)
+        else:
+            header = self._single(stem)
+            if header is None:
+                return False
+            if header["sample_id"] != name:
+                raise ValueError(f"{self.trace_path(name)} was made from sample {header['sample_id']!r}")
+            made_from = str(header.get("file_bytes"))
+        size = str(source.size(index))
+        if size != made_from and "None" not in (size, made_from):
+            raise ValueError(
+                f"sample {name!r} is a file of {size} bytes now, and was one of {made_from} when it was finished in "
+                f"{self.folder}: choose another folder or id"
+            )
+        return True
+
+    def _single(self, stem: str) -> dict[str, Any] | None:
+        """Return the header of a sample that is finished, and not packed."""
+        path = self.folder / trace_name(stem)
+        found = read_header(path)
+        if found is None or (self._facts["methods"] and not (self.folder / maps_name(stem)).exists()):
+            return None
+        header = found["header"]
+        if header.get("run") != self.hash:
+            raise ValueError(f"{path} was made by a run of other settings or another model")
+        return header
+
+    def pack(self, stems: Sequence[str]) -> None:
+        """Move the files of finished samples, by their `file_name`, into a zip file."""
+        with self._claims.of(stems) as free:
+            self.refresh()
+            mine = [stem for stem, is_free in zip(stems, free, strict=True) if is_free]
+            headers = {stem: self._single(stem) for stem in mine if stem not in self._packs}
+            new = {stem: str(header.get("file_bytes")) for stem, header in headers.items() if header is not None}
+            with self._claims.of([pack_stem(new)]), writing(self.folder):
+                if new:
+                    self._packs.write(new, [name for stem in new for name in self._names(stem)])
+                # A process may have been killed at this: the trace is the last to go, so that another finds the rest.
+                for name in [name for stem in mine if stem in self._packs for name in reversed(self._names(stem))]:
+                    (self.folder / name).unlink(missing_ok=True)
+
+    def _names(self, stem: str) -> list[str]:
+        names = (trace_name(stem), maps_name(stem), report_name(stem))
+        return [name for name in names if (self.folder / name).exists()]
+
+    def pack_all(self, count: int) -> None:
+        """Move all finished samples' files into zip files of `count` samples."""
+        stems = sorted(path.stem for path in self.folder.glob(trace_name("[!.]*")))
+        for start in range(0, len(stems), count):
+            self.pack(stems[start : start + count])
+
+    def record(self, sample_id: str, report: dict[str, Any]) -> None:
+        """Write down what is to be known of a sample besides its results."""
+        self._write(self.folder / report_name(file_name(sample_id)), {"id": sample_id, **report})
+
+    def record_error(self, sample_id: str, error: str) -> None:
+        """Write down why a sample failed."""
+        self._write(self._error_path(sample_id), {"id": sample_id, "error": error})
+
+    def forget_error(self, sample_id: str) -> None:
+        """Remove the error of an earlier run."""
+        with writing(self.folder):
+            self._error_path(sample_id).unlink(missing_ok=True)
+
+    def claimed(self, sample_ids: Sequence[str]) -> AbstractContextManager[list[bool]]:
+        """Claim samples for the length of a ``with`` block; for each, whether no other process has it at the moment."""
+        return self._claims.of([file_name(sample_id) for sample_id in sample_ids])
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes have left: temporary files, and errors of samples that are finished now."""
+        for path in [*self.folder.glob(_TEMPORARY), *self.folder.glob(f"*/{_TEMPORARY}")]:
+            with self._claims.of([path.name[1:].rsplit(".", 3)[0]]) as (free,), writing(path):
+                if free:
+                    path.unlink(missing_ok=True)
+        for path in self.folder.glob("errors/[!.]*.json"):
+            if path.stem in self._packs or (self.folder / trace_name(path.stem)).exists():
+                with writing(path):
+                    path.unlink(missing_ok=True)
+
+    def _error_path(self, sample_id: str) -> Path:
+        return self.folder / "errors" / f"{file_name(sample_id)}.json"
+
+    def _write(self, path: Path, contents: dict[str, Any]) -> None:
+        with writing(path):
+            write_whole(path, json.dumps(contents, indent=1).encode(), "results")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

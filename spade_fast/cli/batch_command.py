@@ -1,0 +1,238 @@
+"""The commands ``spade-fast batch`` and ``spade-fast index``."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+try:
+    import typer
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+except ImportError as error:
+    raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
+
+from spade_fast._util.sigterm import EXIT_STATUS, exit_on_sigterm
+from spade_fast.cli.options import (
+    FORESEEN,
+    Augmentations,
+    Device,
+    Layers,
+    Model,
+    Precision,
+    Seed,
+    Solver,
+    Sparsity,
+    one_line_errors,
+    one_line_warnings,
+    shares,
+    split,
+    stderr,
+    stdout,
+)
+from spade_fast.inputs.photo import AUGMENTATIONS
+
+if TYPE_CHECKING:
+    from spade_fast.batch.driver import Progress as Report
+    from spade_fast.batch.driver import Summary
+
+_WORK = "How to work (changes no result)"
+_SHOWN_ERRORS = 10
+_SECONDS_A_LINE = 30.0
+
+
+def batch(
+    samples: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A folder of photos, a quoted pattern ('photos/**/*.jpg'), a .csv or .parquet file with a column path "
+            "(and perhaps id), or module:callable for a dataset.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results; a repeated run goes on in it.")],
+    model: Model = "demo",
+    solver: Solver = "exact",
+    sparsity: Sparsity = None,
+    augmentations: Augmentations = AUGMENTATIONS,
+    layers: Layers = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Explain each sample too: comma-separated; explain --methods list names them.")
+    ] = None,
+    seed: Seed = 0,
+    precision: Precision = "float32",
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(help="Processor threads of a worker; changes the last bits of results.")] = 1,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: a cluster (needs the extra cluster).", rich_help_panel=_WORK)
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The Ray cluster: HOST:PORT, or auto for the one this machine is part of; default: start one here.",
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes; default: one a GPU, or one for each --threads processors, as memory allows. 0: none but "
+            "this one, which dies with a sample that kills it.",
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
+    samples_per_solve: Annotated[
+        int | None,
+        typer.Option(
+            help="Default: up to 8 on a GPU, else one a thread, as the machine's memory allows; fewer after running "
+            "out of it.",
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            help="Move finished samples into zip files of so many; default: files of their own.",
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be done.", rich_help_panel=_WORK)
+    ] = False,
+) -> None:
+    """Trace every sample of a folder or list. Killed at any moment, the same command goes on where it was.
+
+    A sample is known by its id: its path in the folder, what a list says, or its index in a dataset.
+
+    Exits with 1 if samples failed (DIR/errors says why), with 2 if the run could not go on.
+
+    Example: spade-fast batch photos --solver sparsegpt --methods saliency --out traces
+    """
+    with one_line_errors(), one_line_warnings(), exit_on_sigterm():
+        from spade_fast.batch import BatchSettings, run
+
+        settings = BatchSettings(
+            model=model,
+            solver=solver,
+            sparsity=shares(sparsity),
+            augmentations=augmentations,
+            layers=split(layers),
+            seed=seed,
+            precision=precision,
+            device=device,
+            methods=split(methods) or (),
+            threads=threads,
+        )
+        try:
+            with _progress(dry_run) as report:
+                summary = run(
+                    samples,
+                    out,
+                    settings,
+                    engine=engine,
+                    address=address,
+                    workers=workers,
+                    samples_per_solve=samples_per_solve,
+                    pack=pack,
+                    dry_run=dry_run,
+                    progress=report,
+                )
+        except (KeyboardInterrupt, SystemExit) as stop:
+            stderr.print("stopped; the same command goes on from here", markup=False)
+            raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else EXIT_STATUS) from stop
+        except FORESEEN:
+            raise
+        except Exception as error:  # not the exit code 1, which says that samples failed
+            traceback.print_exc()
+            raise typer.Exit(2) from error
+    _print_summary(summary, out, dry_run)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def index(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a batch.")],
+) -> None:
+    """Make index.parquet of a batch anew: one row a sample, with sparsity, errors, classes and seconds."""
+    with one_line_errors():
+        from spade_fast.batch.index import INDEX, write_index
+
+        states = write_index(folder)
+    stdout.print(", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no samples", markup=False)
+    stdout.print(str(folder / INDEX), markup=False)
+
+
+def _print_summary(summary: Summary, out: Path, dry_run: bool) -> None:
+    if dry_run:
+        stdout.print(_plan(summary), markup=False)
+        return
+    finished = f"{summary.before + summary.finished} finished ({summary.before} before)"
+    stdout.print(f"{_total(summary)}: {finished}, {len(summary.failed)} failed, {_pace(summary)}", markup=False)
+    for name, error in list(summary.failed.items())[:_SHOWN_ERRORS]:
+        stdout.print(f"  {name}: {error}", markup=False)
+    if len(summary.failed) > _SHOWN_ERRORS:
+        stdout.print(f"  and {len(summary.failed) - _SHOWN_ERRORS} more, all in {out / 'errors'}", markup=False)
+    stdout.print(str(out), markup=False)
+
+
+def _plan(summary: Summary) -> str:
+    how = f"workers: {summary.workers}, samples a solve: {summary.samples_per_solve}"
+    return f"{_total(summary)}, {summary.before} finished, {summary.left} to do ({how})"
+
+
+def _total(summary: Summary) -> str:
+    return f"{summary.total} sample{'' if summary.total == 1 else 's'}"
+
+
+def _pace(summary: Summary) -> str:
+    done = summary.finished + len(summary.failed)
+    if done == 0:
+        return "nothing done"
+    rate = done / max(summary.seconds, 1e-9)
+    text = f"{rate:.2f} a second" if rate >= 0.1 else f"{1 / rate:.0f} s each"
+    return f"{text}, {timedelta(seconds=round(summary.left / rate))} left" if summary.left else text
+
+
+@contextmanager
+def _progress(dry_run: bool) -> Iterator[Report | None]:
+    """Show a bar, or where nobody can see one, a line at the start and from time to time."""
+    if dry_run:
+        yield None
+        return
+    if not stderr.is_terminal:
+        last = 0.0
+
+        def line(summary: Summary) -> None:
+            nonlocal last
+            if last == 0.0:
+                stderr.print(_plan(summary), markup=False)
+                last = time.monotonic()
+            elif time.monotonic() - last >= _SECONDS_A_LINE:
+                last = time.monotonic()
+                done = summary.total - summary.left
+                failed = len(summary.failed)
+                stderr.print(f"{done}/{summary.total} samples, {failed} failed, {_pace(summary)}", markup=False)
+
+        yield line
+        return
+    columns = (
+        TextColumn("samples"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=stderr) as bars:
+        task = bars.add_task("looking for finished samples", total=None)
+
+        def show(summary: Summary) -> None:
+            failed = f", {len(summary.failed)} failed" if summary.failed else ""
+            done = summary.total - summary.left
+            bars.update(task, total=summary.total, completed=done, description=_pace(summary) + failed)
+
+        yield show

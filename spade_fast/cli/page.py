@@ -1,0 +1,122 @@
+"""The explanation as one HTML page that needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from spade_fast.attribution.methods import METHODS
+from spade_fast.cli.overlay import COLOURS, overlay
+from spade_fast.inputs.photo import SOLVER_TITLES
+
+# Of a JPEG: single-pixel evidence stays sharp, and a page with a dozen maps stays below a megabyte.
+_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What the page says of one network.
+
+    Attributes
+    ----------
+    title
+        Its name.
+    target, top
+        The class to explain and the most probable classes, each with ``name`` and ``probability``, from the report.
+    decides
+        Whether its most probable class is the dense network's.
+    layers
+        Reports of its layers; None for the dense network.
+    """
+
+    title: str
+    target: Mapping[str, Any]
+    top: Sequence[Mapping[str, Any]]
+    decides: bool
+    layers: Sequence[Mapping[str, Any]] | None
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        return self.top[0]
+
+    @property
+    def pruned(self) -> list[Mapping[str, Any]]:
+        """Reports of the layers that were not left alone."""
+        return [layer for layer in self.layers or () if not layer["note"]]
+
+    @property
+    def removed(self) -> float:
+        """Share of zeros among the weights of the pruned layers."""
+        weights = [math.prod(layer["shape"]) for layer in self.pruned]
+        zeros = sum(layer["reached"] * count for layer, count in zip(self.pruned, weights, strict=True))
+        return zeros / sum(weights) if weights else 0.0
+
+
+def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequence[np.ndarray]]) -> str:
+    """Make the page, pictures included.
+
+    Parameters
+    ----------
+    report
+        Content of ``report.json``.
+    photo
+        uint8 ``[H, W, 3]``.
+    maps
+        For each network of the report's predictions one attribution map ``[h, w]`` a method of its settings.
+
+    Returns
+    -------
+    str
+        An HTML document without scripts, which refers to nothing outside itself.
+    """
+    from matplotlib import colormaps
+
+    environment = Environment(
+        loader=PackageLoader("spade_fast.cli"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = "{:.1%}".format
+    settings = report["settings"]
+    dense = report["predictions"]["dense"]["top"][0]["class"]
+    networks = [
+        _Network(
+            SOLVER_TITLES.get(name, "Dense network"),
+            prediction["target"],
+            prediction["top"],
+            prediction["top"][0]["class"] == dense,
+            report["traces"][name]["layers"] if name in report["traces"] else None,
+        )
+        for name, prediction in report["predictions"].items()
+    ]
+    rows = [
+        (METHODS[method].title, [_picture(overlay(photo, maps[name][row])) for name in report["predictions"]])
+        for row, method in enumerate(settings["methods"])
+    ]
+    return environment.get_template("page.html").render(
+        report=report,
+        settings={**settings, "image": Path(settings["image"]).name},
+        networks=networks,
+        photo=_picture(photo / 255),
+        rows=rows,
+        scale=_picture(colormaps[COLOURS](np.linspace(0, 1, 256))[None, :, :3]),
+    )
+
+
+def _picture(colours: np.ndarray) -> str:
+    """Address of a picture that holds the picture itself; colours between 0 and 1, ``[H, W, 3]``."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray((colours * 255).round().astype(np.uint8)).save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

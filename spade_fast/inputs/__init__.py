@@ -1,0 +1,1 @@
+"""Networks by name, photos, and the calibration images made from them."""

@@ -1,0 +1,29 @@
+"""The native ops: Gram matrices, inverse Cholesky factors, exact OBS and SparseGPT, each for a batch of problems."""
+
+from spade_fast.ops.functions import (
+    gram_conv2d_,
+    gram_linear_,
+    inverse_cholesky,
+    mirror_upper_,
+    nm_path,
+    obs_path,
+    obs_solution,
+    set_simd_level,
+    simd_level,
+    simd_levels,
+    sparsegpt,
+)
+
+__all__ = [
+    "gram_conv2d_",
+    "gram_linear_",
+    "inverse_cholesky",
+    "mirror_upper_",
+    "nm_path",
+    "obs_path",
+    "obs_solution",
+    "set_simd_level",
+    "simd_level",
+    "simd_levels",
+    "sparsegpt",
+]

@@ -1,0 +1,1 @@
+"""From a network and calibration data to the pruned weights of a sample."""

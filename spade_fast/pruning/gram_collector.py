@@ -1,0 +1,204 @@
+"""Adds the inputs of layers to Gram matrices while a network runs.
+
+The calls of convolution and matrix multiplication themselves are intercepted, below `torch.nn`, wherever they use a
+tracked weight. What a module does around its call (own padding, padding modes, sharing) is therefore right by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spade_fast import ops
+from spade_fast.pruning.layers import Layer
+
+_ConvolutionCall = tuple[Tensor, tuple[int, int], tuple[int, int], tuple[int, int]]
+_aten = torch.ops.aten
+# Matrix products by the positions of their two factors.
+_PRODUCTS: dict[Any, tuple[int, int]] = {
+    **dict.fromkeys((_aten.mm, _aten.mv, _aten.bmm), (0, 1)),
+    **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), (1, 2)),
+}
+
+
+def gram_dtype(weight: Tensor) -> torch.dtype:
+    """Return the type in which a layer's Gram matrix is summed."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+class GramCollector(TorchDispatchMode):
+    """Adds the inputs of every convolution or matrix product with a tracked weight to the layer's Gram matrix.
+
+    Attributes
+    ----------
+    grams : dict of Tensor, [groups, columns, columns]
+        Sum of ``x xᵀ`` for each layer met so far; below the diagonal unspecified until `ops.mirror_upper_`.
+    unsupported
+        Layers whose weight was used otherwise, with the reason. They have no Gram matrix.
+    seconds
+        Time spent here so far.
+    collecting
+        Whether an error comes from here, not from the model.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Compiled code does not run under a mode anyway; marking this would import the compiler, which takes seconds.
+        return False
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.grams: dict[str, Tensor] = {}
+        self.unsupported: dict[str, str] = {}
+        self.seconds = 0.0
+        self.collecting = False
+        # By storage: every view of a weight shares it, and several parameters may be slices of one.
+        self._tracked: dict[int, list[_Tracked]] = defaultdict(list)
+        self._casts: dict[str, _Tracked] = {}
+        for layer in layers:
+            self._track(_Tracked(layer, layer.weight(model).detach()))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = _tensors((*args, *kwargs.values()))
+        uses = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
+        if uses:
+            # Composite functions arrive whole in inference mode.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)  # before collecting, so that a call which does not fit fails as ever
+        if uses and not func.is_view:
+            start = time.perf_counter()
+            self.collecting = True
+            for tracked, tensor in uses:
+                if len(uses) == 1 and func.overloadpacket is _aten._to_copy and tracked.is_whole(tensor):
+                    self._follow_cast(tracked, result)
+                elif len(uses) > 1 or not self._collect(tracked, tensor, func.overloadpacket, args):
+                    self.unsupported.setdefault(tracked.layer.name, f"its weight is used by {func.overloadpacket}")
+                    self.grams.pop(tracked.layer.name, None)
+            self.collecting = False
+            self.seconds += time.perf_counter() - start
+        return result
+
+    def _track(self, tracked: _Tracked) -> None:
+        self._tracked[tracked.weight.untyped_storage().data_ptr()].append(tracked)
+
+    def _follow_cast(self, tracked: _Tracked, cast: Tensor) -> None:
+        """Take a layer's weight in another dtype, as autocast makes it, for the weight itself, until the next cast."""
+        before = self._casts.pop(tracked.layer.name, None)
+        if before is not None:
+            self._tracked[before.weight.untyped_storage().data_ptr()].remove(before)
+        self._casts[tracked.layer.name] = _Tracked(tracked.layer, cast)
+        self._track(self._casts[tracked.layer.name])
+
+    def _overlapping(self, tensor: Tensor) -> list[_Tracked]:
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
+            return []
+        candidates = self._tracked.get(tensor.untyped_storage().data_ptr())
+        if not candidates:
+            return []
+        start, stop = _extent(tensor)
+        return [tracked for tracked in candidates if tracked.extent[0] < stop and start < tracked.extent[1]]
+
+    def _collect(self, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
+        """Add the inputs of one call; False if it cannot be seen as a product of the whole weight with its inputs."""
+        layer, weight = tracked.layer, tracked.weight
+        if layer.name in self.unsupported or tensor.dtype != weight.dtype or tensor.data_ptr() != weight.data_ptr():
+            return False
+        if function is _aten.convolution:
+            call = _convolution_inputs(layer, weight, tensor, args)
+            if call is not None and call[0].numel() > 0:
+                gram = self._gram(tracked, call[0])
+                ops.gram_conv2d_(gram[None], _summable(call[0], gram), layer.kernel, *call[1:])
+            return call is not None
+        if function in _PRODUCTS:
+            inputs = _product_inputs(layer, weight, tensor, *(args[i] for i in _PRODUCTS[function]))
+            if inputs is not None and inputs.numel() > 0:
+                gram = self._gram(tracked, inputs)
+                ops.gram_linear_(gram, _summable(inputs[None], gram))
+            return inputs is not None
+        return False
+
+    def _gram(self, tracked: _Tracked, x: Tensor) -> Tensor:
+        layer = tracked.layer
+        if layer.name not in self.grams:
+            shape = (layer.groups, layer.columns, layer.columns)
+            with torch.inference_mode(False):  # else nothing could change it when the model's own inference mode ends
+                self.grams[layer.name] = torch.zeros(shape, dtype=gram_dtype(tracked.weight), device=x.device)
+        return self.grams[layer.name]
+
+
+def _summable(inputs: Tensor, gram: Tensor) -> Tensor:
+    return inputs if inputs.dtype == torch.bfloat16 and gram.dtype == torch.float32 else inputs.to(gram.dtype)
+
+
+class _Tracked:
+    """A layer with its weight and the bytes of the storage between which the weight lies."""
+
+    def __init__(self, layer: Layer, weight: Tensor) -> None:
+        self.layer, self.weight, self.extent = layer, weight, _extent(weight)
+
+    def is_whole(self, tensor: Tensor) -> bool:
+        return tensor.data_ptr() == self.weight.data_ptr() and _same_view(tensor, self.weight)
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    start = int(tensor.storage_offset())
+    stop = start + 1 + sum((int(size) - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start * tensor.itemsize, stop * tensor.itemsize
+
+
+def _convolution_inputs(layer: Layer, weight: Tensor, kernel: Tensor, args: Sequence[Any]) -> _ConvolutionCall | None:
+    """Input ``[n, C, H, W]``, stride, padding and dilation of a convolution, if its kernel is the whole weight."""
+    x, given_kernel, _, stride, padding, dilation, transposed, _, groups = args
+    if given_kernel is not kernel or transposed or groups != layer.groups or not _same_view(kernel, weight):
+        return None
+    if kernel.dim() == 3:
+        x, kernel = x.unsqueeze(2), kernel.unsqueeze(2)
+        stride, padding, dilation = (1, stride[-1]), (0, padding[-1]), (1, dilation[-1])
+    if tuple(kernel.shape) != layer.conv_shape:
+        return None
+    # A list of one number stands for both dimensions.
+    return x, (stride[0], stride[-1]), (padding[0], padding[-1]), (dilation[0], dilation[-1])
+
+
+def _product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
+    """Inputs ``[N, columns]`` of a matrix product, if `factor` is the whole weight, the right way round."""
+    if layer.groups != 1 or layer.taps != 1:
+        return None
+    weight_on_left = factor is left
+    if right.dim() == 1:
+        right = right[:, None]
+    matrix = weight.mT if layer.transposed else weight.reshape(layer.rows, layer.columns)
+    if weight_on_left:
+        left, right = right.mT, left.mT
+    if left.dim() == 3:
+        if right.shape[0] > 1 and right.stride(0) != 0:
+            return None
+        left, right = left.flatten(0, 1), right[0]
+    return left if _same_view(right, matrix.mT) and right.shape == matrix.mT.shape else None
+
+
+def _same_view(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors that begin at the same address hold the same elements in the same order."""
+
+    def geometry(tensor: Tensor) -> list[tuple[int, int]]:
+        return [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]
+
+    return geometry(a) == geometry(b)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)

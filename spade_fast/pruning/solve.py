@@ -1,0 +1,269 @@
+"""Prunes one layer from its Gram matrices: exact OBS or SparseGPT, for any number of samples in one call."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spade_fast.pruning.counts import count_zeros, removal_target
+from spade_fast.pruning.layers import Layer
+from spade_fast.pruning.solve_once import Problem, Solution, attempt, energy, more_damping
+
+SOLVERS = ("exact", "sparsegpt")
+
+# A mask block of one column leaves no choice in a problem of one row: below this, all columns share one mask block.
+_FEW_ROWS = 8
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """How one layer of one sample was pruned.
+
+    Attributes
+    ----------
+    name, shape
+        The layer and its parameter's shape.
+    sparsity, reached
+        Share of weights to remove as asked, and share of weights that are zero now.
+    removed
+        Number of weights removed.
+    solver, block
+        ``"exact"`` or ``"sparsegpt"``; neighbouring columns removed together, or of a mask block.
+    damping
+        Largest share of a problem's mean diagonal that was added to its diagonal.
+    retries
+        Factorisations that failed for want of damping and were repeated with more.
+    dead_columns
+        Inputs that were zero in all calibration data (all groups together).
+    predicted_error, measured_error
+        Relative output error ``‖ΔW X‖ / ‖W X‖`` over the calibration data: summed from the solver's (damped) losses,
+        and computed from the final weights.
+    seconds
+        Time of solving, shared evenly between the samples of a call.
+    note
+        Why the layer was left alone, or empty.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    reached: float
+    removed: int
+    solver: str
+    block: int
+    damping: float = 0.0
+    retries: int = 0
+    dead_columns: int = 0
+    predicted_error: float = 0.0
+    measured_error: float = 0.0
+    seconds: float = 0.0
+    note: str = ""
+
+
+def default_block(layer: Layer, solver: str) -> int:
+    """Return the number of neighbouring columns that are pruned together if nothing else is asked for.
+
+    That is the choice of the published SPADE code: ``kh * kw`` for an ordinary convolution, 1 for linear, 1x1 and
+    depthwise layers. SparseGPT takes all columns of a group where a group has fewer than 8 rows, since a mask block of
+    one column leaves no choice there.
+    """
+    if solver == "sparsegpt" and layer.rows < _FEW_ROWS:
+        return layer.columns
+    return 1 if layer.columns == layer.taps else layer.taps
+
+
+def check_block(layer: Layer, block: int) -> None:
+    """Raise ValueError if `block` columns do not divide those of the layer."""
+    if layer.columns % block:
+        raise ValueError(f"block {block} does not divide the {layer.columns} columns of layer {layer.name!r}")
+
+
+def solve_layer(
+    layer: Layer,
+    weight: Tensor,
+    hessians: Tensor,
+    *,
+    solver: str,
+    sparsity: float,
+    block: int | None = None,
+    damping: float = 0.01,
+    zeros: Tensor | None = None,
+) -> tuple[Tensor, list[LayerReport]]:
+    """Prune one layer for one or more samples.
+
+    Both solvers remove exactly ``round(sparsity * numel)`` weights; exact OBS in blocks removes the nearest whole
+    number of blocks. Exact OBS ranks the removals of all rows and groups of the layer together. SparseGPT removes the
+    same share of each mask block, of columns in the order (in-channel, kh, kw) of the published code. Weights that are
+    zero already count. In dead columns (inputs that are always zero) removal costs nothing, and what survives keeps its
+    value.
+
+    Parameters
+    ----------
+    layer
+        Geometry of the layer.
+    weight : Tensor, [groups, rows, columns]
+        Dense weight in solver order, float32 or float64.
+    hessians : Tensor, [samples, groups, columns, columns]
+        Gram matrices or Hessians: a factor common to all groups of a sample changes nothing. Used as scratch space, but
+        as before afterwards.
+    solver : "exact" or "sparsegpt"
+    sparsity : float
+        Between 0 and 1.
+    block : int or None
+        Neighbouring columns that go together (exact OBS), or columns of a mask block (SparseGPT); see
+        :func:`default_block`.
+    damping : float
+        Share of a problem's mean diagonal (over inputs that are not dead) added to its diagonal. A problem that cannot
+        be factorised is tried again with ten times more (at least 1e-6), and so on up to 1; a sample whose solution
+        fails later, likewise.
+    zeros : Tensor, [groups, columns], or None
+        Zero weights of each column, on the CPU, if they were counted before (:func:`count_zeros`).
+
+    Returns
+    -------
+    pruned : Tensor, [samples, groups, rows, columns]
+    reports : list of LayerReport, one a sample
+
+    Raises
+    ------
+    ValueError
+        `block` does not divide the columns.
+    torch.linalg.LinAlgError
+        A Hessian is not positive definite even with damping 1.
+
+    Notes
+    -----
+    On a GPU, whether all went well is looked at once, when the work of the layer is done; samples that failed are then
+    solved again, one by one.
+    """
+    ((pruned, reports),) = solve_sparsities(
+        layer, weight, hessians, solver=solver, sparsities=[sparsity], block=block, damping=damping, zeros=zeros
+    )
+    return pruned, reports
+
+
+def solve_sparsities(
+    layer: Layer,
+    weight: Tensor,
+    hessians: Tensor,
+    *,
+    solver: str,
+    sparsities: Sequence[float],
+    block: int | None = None,
+    damping: float = 0.01,
+    zeros: Tensor | None = None,
+) -> list[tuple[Tensor, list[LayerReport]]]:
+    """Prune one layer to several sparsities: for each of them what :func:`solve_layer` returns, up to rounding.
+
+    With exact OBS they share one path a sample, and the solutions their factorisations (OBC, arXiv 2208.11580); with
+    SparseGPT, which has no path, they share a sample's factor, and each takes a sweep. The other parameters, errors and
+    notes are those of :func:`solve_layer`; `seconds` of the reports is the time of all sparsities.
+    """
+    block = default_block(layer, solver) if block is None else block
+    check_block(layer, block)
+    start = time.perf_counter()
+    removed = [removal_target(layer, sparsity, block if solver == "exact" else 1) for sparsity in sparsities]
+    problem = Problem(layer, weight, solver, block, count_zeros(weight) if zeros is None else zeros)
+    chunk = max(1, _working_bytes(weight.device) // (4 * hessians[0].nbytes))
+    parts: list[list[Tensor]] = [[] for _ in sparsities]
+    tables: list[list[Tensor]] = [[] for _ in sparsities]
+    for part in hessians.split(chunk):
+        solutions = attempt(problem, part, removed, damping, look=_looking_is_free(weight.device))
+        for level, solution in enumerate(solutions):
+            parts[level].append(solution.pruned)
+            tables[level].append(_table(weight, solution, part))
+    pruned = [torch.cat(of_level) for of_level in parts]
+    facts = _look(torch.stack([torch.cat(of_level) for of_level in tables]))
+    for level, count in enumerate(removed):
+        for s, fact in enumerate(facts[level]):
+            if fact.failed:
+                alone = _solve_stably(problem, hessians[s : s + 1], count, damping)
+                pruned[level][s] = alone.pruned[0]
+                ((facts[level][s],),) = _look(_table(weight, alone, hessians[s : s + 1])[None])
+    seconds = (time.perf_counter() - start) / len(hessians)
+    reports = [
+        [
+            LayerReport(
+                name=layer.name,
+                shape=layer.shape,
+                sparsity=sparsity,
+                reached=1 - fact.nonzero / layer.numel,
+                removed=count,
+                solver=solver,
+                block=block,
+                damping=fact.damping,
+                retries=int(fact.retries),
+                dead_columns=int(fact.dead_columns),
+                predicted_error=fact.relative_error(2 * fact.loss),
+                measured_error=fact.relative_error(fact.energy_of_change),
+                seconds=seconds,
+            )
+            for fact in of_level
+        ]
+        for sparsity, count, of_level in zip(sparsities, removed, facts, strict=True)
+    ]
+    return list(zip(pruned, reports, strict=True))
+
+
+def _working_bytes(device: torch.device) -> int:
+    """Memory for samples that are solved together."""
+    return torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 1 << 30
+
+
+def _looking_is_free(device: torch.device) -> bool:
+    """Whether values can be looked at without waiting for queued work."""
+    return device.type == "cpu"
+
+
+class _Facts(NamedTuple):
+    """What is to be known of one sample's solution on the host: a row of `_table`."""
+
+    failed: float
+    loss: float
+    damping: float
+    retries: float
+    dead_columns: float
+    nonzero: float
+    energy: float
+    energy_of_change: float
+
+    def relative_error(self, energy: float) -> float:
+        """Relative output error of a change of this energy."""
+        return math.sqrt(max(0.0, energy) / self.energy) if self.energy > 0 else 0.0
+
+
+def _table(weight: Tensor, solution: Solution, hessians: Tensor) -> Tensor:
+    """`_Facts` of all samples, ``[samples, facts]``, still on the device."""
+    columns = (
+        solution.failed,
+        solution.loss,
+        solution.damping,
+        solution.retries,
+        solution.dead_columns,
+        solution.pruned.count_nonzero((1, 2, 3)),
+        energy(weight, hessians),
+        energy(solution.pruned - weight, hessians),
+    )
+    return torch.stack([column.double() for column in columns], 1)
+
+
+def _look(tables: Tensor) -> list[list[_Facts]]:
+    """Copy tables ``[sparsities, samples, facts]`` to the host, which on a GPU waits for all work before."""
+    return [[_Facts(*row) for row in table] for table in tables.tolist()]
+
+
+def _solve_stably(problem: Problem, hessian: Tensor, removed: int, damping: float) -> Solution:
+    """Solve for one sample, with more damping for as long as there is no finite solution."""
+    tries = 0
+    while True:
+        (solution,) = attempt(problem, hessian, [removed], damping, look=True)
+        if not solution.failed.any():
+            return replace(solution, retries=solution.retries + tries)
+        damping = more_damping(problem.layer, damping)
+        tries += 1

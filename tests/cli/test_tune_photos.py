@@ -1,0 +1,207 @@
+"""The command that searches sparsities for photos, and the commands that use its file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("captum")
+pytest.importorskip("typer")
+pytest.importorskip("yaml")
+Image = pytest.importorskip("PIL.Image")
+
+from typer.testing import CliRunner  # noqa: E402
+
+from spade_fast import ImageAugmenter, Trace, Tuning, trace, tune  # noqa: E402
+from spade_fast.cli.app import app  # noqa: E402
+from spade_fast.inputs.networks import load_model  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def photos(photo, tmp_path):
+    """Two photos of noise, 40 x 30 and 30 x 50."""
+    other = tmp_path / "other.png"
+    Image.open(photo).rotate(90, expand=True).resize((30, 50)).save(other)
+    return [photo, other]
+
+
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+def test_command_is_the_search_for_the_probability(small, photos, tmp_path, solver):
+    out = tmp_path / "tuned.yaml"
+    options = ["--model", small, "--solver", solver, "--augmentations", 6, "--seed", 3, "--layers", "*"]
+    result = invoke("tune", *photos, *options, "--candidates", "0.4,0.8", "--rounds", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    made = Tuning.load(out)
+    assert result.stdout.splitlines() == [*made.summary().splitlines(), str(out)]
+    loaded = load_model(small)
+    images = [loaded.preprocess(Image.open(path))[0] for path in photos]
+    targets = [int(loaded.module(image).argmax()) for image in images]
+
+    def probability(model, i):
+        with torch.no_grad():
+            return float(model(images[i]).softmax(1)[0, targets[i]])
+
+    augmenter = ImageAugmenter(6, loaded.mean, loaded.std, 3)
+    samples = [augmenter(image, path.name) for image, path in zip(images, photos, strict=True)]
+    expected = tune(loaded.module, samples, probability, candidates=[0.4, 0.8], solver=solver, rounds=2)
+    assert made.sparsity == expected.sparsity and made.history == expected.history
+    assert made.settings["photos"] == ["photo.png", "other.png"] and made.settings["score"] == "probability"
+    assert made.settings["stages"] == {"6": ["6"], "2": ["2"], "0": ["0"]}
+
+
+def test_other_commands_take_the_file(small, photos, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text('sparsity:\n  "6": 0.5\n  "0": 0.25\n')
+    options = ["--model", small, "--augmentations", 4, "--sparsity", path]
+    out = tmp_path / "trace.safetensors"
+    result = invoke("trace", photos[0], *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    made = Trace.load(out)
+    loaded = load_model(small)
+    image, _ = loaded.preprocess(Image.open(photos[0]))
+    batches = ImageAugmenter(4, loaded.mean, loaded.std, 0)(image, "photo.png")
+    expected = trace(loaded.module, batches, sparsity={"6": 0.5, "0": 0.25})
+    assert made.layers == expected.layers == ("0", "6")  # those of the file, though they are not wide
+    assert all(torch.equal(made.weight(name), expected.weight(name)) for name in made.layers)
+    result = invoke("explain", photos[0], *options, "--methods", "saliency", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["traces"]["exact"]["sparsity"] == report["settings"]["sparsity"] == {"6": 0.5, "0": 0.25}
+    assert Trace.load(tmp_path / "out" / "trace-exact.safetensors").layers == ("0", "6")
+    limited = invoke("trace", photos[0], *options, "--layers", "6", "--out", out)
+    assert limited.exit_code == 0 and Trace.load(out).layers == ("6",)
+    path.write_text("sparsity: {absent: 0.5}")
+    refused = invoke("trace", photos[0], *options, "--out", out)
+    assert refused.exit_code == 2 and "layer name 'absent' matches no layer" in refused.stderr
+
+
+def test_localisation(small, photos, tmp_path, monkeypatch):
+    seen = []
+
+    def localisation_auc(maps, masks):
+        ((found,), (mask,)) = maps, masks
+        seen.append((found, mask))
+        return (found[mask].mean() / found.mean())[None]
+
+    monkeypatch.setitem(
+        sys.modules, "spade_fast.attribution.metrics", SimpleNamespace(localisation_auc=localisation_auc)
+    )
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in photos:
+        mask = Image.new("L", Image.open(path).size)
+        mask.paste(1, (0, 0, mask.width // 2, mask.height))
+        mask.save(masks / path.name)
+    options = ["--model", small, "--augmentations", 4, "--score", "localisation", "--masks", masks]
+    options += ["--candidates", 0.5, "--out", tmp_path / "tuned.yaml"]
+    result = invoke("tune", *photos, *options, "--method", "input-x-gradient")
+    assert result.exit_code == 0, result.output
+    made = Tuning.load(tmp_path / "tuned.yaml")
+    assert made.settings["method"] == "input-x-gradient" and made.settings["score"] == "localisation"
+    assert len(seen) == 4 and all(found.shape == (16, 16) for found, _ in seen)
+    assert all(mask.dtype == torch.bool and mask[:, :8].all() and not mask[:, 9:].any() for _, mask in seen)
+
+    Image.new("L", (40, 30)).save(masks / "photo.png")
+    result = invoke("tune", *photos, *options)
+    assert result.exit_code == 2 and "photo.png: the mask must have pixels inside and outside" in result.stderr
+    Image.new("L", (30, 40)).save(masks / "photo.png")
+    result = invoke("tune", *photos, *options)
+    assert result.exit_code == 2 and "is no mask of photo.png: it has 30x40 pixels instead of 40x30" in result.stderr
+    (masks / "other.png").unlink()
+    (masks / "photo.png").unlink()
+    result = invoke("tune", *photos, *options)
+    assert result.exit_code == 2 and "no such image file" in result.stderr
+
+
+def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
+    seen = []
+
+    def deletion_curve(model, images, maps, target):
+        seen.append((next(model.parameters()).flatten()[:9].clone(), maps.clone()))
+        return maps.flatten(1)[:, ::50]
+
+    metrics = SimpleNamespace(deletion_curve=deletion_curve, auc=lambda curve: curve.mean(1))
+    monkeypatch.setitem(sys.modules, "spade_fast.attribution.metrics", metrics)
+    options = ["--model", small, "--augmentations", 4, "--score", "deletion", "--layers", "0", "--candidates", 0.8]
+    result = invoke("tune", photos[0], *options, "--out", tmp_path / "tuned.yaml")
+    assert result.exit_code == 0, result.output
+    (before, dense), (after, pruned) = seen
+    assert torch.equal(before, after) and not torch.allclose(dense, pruned)
+    made = Tuning.load(tmp_path / "tuned.yaml")
+    assert made.before == pytest.approx(1 - float(dense.flatten()[::50].mean()))
+    assert made.history[0].score == pytest.approx(1 - float(pruned.flatten()[::50].mean()))
+    assert made.settings["method"] == "saliency"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"IMAGE": "absent.jpg"}, "no such image file: absent.jpg"),
+        ({"--model": "magic"}, "unknown model 'magic'"),
+        ({"--model": "small_network:maps"}, "one row of logits"),
+        ({"--solver": "both"}, "unknown solver 'both': allowed are exact, sparsegpt"),
+        ({"--score": "beauty"}, "unknown score 'beauty': allowed are probability, deletion, localisation"),
+        ({"--score": "localisation"}, "localisation needs a folder of masks"),
+        ({"--masks": "."}, "no other score takes one"),
+        ({"--method": "magic"}, "unknown method 'magic'"),
+        ({"--candidates": "0.5,x"}, "candidates must be a number, got 'x'"),
+        ({"--candidates": "0.5,2"}, "candidates[1] must lie between 0 and 1"),
+        ({"--stages": "parts"}, "stages must be 'blocks', 'layers'"),
+        ({"--rounds": "0"}, "rounds must be at least 1"),
+        ({"--augmentations": "0"}, "augmentations must be at least 1"),
+        ({"--device": "gpu"}, "device 'gpu' cannot be used"),
+        ({"--layers": "body.*"}, "body."),
+        ({"--out": "absent/tuned.yaml"}, "cannot write the sparsities: there is no folder absent"),
+        ({"--out": "."}, "cannot write the sparsities: . is a folder"),
+    ],
+)
+def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    options = {"--model": small, "--augmentations": "4", "--out": "tuned.yaml", **changes}
+    image = options.pop("IMAGE", "photo.png")
+    result = invoke("tune", image, *(part for option in options.items() for part in option))
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.exit_code == 2 and len(errors) == 1 and message in errors[0] and result.stdout == ""
+    assert not list(tmp_path.glob("**/*.yaml"))
+
+
+@pytest.mark.parametrize("command", ["trace", "explain"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("much", "sparsity must be a number or a file FILE.yaml, got 'much'"),
+        ("absent.yaml", "no such file of sparsities: absent.yaml"),
+        ("list.yml", "list.yml has no entry 'sparsity'"),
+        ("high.yaml", "high.yaml: the sparsity of '0' must lie between 0 and 1, got 3"),
+    ],
+)
+def test_bad_sparsities_are_one_line(small, photo, tmp_path, monkeypatch, command, given, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.yml").write_text("[0.5]")
+    (tmp_path / "high.yaml").write_text("sparsity: {'0': 3}")
+    result = invoke(command, "photo.png", "--model", small, "--sparsity", given, "--out", "made")
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.exit_code == 2 and len(errors) == 1 and message in errors[0] and result.stdout == ""
+    assert not (tmp_path / "made").exists()
+
+
+def test_missing_yaml(small, photo, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    for arguments in (["tune", photo], ["trace", photo, "--sparsity", "tuned.yaml"]):
+        result = invoke(*arguments, "--model", small, "--out", tmp_path / "made")
+        assert result.exit_code == 2 and "pip install 'spade_fast[cli]'" in result.stderr
+
+
+def test_help():
+    result = invoke("tune", "--help")
+    assert result.exit_code == 0 and "probability" in result.output

@@ -1,0 +1,134 @@
+"""The CUDA kernels compile for every architecture asked for, without spills; what is built loads without a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from test_build import load_setup
+
+from spade_fast.ops import _native
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "csrc" / "cuda" / "kernels" / "all.cu"
+TOOLKIT = load_setup().toolkit()
+OPS = (
+    "gram_linear_",
+    "gram_conv2d_",
+    "mirror_upper_",
+    "inverse_cholesky",
+    "obs_path",
+    "nm_path",
+    "obs_solution",
+    "sparsegpt",
+)
+THREADS = {"sm_75": 1024, "sm_80": 2048, "sm_90": 2048}  # that a multiprocessor may have
+needs_toolkit = pytest.mark.skipif(TOOLKIT is None, reason="needs a CUDA toolkit")
+needs_cuda_build = pytest.mark.skipif(
+    _native._C.build_info()["cuda"] is None, reason="spade_fast was built without CUDA kernels (make cuda-check)"
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the assembler says of a kernel; `threads` is the largest block it is compiled for."""
+
+    registers: int
+    stack: int
+    spilled: int
+    threads: int
+
+    @property
+    def resident(self) -> int:
+        """Threads that the 65536 registers of a multiprocessor allow."""
+        of_warp = -(-32 * self.registers // 256) * 256
+        return 65536 // of_warp // (self.threads // 32) * self.threads
+
+
+def nvcc(*arguments: str | Path) -> str:
+    command = [str(Path(TOOLKIT[0], "bin", "nvcc")), "-std=c++17", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def entries(ptx: str) -> dict[str, int]:
+    """Threads of a block of each kernel."""
+    found = re.findall(r"\.entry (\w+)\(.*?\.maxntid (\d+)", ptx, re.S)
+    assert len(found) == ptx.count(".entry ")
+    return {name: int(threads) for name, threads in found}
+
+
+@pytest.fixture(scope="module")
+def virtual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Kernels in the PTX of the oldest architecture, which any tool may read."""
+    ptx = tmp_path_factory.mktemp("ptx") / "all.ptx"
+    nvcc("-arch=sm_75", "-ptx", KERNELS, "-o", ptx)
+    return entries(ptx.read_text())
+
+
+@needs_toolkit
+@pytest.mark.parametrize("architecture", THREADS)
+def test_no_spills_and_a_quarter_of_the_threads(architecture: str, virtual: dict[str, int], tmp_path: Path) -> None:
+    strict = ("-Xptxas", "-v,-warn-spills", "-Werror", "all-warnings")
+    report = nvcc(f"-arch={architecture}", *strict, "-c", KERNELS, "-o", tmp_path / "all.o")
+    kernels = {}
+    for text in report.split("Compiling entry function '")[1:]:
+        name = text.split("'")[0]
+        stack, stores, loads = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) ", text).groups()
+        registers = re.search(r"Used (\d+) registers", text)[1]
+        kernels[name] = Kernel(int(registers), int(stack), int(stores) + int(loads), virtual[name])
+    assert kernels.keys() == virtual.keys()
+    assert {name: kernel for name, kernel in kernels.items() if kernel.stack or kernel.spilled} == {}
+    assert {name: kernel for name, kernel in kernels.items() if kernel.resident < THREADS[architecture] / 4} == {}
+
+
+@needs_toolkit
+@needs_cuda_build
+def test_all_kernels_of_the_launchers_are_checked(virtual: dict[str, int]) -> None:
+    symbols = subprocess.run(["nm", "-C", _native._C.__file__], capture_output=True, text=True, check=True).stdout
+    launched = {f"_{name}" for name in re.findall(r"__device_stub_(_Z\w+)\(", symbols)}
+    assert {name.lstrip("_") for name in launched} == {name.lstrip("_") for name in virtual}
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_a_cuda_kernel(op: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"spade_fast::{op}", "CUDA")
+
+
+@needs_cuda_build
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_build_loads_and_torch_gives_its_usual_error() -> None:
+    code = """
+import torch
+from spade_fast import ops
+hinv = torch.eye(4)[None]
+print(ops.obs_path(torch.ones(1, 2, 4), hinv)[0].tolist())
+ops.obs_path(torch.ones(1, 2, 4).cuda(), hinv)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[[[0, 1, 2, 3], [0, 1, 2, 3]]]"
+    assert run.returncode == 1 and "RuntimeError: Found no NVIDIA driver" in run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_tests_that_need_a_gpu_are_skipped_or_fail_as_asked(required: str) -> None:
+    command = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "test_cuda.py"), "-k", "test_doctor"]
+    environment = {**os.environ, "SPADE_FAST_REQUIRE_CUDA": required}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    said = "SPADE_FAST_REQUIRE_CUDA=1, but torch finds no GPU" if required == "1" else "1 skipped"
+    assert run.returncode == int(required) and said in run.stdout
+
+
+def test_resident_threads() -> None:
+    assert Kernel(128, 0, 0, 256).resident == 512
+    assert Kernel(129, 0, 0, 256).resident == 256
+    assert Kernel(32, 0, 0, 512).resident == 2048

@@ -1,0 +1,148 @@
+"""sparsegpt against the column by column sweep in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backends import BACKENDS, running_on
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import layer_errors, random_problem
+
+from spade_fast import ops
+from spade_fast.ops import reference
+
+
+def mask_counts(problems, rows, columns, mask_block, share):
+    sizes = [min(columns, start + mask_block) - start for start in range(0, columns, mask_block)]
+    return torch.tensor([int(share * rows * size) for size in sizes], dtype=torch.int64).expand(problems, -1)
+
+
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 3, 7, 1),
+    (2, 5, 17, 3),
+    (1, 40, 200, 1),
+    (2, 33, 270, 9),
+    (1, 20, 300, 150),
+    (1, 8, 300, 300),
+]
+
+
+@pytest.mark.parametrize(("problems", "rows", "columns", "mask_block"), SHAPES)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+def test_float64(backend, problems, rows, columns, mask_block, share):
+    weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed=columns)
+    factor, _ = ops.inverse_cholesky(hessian)
+    counts = mask_counts(problems, rows, columns, mask_block, share)
+    pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block)
+    truth, true_losses = reference.sparsegpt(weight, factor, counts, mask_block)
+    torch.testing.assert_close(pruned, truth, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(losses, true_losses, rtol=1e-9, atol=1e-12)
+    assert torch.equal((pruned == 0).sum((1, 2)), counts.sum(1))
+
+
+def test_float32_masks(backend):
+    """float32 masks are those of float64 except for a weight in a thousand, and the layer error is the same."""
+    weight, hessian, _ = random_problem(2, 64, 256, seed=8)
+    factor, _ = ops.inverse_cholesky(hessian)
+    counts = mask_counts(2, 64, 256, 1, 0.8)
+    pruned, _ = ops.sparsegpt(weight, factor, counts, 1)
+    truth, _ = reference.sparsegpt(weight, reference.inverse_cholesky(hessian)[0], counts, 1)
+    assert ((pruned == 0) != (truth == 0)).double().mean() <= 1e-3
+    torch.testing.assert_close(
+        layer_errors(weight, pruned, hessian).sum(1), layer_errors(weight, truth, hessian).sum(1), rtol=1e-3, atol=0
+    )
+
+
+def test_losses_are_the_layer_error(backend):
+    weight, hessian, _ = random_problem(2, 6, 150, torch.float64, seed=6)
+    factor, _ = ops.inverse_cholesky(hessian)
+    pruned, losses = ops.sparsegpt(weight, factor, mask_counts(2, 6, 150, 1, 0.5), 1)
+    torch.testing.assert_close(losses, layer_errors(weight, pruned, hessian))
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 3), (0, 4), (4, 4)])
+@pytest.mark.parametrize("groups", [1, 6, 40])
+def test_nm(backend, n, m, groups):
+    weight, hessian, _ = random_problem(2, 5, m * groups, torch.float64, seed=groups)
+    factor, _ = ops.inverse_cholesky(hessian)
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    pruned, losses = ops.sparsegpt(weight, factor, none, 128, n=n, m=m)
+    truth, true_losses = reference.sparsegpt(weight, factor, none, m * groups, n=n, m=m)
+    torch.testing.assert_close(pruned, truth, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(losses, true_losses, rtol=1e-9, atol=1e-12)
+    assert ((pruned.unflatten(2, (groups, m)) == 0).sum(3) == n).all()
+
+
+def test_ties(backend):
+    weight, factor = torch.ones(1, 4, 6), torch.eye(6)[None]
+    counts = torch.tensor([[3, 0]])
+    pruned, _ = ops.sparsegpt(weight, factor, counts, 3)
+    assert pruned[0, :, 0].tolist() == [0, 0, 0, 1] and (pruned[0, :, 1:] == 1).all()
+    pruned, _ = ops.sparsegpt(weight, factor, counts, 3, include_ties=True)
+    assert (pruned[0, :, :3] == 0).all() and (pruned[0, :, 3:] == 1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 3), st.integers(0, 6), st.integers(0, 40), st.integers(1, 45), st.floats(0, 1), st.integers(0, 2**31)
+)
+def test_random_shapes(backend, problems, rows, columns, mask_block, share, seed):
+    weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed)
+    factor, _ = ops.inverse_cholesky(hessian)
+    counts = mask_counts(problems, rows, columns, min(mask_block, max(columns, 1)), share)
+    with running_on(backend):
+        pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block)
+    assert pruned.shape == weight.shape and losses.shape == weight.shape[:2]
+    if weight.numel():
+        truth, _ = reference.sparsegpt(weight, factor, counts, mask_block)
+        torch.testing.assert_close(pruned, truth, rtol=1e-8, atol=1e-10)
+
+
+def test_threads_do_not_matter():
+    weight, hessian, _ = random_problem(3, 20, 300, seed=2)
+    factor, _ = ops.inverse_cholesky(hessian)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            whole = ops.sparsegpt(weight, factor, mask_counts(3, 20, 300, 1, 0.7), 1)[0]
+            alone = ops.sparsegpt(weight[1:2], factor[1:2], mask_counts(1, 20, 300, 1, 0.7), 1)[0]
+            results += [whole[1:2], alone]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(mask_block=0), ValueError, "mask_block must be at least 1, got 0"),
+        (
+            dict(counts=torch.tensor([[9, 0]])),
+            ValueError,
+            r"counts must lie in 0..4 \(the weights of mask block 0\), got 9",
+        ),
+        (dict(counts=torch.tensor([[1]])), ValueError, "counts must have shape"),
+        (dict(counts=torch.tensor([[1.0, 1.0]])), TypeError, "counts must be int32 or int64"),
+        (dict(m=3, n=1), ValueError, "m must divide the 4 columns, got 3"),
+        (dict(m=2, n=3), ValueError, "0 <= n <= m"),
+        (dict(factor=torch.eye(3)[None]), ValueError, "factor must have shape"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    arguments = dict(
+        weight=torch.ones(1, 2, 4), factor=torch.eye(4)[None], counts=torch.tensor([[1, 1]]), mask_block=2, n=0, m=0
+    )
+    with pytest.raises(error, match=message):
+        ops.sparsegpt(**(arguments | change))
+
+
+def test_opcheck():
+    weight, hessian, _ = random_problem(2, 3, 12)
+    factor, _ = ops.inverse_cholesky(hessian)
+    counts = mask_counts(2, 3, 12, 3, 0.5).contiguous()
+    torch.library.opcheck(torch.ops.spade_fast.sparsegpt, (weight, factor, counts, 3, 0, 0, False))

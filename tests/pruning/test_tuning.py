@@ -1,0 +1,376 @@
+"""The search for sparsities: against full traces, what it costs, what it leaves behind, its file and its command."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spade_fast import Tuning, load_sparsity, ops, trace, tune
+from spade_fast.pruning.layers import UnknownLayerError, find_layers
+from spade_fast.pruning.tracing import FallbackWarning
+from spade_fast.pruning.tuning import group_layers
+from spade_fast.pruning.tuning_result import Trial
+
+SOLVERS = ["exact", "sparsegpt"]
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.point = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.point(self.conv(x).relu())
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Sequential(Block(8), nn.BatchNorm2d(8), Block(8))
+        self.drop = nn.Dropout()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.body(self.stem(x).relu()).mean((2, 3))))
+
+
+STAGES = {"head": ["head"], "body.2": ["body.2.conv", "body.2.point"], "body.0": ["body.0.conv", "body.0.point"]}
+STAGES["stem"] = ["stem"]
+LEVELS = (0.0, 0.3, 0.6, 0.9)
+
+
+@pytest.fixture
+def model() -> Network:
+    return Network()
+
+
+@pytest.fixture
+def samples() -> list[Tensor]:
+    return [torch.randn(20, 3, 6, 6) + 0.2 * i for i in range(3)]
+
+
+@pytest.fixture
+def score(samples):
+    """Probability of the class that the dense network ranks second: there is something to gain."""
+
+    def probability(model: nn.Module, i: int) -> float:
+        assert not model.training
+        with torch.no_grad():
+            return float(model(samples[i][:1]).softmax(1)[0, i])
+
+    return probability
+
+
+def state(model: nn.Module) -> list[object]:
+    tensors = [tensor.clone() for tensor in model.state_dict().values()]
+    return [*tensors, *(module.training for module in model.modules()), [id(p) for p in model.parameters()]]
+
+
+def same_state(one: list, other: list) -> bool:
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(one, other, strict=True))
+
+
+def by_full_traces(model, samples, score, *, rounds=1, candidates=LEVELS, stages=STAGES, **options):
+    """The same search, with a whole trace of each sample for everything that is tried."""
+
+    def mean(shares: dict[str, float]) -> float:
+        scores = []
+        for i, sample in enumerate(samples):
+            made = trace(
+                model, sample, sparsity={n: shares[s] for s, names in stages.items() for n in names}, **options
+            )
+            with made.applied(model):
+                scores.append(score(model, i))
+        return math.fsum(scores) / len(scores)
+
+    model.eval()
+    chosen = dict.fromkeys(stages, 0.0)
+    before = best = mean(chosen)
+    tried = []
+    for turn in range(1, rounds + 1):
+        start = best
+        for stage in stages:
+            scores = {share: mean({**chosen, stage: share}) for share in candidates}
+            tried += [Trial(turn, stage, share, scores[share]) for share in candidates if share != chosen[stage]]
+            chosen[stage] = min(candidates, key=lambda share: (-scores[share], share))
+            best = scores[chosen[stage]]
+        if best <= start:
+            break
+    return chosen, before, best, tried
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_search_by_paths_is_search_by_full_traces(model, samples, score, solver):
+    found = tune(model, samples, score, candidates=LEVELS, solver=solver)
+    chosen, before, after, tried = by_full_traces(model, samples, score, solver=solver)
+    assert found.stages == chosen and len(set(chosen.values())) > 1 and found.after > found.before
+    assert found.before == before and found.after == pytest.approx(after, abs=1e-6)
+    assert found.settings["stages"] == STAGES and list(found.settings["stages"]) == list(STAGES)
+    assert list(found.sparsity) == [layer.name for layer in find_layers(model)[0]]
+    for one, other in zip(found.history, tried, strict=True):
+        assert (one.round, one.stage, one.sparsity) == (other.round, other.stage, other.sparsity)
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tuned_sparsities_reproduce_the_weights(model, samples, score, solver, dtype):
+    model, samples = model.to(dtype), [sample.to(dtype) for sample in samples]
+    seen: dict[int, list[dict[str, Tensor]]] = {0: [], 1: [], 2: []}
+
+    def looking(model: nn.Module, i: int) -> float:
+        seen[i].append({layer.name: layer.weight(model).detach().clone() for layer in find_layers(model)[0]})
+        with torch.no_grad():
+            return float(model(samples[i][:1]).softmax(1)[0, i])
+
+    options = {"solver": solver, "damping": 0.02, "layers": ["body*", "head"]}
+    found = tune(model, samples, looking, candidates=LEVELS, **options)
+    assert set(found.sparsity) == {"body.0.conv", "body.0.point", "body.2.conv", "body.2.point", "head"}
+    assert any(found.sparsity.values())
+    configurations = [dict.fromkeys(found.stages, 0.0)]
+    for trial in found.history:  # from what is kept of the stages before
+        earlier = {stage: found.stages[stage] for stage in list(found.stages)[: list(found.stages).index(trial.stage)]}
+        configurations.append({**dict.fromkeys(found.stages, 0.0), **earlier, trial.stage: trial.sparsity})
+    for i, sample in enumerate(samples):
+        made = trace(model, sample, sparsity=found.sparsity, solver=solver, damping=0.02)
+        (position,) = [n for n, shares in enumerate(configurations) if shares == found.stages][-1:]
+        weights = seen[i][position]
+        for name, share in found.sparsity.items():
+            if share == 0:
+                assert name not in made.layers
+                continue
+            assert torch.equal(weights[name] == 0, ~made.mask(name))
+            precision = 1e-5 if dtype == torch.float32 else 1e-10
+            assert torch.allclose(weights[name], made.weight(name), rtol=precision, atol=precision)
+
+
+def test_one_path_a_layer_and_chunk_of_samples(model, samples, score, monkeypatch):
+    calls: list[str] = []
+    for name in ("obs_path", "obs_solution", "inverse_cholesky", "sparsegpt"):
+        native = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *given, _op=native, _name=name: calls.append(_name) or _op(*given))
+    tune(model, samples, score)
+    assert {name: calls.count(name) for name in set(calls)} == {"obs_path": 6, "obs_solution": 6, "inverse_cholesky": 6}
+    calls.clear()
+    with pytest.warns(FallbackWarning, match="2 samples together"):
+        limited = tune(model, samples, score, memory_limit=2 * 4 * 72**2)
+    assert calls.count("obs_path") == calls.count("obs_solution") == 12
+    calls.clear()
+    tune(model, samples, score, solver="sparsegpt", candidates=LEVELS)
+    assert {name: calls.count(name) for name in set(calls)} == {"sparsegpt": 6 * 3, "inverse_cholesky": 6}
+    assert limited.sparsity == tune(model, samples, score).sparsity
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_same_again_and_model_as_it_was(model, samples, score, solver):
+    model.train()
+    model.head.weight.requires_grad_(False)
+    before = state(model)
+    found = [tune(model, samples, score, solver=solver, rounds=2) for _ in range(2)]
+    assert found[0] == found[1] and same_state(before, state(model))
+    assert not model.head.weight.requires_grad
+
+
+@pytest.mark.parametrize("step", ["calibrate", "solve", "search"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_model_is_as_it_was_after_exceptions(model, samples, score, step, error):
+    model.train()
+    before = state(model)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == step and done == (17 if step == "search" else 2):
+            raise error
+
+    with pytest.raises(error):
+        tune(model, samples, score, progress=interrupt)
+    assert same_state(before, state(model))
+    calls = []
+
+    def failing(model: nn.Module, i: int) -> float:
+        model.body[1].running_mean.add_(1)
+        calls.append(i)
+        if len(calls) == 40:
+            raise error
+        return float(len(calls))
+
+    with pytest.raises(error):
+        tune(model, samples, failing)
+    assert same_state(before, state(model))
+    tune(model, samples, score, candidates=[0.5])  # nothing is reserved any more
+
+
+def test_ties_stay_dense(model, samples):
+    found = tune(model, samples, lambda model, i: 1)
+    assert set(found.sparsity.values()) == {0.0} and found.before == found.after == 1
+    levels = iter([0.0] + [1.0, 2.0, 2.0] * 4)  # of the best ones the lowest
+    found = tune(
+        model, samples[:1], lambda model, i: next(levels), candidates=[0.9, 0.3, 0.6, 0.3], stages={"a": "head"}
+    )
+    assert found.sparsity == {"head": 0.6} and found.settings["candidates"] == [0.0, 0.3, 0.6, 0.9]
+
+
+def zeros(model: nn.Module, name: str) -> float:
+    weight = model.get_parameter(f"{name}.weight")
+    return float((weight == 0).float().mean())
+
+
+def test_rounds_end_when_nothing_improves(model, samples):
+    stages = {"late": "head", "early": ["stem"]}
+
+    def coupled(model: nn.Module, i: int) -> float:
+        """The head is worth pruning only with a pruned stem, which is searched later."""
+        early, late = round(zeros(model, "stem"), 1), round(zeros(model, "head"), 1)
+        return early - late if early < 0.5 else early + late
+
+    options = {"candidates": [0.4, 0.8], "stages": stages, "block": 1}
+    once = tune(model, samples[:2], coupled, **options)
+    assert once.stages == {"late": 0.0, "early": 0.8} and once.after == pytest.approx(0.8)
+    steps: list[tuple[str, int, int]] = []
+    again = tune(model, samples[:2], coupled, rounds=9, progress=lambda *step: steps.append(step), **options)
+    assert again.stages == {"late": 0.8, "early": 0.8} and again.after == pytest.approx(1.6)
+    assert max(trial.round for trial in again.history) == 2  # the third tries nothing new
+    search = [(done, total) for stage, done, total in steps if stage == "search"]
+    assert search[-1] == (24, 24) and [done for done, _ in search] == sorted(done for done, _ in search)
+    assert again == tune(model, samples[:2], coupled, rounds=9, **options)
+
+
+def test_progress(model, samples, score):
+    steps: list[tuple[str, int, int]] = []
+    tune(model, samples, score, candidates=[0.5], progress=lambda *step: steps.append(step))
+    batches = [("calibrate", i, 9) for i in range(1, 10)]
+    solving = [("solve", i, 6) for i in range(1, 7)]
+    search = [("search", i, 12) for i in range(1, 13)]
+    assert steps == [*batches, *solving, *search]
+
+
+def test_stages(model):
+    layers = find_layers(model)[0]
+    assert group_layers(model, layers, "blocks") == STAGES
+    assert list(group_layers(model, layers[1:3], "blocks")) == ["body.0"]
+    assert list(group_layers(model, layers, "layers")) == [layer.name for layer in reversed(layers)]
+    given = {"points": "*point", "rest": ["stem", "body*"]}
+    assert group_layers(model, layers, given) == {
+        "points": ["body.0.point", "body.2.point"],
+        "rest": ["stem", "body.0.conv", "body.2.conv"],
+    }
+    wrapped = nn.Sequential(nn.ModuleDict({"net": model}))  # is looked through
+    names = list(group_layers(wrapped, find_layers(wrapped)[0], "blocks"))
+    assert names == ["0.net.head", "0.net.body.2", "0.net.body.0", "0.net.stem"]
+    attention = nn.MultiheadAttention(4, 2)
+    assert group_layers(attention, find_layers(attention)[0], "blocks") == {
+        "out_proj": ["out_proj"],
+        "in_proj_weight": ["in_proj_weight"],
+    }
+    plain = nn.Linear(3, 2)
+    assert group_layers(plain, find_layers(plain)[0], "blocks") == {"weight": ["weight"]}
+
+
+def test_layers_that_cannot_be_pruned(samples, score):
+    class Partly(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Linear(3, 3)
+
+    model = Partly()
+    with pytest.warns(FallbackWarning, match=r"did not reach them: idle$") as caught:
+        found = tune(model, samples, score, candidates=[0.5])
+    assert "idle" not in found.sparsity and "idle" not in found.stages
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.warns(FallbackWarning), pytest.raises(ValueError, match=r"there is no layer to tune"):
+        tune(model, samples, score, layers="idle")
+
+
+def test_bad_arguments(model, samples, score):
+    def refuse(error: type[Exception], message: str, samples=samples, score=score, **options) -> None:
+        before = state(model)
+        with pytest.raises(error, match=message):
+            tune(model, samples, score, **options)
+        assert same_state(before, state(model))
+
+    refuse(ValueError, "samples is empty", samples=[])
+    refuse(TypeError, "score must be a function", score="probability")
+    for value in (None, "high", [1.0]):
+        refuse(TypeError, "score must return a number, got .* for sample 0", score=lambda *_, value=value: value)
+    for value in (math.nan, math.inf):
+        refuse(ValueError, "score must return a finite number", score=lambda *_, value=value: value)
+    refuse(ValueError, r"candidates\[1\] must lie between 0 and 1, got 1.5", candidates=[0.5, 1.5])
+    refuse(TypeError, r"candidates\[0\] must be a number", candidates=["x"])
+    refuse(TypeError, "candidates must be numbers", candidates=0.5)
+    refuse(ValueError, "candidates must have a sparsity above 0", candidates=[0])
+    refuse(ValueError, "rounds must be at least 1", rounds=0)
+    refuse(TypeError, "rounds must be a whole number", rounds=1.5)
+    refuse(ValueError, "stages must be 'blocks', 'layers' or a mapping", stages="parts")
+    refuse(UnknownLayerError, "'haed'", stages={"a": "haed"})
+    refuse(ValueError, "solver must be one of", solver="obs")
+    refuse(ValueError, "sample '1'.*NaN", samples=[samples[0], samples[1] / 0])
+    refuse(ValueError, "no layer to tune", stages={})
+    iterators = [iter(sample.split(5)) for sample in samples]
+    refuse(ValueError, "iterator", samples=iterators, memory_limit=3 * 4 * 72**2)
+
+
+# The file
+
+
+def made() -> Tuning:
+    history = (Trial(1, "1", 0.5, 0.25), Trial(1, "blocks.0", 0.99, 1 / 3))
+    settings = {
+        "solver": "exact",
+        "candidates": [0.0, 0.5, 0.99],
+        "layers": None,
+        "stages": {"1": ["1"], "a": ["0.0", "on"]},
+    }
+    return Tuning({"0.0": 0.99, "on": 0.99, "1": 0.0}, 0.1, 1 / 3, history, settings)
+
+
+def test_file_can_be_read_by_people_and_back(tmp_path):
+    pytest.importorskip("yaml")
+    path = tmp_path / "tuned.yaml"
+    made().save(path)
+    assert Tuning.load(path) == made() and load_sparsity(path) == made().sparsity
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ") and "tuned.yaml" in lines[0]
+    assert lines[2:6] == ["sparsity:", "  '0.0': 0.99", "  'on': 0.99", "  '1': 0.0"]
+    assert "- {round: 1, stage: '1', sparsity: 0.5, score: 0.25}" in lines
+    assert [file.name for file in tmp_path.iterdir()] == ["tuned.yaml"]
+    assert made().summary().splitlines() == ["1  0", "a  0.99", "score 0.1000 -> 0.3333, 2 tried"]
+    with pytest.raises(FileNotFoundError, match=r"cannot write the sparsities"):
+        made().save(tmp_path / "absent" / "tuned.yaml")
+
+
+def test_files_written_by_hand(tmp_path, model, samples):
+    pytest.importorskip("yaml")
+    path = tmp_path / "own.yml"
+
+    def refuse(text: str, message: str) -> None:
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=message):
+            load_sparsity(path)
+
+    path.write_text('sparsity:\n  "body.*": 0.5\n  head: 1\n')
+    assert load_sparsity(path) == {"body.*": 0.5, "head": 1.0}
+    assert len(trace(model, samples[0], sparsity=load_sparsity(path)).layers) == 5
+    with pytest.raises(ValueError, match=r"own.yml is no whole result of a search"):
+        Tuning.load(path)
+    for text in ("", "0.5", "sparsity: 0.5", "sparsity: {}", "other: {a: 0.5}", "[1]"):
+        refuse(text, "own.yml has no entry 'sparsity'")
+    refuse("sparsity: {", "own.yml is no YAML file")
+    refuse("sparsity: {\xe9: 1}", "own.yml is no YAML file")
+    refuse("sparsity: {0: 0.5}", 'a layer name must be text, write "0" in quotes')
+    refuse("sparsity: {head: 1.5}", "own.yml: the sparsity of 'head' must lie between 0 and 1, got 1.5")
+    refuse("sparsity: {head: much}", "own.yml: the sparsity of 'head' must be a number")
+    with pytest.raises(FileNotFoundError, match=r"no such file of sparsities: .*absent.yaml"):
+        load_sparsity(tmp_path / "absent.yaml")
+
+
+def test_missing_yaml_is_named_with_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    for use in (made().save, load_sparsity, Tuning.load):
+        with pytest.raises(ImportError, match=r"need PyYAML: pip install 'spade_fast\[cli\]'"):
+            use(tmp_path / "tuned.yaml")
+    assert not list(tmp_path.iterdir())
