@@ -10,32 +10,65 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spade_fast import ops
+from spade_fast import compat, ops
+from spade_fast._util.errors import (
+    ClusterError,
+    FallbackError,
+    FallbackWarning,
+    InputError,
+    InvalidTypeError,
+    InvalidValueError,
+    MemoryLimitError,
+    MissingExtraError,
+    MissingFileError,
+    NotPositiveDefiniteError,
+    OutputError,
+    TraceAppliedError,
+    UnknownLayerError,
+    UserError,
+    WorkerError,
+)
 from spade_fast._util.ranges import emit_nvtx_if_asked_for
-from spade_fast.attribution.prepare import prepare_for_attribution
-from spade_fast.inputs.augment import ImageAugmenter
-from spade_fast.pruning.traces import Trace
-from spade_fast.pruning.tracing import FallbackError, FallbackWarning, trace, trace_batch
-from spade_fast.pruning.tuning import tune
-from spade_fast.pruning.tuning_result import Tuning, load_sparsity
+from spade_fast.attribution import Feature, prepare_for_attribution, visualize
+from spade_fast.inputs import ImageAugmenter, load_model
+from spade_fast.pruning import LayerReport, PruneConfig, Trace, Tuning, load_sparsity, trace, trace_batch, tune
 
 if TYPE_CHECKING:
-    from spade_fast.attribution.spade import Spade
+    from spade_fast.attribution import Spade
 
 __version__ = "0.1.0"
 __all__ = [
+    "ClusterError",
     "FallbackError",
     "FallbackWarning",
+    "Feature",
     "ImageAugmenter",
+    "InputError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "LayerReport",
+    "MemoryLimitError",
+    "MissingExtraError",
+    "MissingFileError",
+    "NotPositiveDefiniteError",
+    "OutputError",
+    "PruneConfig",
     "Spade",
     "Trace",
+    "TraceAppliedError",
     "Tuning",
+    "UnknownLayerError",
+    "UserError",
+    "WorkerError",
+    "compat",
+    "load_model",
     "load_sparsity",
     "ops",
     "prepare_for_attribution",
     "trace",
     "trace_batch",
     "tune",
+    "visualize",
 ]
 
 emit_nvtx_if_asked_for()
@@ -43,7 +76,7 @@ emit_nvtx_if_asked_for()
 
 def __getattr__(name: str) -> Any:
     if name == "Spade":  # needs captum, an extra
-        from spade_fast.attribution.spade import Spade
+        from spade_fast.attribution import Spade
 
         return Spade
-    raise AttributeError(f"module 'spade_fast' has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

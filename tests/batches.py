@@ -11,9 +11,13 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from spade_fast.batch import BatchSettings, Summary, run
-from spade_fast.batch.job import Job
+from spade_fast.batch import Summary, run
+from spade_fast.batch.job import Job, make_job
+from spade_fast.batch.samples import find_samples
 from spade_fast.batch.store import Store
+from spade_fast.inputs import LoadedModel
+from spade_fast.inputs.setup import Setup
+from spade_fast.pruning import PruneConfig
 
 
 def make_photos(folder: Path, count: int) -> list[str]:
@@ -28,19 +32,24 @@ def make_photos(folder: Path, count: int) -> list[str]:
     return sorted(names)
 
 
-def settings(model: str, **changes: Any) -> BatchSettings:
-    """Settings of a run that takes little time."""
-    return BatchSettings(model=model, **{"sparsity": 0.5, "augmentations": 6, **changes})
+def settings(model: str, **changes: Any) -> dict[str, Any]:
+    """Arguments of a run that takes little time."""
+    return {"model": model, "sparsity": 0.5, "augmentations": 6, **changes}
+
+
+def small_job(samples: Any, out: Path, model: str) -> tuple[Job, LoadedModel]:
+    """Make the job of such a run."""
+    return make_job(find_samples(samples), out, PruneConfig(sparsity=0.5, seed=0), Setup(model, augmentations=6))
 
 
 def run_small(samples: Any, out: Path, model: str, **options: Any) -> Summary:
     """Run a small batch in this process, unless told otherwise."""
-    return run(samples, out, settings(model), **{"workers": 0, **options})
+    return run(samples, out, **settings(model), **{"workers": 0, **options})
 
 
 @contextmanager
 def claimed_by_another(job: Job, sample_id: str) -> Iterator[None]:
-    """Let another process have a sample for the length of a ``with`` block."""
+    """Let another process have a sample during a ``with`` block."""
     reader, writer = os.pipe()
     holding, release = os.pipe()
     child = os.fork()

@@ -167,9 +167,9 @@ def test_drop_in_solver_on_the_gpu() -> None:
 
 def test_explain_on_the_gpu(small: str, photo: Path, tmp_path: Path) -> None:
     pytest.importorskip("captum")
-    explain = pytest.importorskip("spade_fast.cli.explain")
-    settings = explain.Settings(photo, small, 0.3, augmentations=8, device=DEVICE, methods=("saliency",))
-    assert explain.explain(settings, tmp_path / "out").report["settings"]["device"] == DEVICE
+    explain = pytest.importorskip("explaining").explain
+    options = {"sparsity": 0.3, "augmentations": 8, "device": DEVICE, "methods": ("saliency",)}
+    assert explain(photo, small, tmp_path / "out", **options).report["settings"]["device"] == DEVICE
 
 
 def test_doctor() -> None:

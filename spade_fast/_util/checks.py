@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 
-def integer(name: str, value: Any, least: int) -> int:
-    """An integer (and no bool) of at least `least`: else TypeError or ValueError."""
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """An integer (not a bool) of at least `least`: else TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise InvalidTypeError(f"{name} must be an integer, got {value!r}")
+    if least is not None and value < least:
+        raise InvalidValueError(f"{name} must be at least {least}, got {value}")
     return value
 
 
@@ -27,25 +31,27 @@ def finite_floats(name: str, value: Any, dimensions: str | None = None) -> Tenso
         Names of its dimensions, such as ``"samples, classes"``; None for any shape.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {kind(value)}")
+        raise InvalidTypeError(f"{name} must be a floating-point tensor, got {kind(value)}")
     if value.numel() == 0 or (dimensions is not None and value.dim() != dimensions.count(",") + 1):
         shape = "" if dimensions is None else f"have shape [{dimensions}] and "
-        raise ValueError(f"{name} must {shape}not be empty, got {list(value.shape)}")
+        raise InvalidValueError(f"{name} must {shape}not be empty, got {list(value.shape)}")
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{name} has NaN or infinite values")
+        raise InvalidValueError(f"{name} has NaN or infinite values")
     return value.detach()
 
 
 def class_indices(name: str, value: Any, samples: int, device: torch.device) -> Tensor:
-    """One class for all samples or one a sample, as int64 ``[samples]``: else TypeError or ValueError."""
+    """One class for all samples or one per sample, as int64 ``[samples]``: else TypeError or ValueError."""
     try:
         classes = torch.as_tensor(value, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be integers, got {value!r}") from error
+        raise InvalidTypeError(f"{name} must be integers, got {value!r}") from error
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
-        raise TypeError(f"{name} must be integers, got {classes.dtype}")
+        raise InvalidTypeError(f"{name} must be integers, got {classes.dtype}")
     if classes.shape not in ((), (samples,)):
-        raise ValueError(f"{name} must be one for all or one for each of {samples} samples, got {list(classes.shape)}")
+        raise InvalidValueError(
+            f"{name} must be one for all or one for each of {samples} samples, got {list(classes.shape)}"
+        )
     return classes.long().expand(samples)
 
 
@@ -60,3 +66,26 @@ def array(value: Any) -> np.ndarray:
 def kind(value: Any) -> str:
     """What to call a value of the wrong type."""
     return f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number (and not a bool)."""
+    return not isinstance(value, bool) and isinstance(value, Real)
+
+
+def check_names(kind: str, names: Sequence[Any], allowed: Iterable[str]) -> None:
+    """Raise ValueError if there are no names, or one that is not allowed; `kind` says what they name."""
+    allowed = list(allowed)
+    if not names:
+        raise InvalidValueError(f"give at least one {kind}: {', '.join(allowed)}")
+    for name in names:
+        if name not in allowed:
+            raise InvalidValueError(f"unknown {kind} {name!r}: allowed are {', '.join(allowed)}")
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError if tensors cannot be on the device of this name."""
+    try:
+        torch.zeros(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InvalidValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -1,34 +1,76 @@
-"""Where commands compute, and where they write."""
+"""Files and folders that appear when they are complete."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-import torch
+from spade_fast._util.errors import InputError, MissingFileError, OutputError
 
 
-def check_device(name: str) -> None:
-    """Raise ValueError if tensors cannot be on the device of this name."""
+def check_file(path: Path, what: str) -> None:
+    """Raise OutputError if a file cannot be written there later."""
+    if not path.parent.is_dir() or path.is_dir():
+        why = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise OutputError(f"cannot write {what}: {why}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file; an OSError names it."""
     try:
-        torch.zeros(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        return path.read_bytes()
+    except OSError as error:
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else InputError
+        raise kind(error.errno, f"cannot read: {error.strerror}", str(path)) from error
+
+
+def write_whole(path: Path, contents: bytes, what: str) -> None:
+    """Write a file that appears when it is complete and on disk; an OSError names `what` it holds."""
+    with whole_file(path, what) as file:
+        file.write(contents)
 
 
 @contextmanager
-def output_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder inside `out`, whose files are moved into `out` at the end, and only if nothing failed."""
+def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
+    """Open a file that appears when the ``with`` block has ended and all is on disk; errors as of `write_whole`."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            # The system's message names the temporary file, which the user does not know.
+            kind = MissingFileError if isinstance(error, FileNotFoundError) else OutputError
+            raise kind(error.errno, f"cannot write {what}: {error.strerror}", str(path)) from error
+        raise
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Give a temporary folder inside `out`; its files are moved into `out` at the end, and only if nothing failed."""
     made = [path for path in [out, *out.parents] if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
     except OSError as error:
-        raise OSError(f"cannot write into the output folder {out}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write into the output folder {out}: {error.strerror or error}") from error
     try:
         yield temporary
         for path in sorted(temporary.iterdir()):

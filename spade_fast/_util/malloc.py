@@ -1,4 +1,4 @@
-"""How the heap of a process of ours behaves; the library leaves that of its users alone."""
+"""The heap of a command or batch worker; the library does not change that of its users."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> None:
-    """Let this process use freed memory again instead of returning it to the system; does nothing without glibc.
+    """Let this process reuse freed memory instead of returning it to the system; does nothing without glibc.
 
-    glibc asks the system anew for each large block, and the system clears it page by page. Outputs of the first layers
-    of a network are such blocks.
+    glibc asks the system for each large block, and the system clears it page by page. Outputs of the first layers of a
+    network are such blocks.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-try:
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.extras import extra_for
+
+with extra_for("class activation maps need"):
     from captum._utils.gradient import compute_layer_gradients_and_eval
     from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
     from captum.log import log_usage
-except ImportError as error:
-    raise ImportError("class activation maps need captum: pip install 'spade_fast[captum]'") from error
 
 
 class LayerCam(LayerAttribution, GradientAttribution):
@@ -78,7 +79,7 @@ def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:
         for hook in hooks:
             hook.remove()
     if not found:
-        raise ValueError("it has no layer whose output is a map")
+        raise InvalidValueError("it has no layer whose output is a map")
     if tokens:
-        raise ValueError(f"its features behind the layer {names[found[-1]]!r} are tokens, not a map")
+        raise InvalidValueError(f"its features behind the layer {names[found[-1]]!r} are tokens, not a map")
     return found[-1]

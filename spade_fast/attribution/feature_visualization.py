@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Progress = Callable[[str, int, int], None]
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.modes import evaluation_mode
+from spade_fast._util.progress import Progress
 
 # Square root of the covariance of the colours of ImageNet, largest norm of a column 1 (Olah et al., 2017).
 _COLOURS = ((0.563, 0.195, 0.043), (0.584, 0.0, -0.108), (0.584, -0.195, 0.065))
@@ -86,10 +88,10 @@ def visualize(
     Raises
     ------
     ValueError
-        No such layer or index, a layer whose output is no map, or a setting that is out of range.
+        No such layer or index, a layer whose output is not a map, or a setting that is out of range.
     """
     if steps < 0 or learning_rate <= 0 or min(size) < 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"steps must be at least 0, learning_rate and size positive, got {steps}, {learning_rate}, {size}"
         )
     device = next(model.parameters()).device
@@ -140,40 +142,37 @@ def _moved(image: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Give a function from images to the feature's mean activation; the model is in evaluation mode meanwhile."""
+    """Give a function from images to the feature's mean activation; the model is in evaluation mode."""
     outputs: list[Tensor] = []
     modules = dict(model.named_modules())
     if feature.layer is not None and feature.layer not in modules:
-        raise ValueError(f"the model has no layer {feature.layer!r}")
+        raise InvalidValueError(f"the model has no layer {feature.layer!r}")
     watched = model if feature.layer is None else modules[feature.layer]
-    modes = [(module, module.training) for module in modules.values()]
     hook = watched.register_forward_hook(lambda module, inputs, output: outputs.append(output))
 
     def excitement(images: Tensor) -> Tensor:
         outputs.clear()
         model(images)
         if not outputs or not isinstance(outputs[-1], Tensor) or outputs[-1].dim() not in (2, 3, 4):
-            raise ValueError(f"layer {feature.layer!r} does not return a map of features, tokens or classes")
+            raise InvalidValueError(f"layer {feature.layer!r} does not return a map of features, tokens or classes")
         return _activation(outputs[-1], feature).mean()
 
     try:
-        model.eval()
-        yield excitement
+        with evaluation_mode(model):
+            yield excitement
     finally:
         hook.remove()
-        for module, mode in modes:
-            module.training = mode
 
 
 def _activation(output: Tensor, feature: Feature) -> Tensor:
     channels = output.movedim(-1, 1) if output.dim() == 3 else output  # tokens have their features last
     if not 0 <= feature.index < channels.shape[1]:
-        raise ValueError(f"index must lie between 0 and {channels.shape[1] - 1}, got {feature.index}")
+        raise InvalidValueError(f"index must lie between 0 and {channels.shape[1] - 1}, got {feature.index}")
     chosen = channels[:, feature.index]
     if not feature.neuron:
         return chosen
     if chosen.dim() != 3:
-        raise ValueError(
+        raise InvalidValueError(
             f"a neuron needs a layer whose output is a map, {feature.layer!r} returns {list(output.shape)}"
         )
     return chosen[:, chosen.shape[1] // 2, chosen.shape[2] // 2]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-try:
+from spade_fast._util.extras import extra_for
+
+with extra_for("LIME needs"):
     from captum._utils.models.model import Model
-except ImportError as error:
-    raise ImportError("LIME needs captum: pip install 'spade_fast[captum]'") from error
 
 _KERNEL_WIDTH = 0.25
 _PENALTY = 1.0

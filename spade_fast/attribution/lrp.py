@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-try:
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.extras import extra_for
+
+with extra_for("LRP needs"):
     from captum.attr import InputXGradient
     from captum.log import log_usage
-except ImportError as error:
-    raise ImportError("LRP needs captum: pip install 'spade_fast[captum]'") from error
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -151,5 +152,5 @@ def _find_rules(model: nn.Module) -> dict[nn.Module, str]:
             inside.update(module.modules())
             unknown.add(type(module).__name__)
     if unknown:
-        raise ValueError(f"LRP has no rule for {', '.join(sorted(unknown))}")
+        raise InvalidValueError(f"LRP has no rule for {', '.join(sorted(unknown))}")
     return rules

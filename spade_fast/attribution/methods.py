@@ -1,15 +1,23 @@
-"""Saliency methods by name: each as a Captum method with its arguments for one picture.
+"""Saliency methods by name: each as a Captum method with its arguments for one image, and the map it gives.
 
 ``docs/methods.md`` says which of them work on which networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.ranges import stage
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -19,6 +27,7 @@ _SHAP_SAMPLES, _SHAP_NOISE = 16, 0.1
 _LIME_SAMPLES, _LIME_SQUARES = 500, 8
 _OCCLUSION_PATCHES = 7  # patches that fit side by side; each is moved by half of itself
 _BATCH = 16
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A Captum method on a network, and its arguments for one picture.
+    """A Captum method on a network, and its arguments for one image.
 
     ``recipe.attribution.attribute(image, **recipe.arguments)`` runs it on the dense network, and
     ``Spade(recipe.attribution, ...).attribute(image, **recipe.arguments)`` on a trace.
@@ -61,7 +70,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Method:
-    """A method's title, and the function that makes its recipe; it raises ValueError with a reason where it cannot."""
+    """A method's title, and the function that makes its recipe or raises ValueError with the reason why it cannot."""
 
     title: str
     build: Callable[[Question], Recipe]
@@ -119,7 +128,7 @@ def _deep_lift(question: Question) -> Recipe:
         and (type(module).__module__ == nn.ReLU.__module__ or isinstance(module, nn.LayerNorm | nn.GroupNorm))
     }
     if unknown:
-        raise ValueError(f"DeepLIFT has no rule for {', '.join(sorted(unknown))}")
+        raise InvalidValueError(f"DeepLIFT has no rule for {', '.join(sorted(unknown))}")
     return Recipe(DeepLift(question.model), {"baselines": question.black_image, "target": question.target})
 
 
@@ -216,7 +225,7 @@ METHODS = {
 
 
 def make_recipe(name: str, question: Question) -> Recipe:
-    """Set a method up for one picture.
+    """Set a method up for one image.
 
     Parameters
     ----------
@@ -232,9 +241,61 @@ def make_recipe(name: str, question: Question) -> Recipe:
     try:
         return method.build(question)
     except ValueError as error:
-        raise ValueError(f"{method.title} cannot be used on {type(question.model).__name__}: {error}") from error
+        raise InvalidValueError(f"{method.title} cannot be used on {type(question.model).__name__}: {error}") from error
+
+
+def attribution_map(name: str, question: Question) -> Tensor:
+    """Run a method on the network as it is; a second run gives the same map.
+
+    Parameters
+    ----------
+    name
+        A key of `METHODS`.
+
+    Returns
+    -------
+    Tensor ``[H, W]``
+        Strength of evidence, never negative.
+
+    Raises
+    ------
+    ValueError
+        As in `make_recipe`.
+    """
+    with stage("attribute"), _quiet(), seeded(question.image.device):
+        recipe = make_recipe(name, question)
+        return to_map(recipe.attribution.attribute(question.image, **recipe.arguments), question.image).cpu()
+
+
+def to_map(attributions: Tensor, image: Tensor) -> Tensor:
+    """Make one map ``[H, W]`` of attributions: absolute values, summed over channels, enlarged to the image."""
+    strength = attributions.detach().abs().sum(1, keepdim=True)
+    if strength.shape[-2:] != image.shape[-2:]:
+        strength = F.interpolate(strength, image.shape[-2:], mode="bicubic", align_corners=False).clamp(min=0)
+    return strength[0, 0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Setting (backward|forward).*hooks")
+        warnings.filterwarnings("ignore", message="Input Tensor .* did not already require gradients")
+        yield
+
+
+@contextmanager
+def seeded(device: torch.device) -> Iterator[None]:
+    """Fix the seeds of torch and of numpy, from which Captum's GradientShap draws, inside; both are restored."""
+    state = np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(_SEED)
+        np.random.seed(_SEED)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
 
 
 def _need_relu(model: nn.Module) -> None:
     if not any(isinstance(module, nn.ReLU) for module in model.modules()):
-        raise ValueError("it has no ReLU, whose gradient the method changes")
+        raise InvalidValueError("it has no ReLU, whose gradient the method changes")

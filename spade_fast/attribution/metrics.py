@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spade_fast._util.checks import array, class_indices, finite_floats, integer, kind
-from spade_fast.pruning.calibration import undisturbed
-from spade_fast.pruning.config import images_a_batch, is_number
+from spade_fast._util.checks import array, class_indices, finite_floats, integer, is_number, kind
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.modes import undisturbed
+from spade_fast.pruning.calibration import images_per_batch
 
 _BLUR = 1 / 20  # standard deviation of the blurred baseline, as a share of the shorter side
 _MAPS, _LOGITS = "samples, height, width", "samples, classes"
@@ -79,9 +80,9 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 0) -> Tensor:
     """
     maps, masks = _maps_and_masks(maps, masks)
     if not is_number(tolerance):
-        raise TypeError(f"tolerance must be a number of pixels, got {tolerance!r}")
+        raise InvalidTypeError(f"tolerance must be a number of pixels, got {tolerance!r}")
     if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")
+        raise InvalidValueError(f"tolerance must be finite and at least 0, got {tolerance}")
     reach = min(int(tolerance), max(maps.shape[1:]) - 1)
     offsets = torch.arange(-reach, reach + 1, device=maps.device) ** 2
     disc = (offsets[:, None] + offsets <= tolerance**2).float()
@@ -114,7 +115,9 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     """
     maps, masks = _maps_and_masks(maps, masks)
     if bool((maps < 0).any()):
-        raise ValueError("maps has negative values, whose energy is not defined: take maps.clamp(min=0) or maps.abs()")
+        raise InvalidValueError(
+            "maps has negative values, whose energy is not defined: take maps.clamp(min=0) or maps.abs()"
+        )
     return (maps * masks).sum((1, 2)) / maps.sum((1, 2))
 
 
@@ -195,7 +198,7 @@ def auc(curve: Tensor) -> Tensor:
     """
     curve = finite_floats("curve", curve, "samples, points")
     if curve.shape[1] < 2:
-        raise ValueError("curve must have at least two points, got one")
+        raise InvalidValueError("curve must have at least two points, got one")
     return torch.trapezoid(curve.double(), dim=1) / (curve.shape[1] - 1)
 
 
@@ -241,7 +244,9 @@ def agreement(dense: Tensor, pruned: Tensor, targets: int | Sequence[int] | Tens
     dense = finite_floats("dense", dense, _LOGITS).double()
     pruned = finite_floats("pruned", pruned, _LOGITS).to(dense)
     if dense.shape != pruned.shape:
-        raise ValueError(f"dense and pruned must have the same shape, got {list(dense.shape)} and {list(pruned.shape)}")
+        raise InvalidValueError(
+            f"dense and pruned must have the same shape, got {list(dense.shape)} and {list(pruned.shape)}"
+        )
     top = dense.argmax(1)
     classes = top if targets is None else class_indices("targets", targets, len(dense), dense.device)
     norm = dense.norm(dim=1)
@@ -287,20 +292,22 @@ def bootstrap_interval(
     """
     resamples, seed = integer("resamples", resamples, 1), integer("seed", seed, 0)
     if not is_number(level):
-        raise TypeError(f"level must be a number between 0 and 1, got {level!r}")
+        raise InvalidTypeError(f"level must be a number between 0 and 1, got {level!r}")
     if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+        raise InvalidValueError(f"level must lie between 0 and 1, got {level}")
     numbers = array(values)
     if numbers.dtype.kind not in "biuf":
-        raise TypeError(f"values must be numbers, got {numbers.dtype}")
+        raise InvalidTypeError(f"values must be numbers, got {numbers.dtype}")
     names = np.arange(numbers.size) if groups is None else array(groups)
     if numbers.ndim != 1 or names.shape != numbers.shape:
-        raise ValueError(f"values and groups must have shape [n], got {list(numbers.shape)} and {list(names.shape)}")
+        raise InvalidValueError(
+            f"values and groups must have shape [n], got {list(numbers.shape)} and {list(names.shape)}"
+        )
     if np.isinf(numbers).any():
-        raise ValueError("values has infinite values")
+        raise InvalidValueError("values has infinite values")
     known = ~np.isnan(numbers)
     if not known.any():
-        raise ValueError("values has nothing but NaN: there is no mean")
+        raise InvalidValueError("values has nothing but NaN: there is no mean")
     _, group = np.unique(names[known], return_inverse=True)
     counts, sums = np.bincount(group), np.bincount(group, numbers[known])
     times = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), resamples)
@@ -312,16 +319,16 @@ def _curve(
     model: Any, images: Any, maps: Any, targets: Any, steps: Any, baseline: Any, batch_size: Any, *, insert: bool
 ) -> Tensor:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     images = finite_floats("images", images, "samples, C, H, W")
     samples, _, *size = images.shape
     maps = finite_floats("maps", maps, _MAPS).to(images.device)
     if maps.shape != (samples, *size):
-        raise ValueError(f"maps must have shape {[samples, *size]}, as images do, got {list(maps.shape)}")
+        raise InvalidValueError(f"maps must have shape {[samples, *size]}, as images do, got {list(maps.shape)}")
     pixels = math.prod(size)
     if integer("steps", steps, 1) > pixels:
-        raise ValueError(f"steps must be at most the number of pixels, {pixels}, got {steps}")
-    batch = images_a_batch(images.device) if batch_size is None else integer("batch_size", batch_size, 1)
+        raise InvalidValueError(f"steps must be at most the number of pixels, {pixels}, got {steps}")
+    batch = images_per_batch(images.device) if batch_size is None else integer("batch_size", batch_size, 1)
     targets = class_indices("targets", targets, samples, images.device)
     before, after = images, _baseline(baseline, images)
     if insert:
@@ -346,11 +353,11 @@ def _baseline(baseline: Any, images: Tensor) -> Tensor:
             return values.expand_as(images)
         except RuntimeError:
             shapes = f"{list(images.shape)}, got {list(values.shape)}"
-            raise ValueError(f"baseline cannot be expanded to the images' shape {shapes}") from None
+            raise InvalidValueError(f"baseline cannot be expanded to the images' shape {shapes}") from None
     if not isinstance(baseline, str):
-        raise TypeError(f"baseline must be 'blur', 'zero' or a tensor, got {type(baseline).__name__}")
+        raise InvalidTypeError(f"baseline must be 'blur', 'zero' or a tensor, got {type(baseline).__name__}")
     if baseline not in ("blur", "zero"):
-        raise ValueError(f"baseline must be 'blur', 'zero' or a tensor, got {baseline!r}")
+        raise InvalidValueError(f"baseline must be 'blur', 'zero' or a tensor, got {baseline!r}")
     return torch.zeros_like(images) if baseline == "zero" else _blur(images, _BLUR * min(images.shape[2:]))
 
 
@@ -366,14 +373,14 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
 
 def _probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     if bool(((targets < 0) | (targets >= logits.shape[1])).any()):
-        raise ValueError(f"targets must be classes from 0 to {logits.shape[1] - 1}, got {targets.tolist()}")
+        raise InvalidValueError(f"targets must be classes from 0 to {logits.shape[1] - 1}, got {targets.tolist()}")
     return logits.double().softmax(1).gather(1, targets[:, None])[:, 0]
 
 
 def _maps_and_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
     maps = finite_floats("maps", maps, _MAPS).double().contiguous()
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
-        raise TypeError(f"masks must be a boolean tensor, got {kind(masks)}")
+        raise InvalidTypeError(f"masks must be a boolean tensor, got {kind(masks)}")
     if masks.shape != maps.shape:
-        raise ValueError(f"masks must have the shape of maps, {list(maps.shape)}, got {list(masks.shape)}")
+        raise InvalidValueError(f"masks must have the shape of maps, {list(maps.shape)}, got {list(masks.shape)}")
     return maps, masks.to(maps.device)

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
+from spade_fast._util.errors import InvalidTypeError
+from spade_fast._util.modes import evaluation_mode
+
 _FUNCTIONAL = {F.relu: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU}
 
 
@@ -70,7 +73,7 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
         `model` is not a module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     _teach_deep_lift()
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     prepared = copy.deepcopy(model, shared)
@@ -211,14 +214,8 @@ def _functions_to_modules(owner: nn.Module) -> bool:
 
 def _run(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> Any:
     """One forward pass in evaluation mode, without gradients."""
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            return model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluation_mode(model), torch.no_grad():
+        return model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
 def _equal(first: Any, second: Any) -> bool:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from spade_fast._util.checks import integer
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.extras import extra_for
+from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
-from spade_fast.attribution.prepare import prepare_for_attribution
-from spade_fast.pruning import tracing as pipeline
+from spade_fast._util.signatures import with_fields_of
+from spade_fast.pruning import tracing
+from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.traces import Trace
 
-try:
+with extra_for("Spade needs"):
     from captum.attr import Attribution, DeepLiftShap, GradientShap
     from captum.log import log_usage
-except ImportError as error:
-    raise ImportError("Spade needs captum: pip install 'spade_fast[captum]'") from error
 
-__all__ = ["Spade", "prepare_for_attribution"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Batches = Tensor | Iterable[Tensor]
 Augmenter = Callable[[Tensor, str], Batches]
@@ -42,22 +46,24 @@ class Spade(Attribution):
         Where a sample's trace comes from: an `ImageAugmenter`, or any function that is given the sample ``[1, ...]``
         and its id and returns batches. Batches given directly (a tensor, or an iterable of tensors that can be run over
         again) make one trace, used for all samples.
-    sparsity, solver, layers, block, damping, precision, seed, memory_limit, strict, progress
+    sparsity, progress
         As in `spade_fast.trace`.
     samples_per_solve
-        Samples that are traced together, by one solver call a layer. It changes memory and speed only.
+        Samples that are traced together, with one solver call per layer. It changes memory and speed only.
     model
         The network, if the method holds only a function that calls it.
+    solver, layers, block, damping, precision, memory_limit, seed, strict
+        The other fields of `PruneConfig`; `seed` is by default that of the augmenter.
 
     Attributes
     ----------
     traces : list of Trace
-        The traces of the last call of `attribute`, one a sample (a single one for batches given directly).
+        The traces of the last call of `attribute`, one per sample (a single one for batches given directly).
 
     Raises
     ------
     TypeError
-        `attribution_method` is no Captum method, or its model cannot be told.
+        `attribution_method` is not a Captum method, or its model cannot be found.
 
     Examples
     --------
@@ -69,47 +75,32 @@ class Spade(Attribution):
     torch.Size([2, 3, 4, 4])
     """
 
+    @with_fields_of(PruneConfig)
     def __init__(
         self,
         attribution_method: Attribution,
         calibration: Augmenter | Batches,
         *,
-        sparsity: float | Mapping[str, float] | Callable[[str], float],
-        solver: Literal["exact", "sparsegpt"] = "exact",
-        layers: Any = None,
-        block: Any = None,
-        damping: float = 0.01,
-        precision: str = "float32",
-        seed: int | None = None,
-        memory_limit: int | None = None,
-        strict: bool = False,
-        progress: Callable[[str, int, int], None] | None = None,
+        sparsity: Sparsity,
         samples_per_solve: int = 8,
         model: nn.Module | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[PruneOptions],
     ) -> None:
         if not isinstance(attribution_method, Attribution):
             given = type(attribution_method).__name__
-            raise TypeError(f"attribution_method must be a captum.attr method, such as Saliency(model), got {given}")
-        if samples_per_solve < 1:
-            raise ValueError(f"samples_per_solve must be at least 1, got {samples_per_solve}")
+            raise InvalidTypeError(
+                f"attribution_method must be a captum.attr method, such as Saliency(model), got {given}"
+            )
+        options.setdefault("seed", getattr(calibration, "seed", None))
+        self.config = PruneConfig(sparsity=sparsity, **options)
+        self.samples_per_solve = integer("samples_per_solve", samples_per_solve, 1)
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
         self.calibration = calibration
         self.model = _find_model(attribution_method) if model is None else model
-        self.samples_per_solve = samples_per_solve
+        self.progress = progress
         self.traces: list[Trace] = []
-        self._settings: dict[str, Any] = {
-            "sparsity": sparsity,
-            "solver": solver,
-            "layers": layers,
-            "block": block,
-            "damping": damping,
-            "precision": precision,
-            "seed": getattr(calibration, "seed", None) if seed is None else seed,
-            "memory_limit": memory_limit,
-            "strict": strict,
-            "progress": progress,
-        }
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -134,9 +125,9 @@ class Spade(Attribution):
             Or a tuple of one such tensor.
         *args, **kwargs
             Passed on to the wrapped method. `target`, `baselines`, `additional_forward_args` and `feature_mask` with
-            one entry a sample are split among the samples, by Captum's rules.
+            one entry per sample are split among the samples, by Captum's rules.
         sample_ids
-            One name a sample; with the augmenter's seed it fixes the sample's augmentations. Default: its index.
+            One name per sample; with the augmenter's seed it fixes the sample's augmentations. Default: its index.
 
         Returns
         -------
@@ -153,7 +144,7 @@ class Spade(Attribution):
         arguments = _bind(self.attribution_method, inputs, args, kwargs)
         ids = [str(index) for index in range(count)] if sample_ids is None else [str(name) for name in sample_ids]
         if len(ids) != count:
-            raise ValueError(f"sample_ids must name each of the {count} samples, got {len(ids)}")
+            raise InvalidValueError(f"sample_ids must name each of the {count} samples, got {len(ids)}")
         shares_baselines = arguments.get("draw_baseline_from_distrib", False) or isinstance(
             self.attribution_method, GradientShap | DeepLiftShap
         )
@@ -164,7 +155,15 @@ class Spade(Attribution):
 
         self.traces = []
         if not callable(self.calibration):
-            self.traces = [pipeline.trace(self.model, self.calibration, sample_id=",".join(ids), **self._settings)]
+            self.traces = [
+                tracing.trace(
+                    self.model,
+                    self.calibration,
+                    sample_id=",".join(ids),
+                    progress=self.progress,
+                    **self.config.options(),
+                )
+            ]
             with self.traces[0].applied(self.model), stage("attribute"):
                 return self.attribution_method.attribute(inputs, **arguments)
 
@@ -184,14 +183,17 @@ class Spade(Attribution):
     def _trace(self, tensor: Tensor, ids: list[str], group: range) -> list[Trace]:
         assert callable(self.calibration)
         batches = [self.calibration(tensor[index : index + 1].detach(), ids[index]) for index in group]
-        return pipeline.trace_batch(self.model, batches, sample_ids=[ids[index] for index in group], **self._settings)
+        names = [ids[index] for index in group]
+        return tracing.trace_batch(
+            self.model, batches, sample_ids=names, progress=self.progress, **self.config.options()
+        )
 
 
 def _find_model(method: Attribution) -> nn.Module:
     for candidate in (method.forward_func, getattr(method, "model", None)):
         if isinstance(candidate, nn.Module):
             return candidate
-    raise TypeError(
+    raise InvalidTypeError(
         f"{type(method).__name__} was built on a function, {method.forward_func!r}, not on a module: "
         "give the network whose weights are to be swapped as Spade(..., model=...)"
     )
@@ -201,9 +203,11 @@ def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:
     tensor = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
     if not isinstance(tensor, Tensor):
         given = f"a tuple of {len(inputs)}" if isinstance(inputs, tuple) else type(inputs).__name__
-        raise TypeError(f"inputs must be one tensor (Spade traces models of one input), got {given}")
+        raise InvalidTypeError(f"inputs must be one tensor (Spade traces models of one input), got {given}")
     if tensor.dim() < 2 or len(tensor) == 0:
-        raise ValueError(f"inputs must have shape [samples, ...] with at least one sample, got {list(tensor.shape)}")
+        raise InvalidValueError(
+            f"inputs must have shape [samples, ...] with at least one sample, got {list(tensor.shape)}"
+        )
     return tensor
 
 
@@ -216,7 +220,7 @@ def _bind(method: Attribution, inputs: Any, args: tuple[Any, ...], kwargs: dict[
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             bound.update(bound.pop(name, {}))
         elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and name in bound:
-            raise TypeError(f"give the arguments of {type(method).__name__}.attribute by name")
+            raise InvalidTypeError(f"give the arguments of {type(method).__name__}.attribute by name")
     return dict(bound)
 
 
@@ -232,7 +236,9 @@ def _share(name: str, value: Any, index: int, count: int, shares_baselines: bool
         if not listed:
             return value
         if len(value) != count:
-            raise ValueError(f"target must be one for all or one for each of the {count} samples, got {len(value)}")
+            raise InvalidValueError(
+                f"target must be one for all or one for each of the {count} samples, got {len(value)}"
+            )
         return value[index : index + 1]
     if name in ("additional_forward_args", "feature_mask") or (name == "baselines" and not shares_baselines):
         return tuple(map(part, value)) if isinstance(value, tuple) else part(value)

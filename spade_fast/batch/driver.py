@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spade_fast._util.checks import integer
+from spade_fast._util.signatures import with_fields_of
 from spade_fast.batch.engine import open_engine
 from spade_fast.batch.index import can_index, write_index
-from spade_fast.batch.job import BatchSettings, bytes_a_sample, make_job
+from spade_fast.batch.job import bytes_per_sample, make_job
 from spade_fast.batch.memory import samples_together
 from spade_fast.batch.samples import find_samples
 from spade_fast.batch.schedule import Schedule
 from spade_fast.batch.store import Store
 from spade_fast.batch.worker import Outcome, patiently
+from spade_fast.inputs.setup import Setup
+from spade_fast.pruning.config import PruneConfig, PruneOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Progress = Callable[["Summary"], None]
 
@@ -57,11 +63,17 @@ class Summary:
         return self.total - self.before - self.finished - len(self.failed)
 
 
+@with_fields_of(PruneConfig)
 def run(
     samples: Any,
     out: str | Path,
-    settings: BatchSettings | None = None,
     *,
+    model: str = Setup.model,
+    sparsity: float | Mapping[str, float] | None = None,
+    methods: Sequence[str] = (),
+    augmentations: int = Setup.augmentations,
+    device: str = Setup.device,
+    threads: int = 1,
     engine: str = "local",
     address: str | None = None,
     workers: int | None = None,
@@ -69,6 +81,7 @@ def run(
     pack: int | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[PruneOptions],
 ) -> Summary:
     """Trace every sample of an input into a folder; what is finished there is not done again.
 
@@ -83,19 +96,32 @@ def run(
         A folder, pattern, list or dataset; see `spade_fast.batch.samples.find_samples`.
     out
         Folder for the results, see `spade_fast.batch.store`; a path that all workers can write to.
-    settings
-        How to trace; None for the defaults.
+    model
+        Name of the network, for `spade_fast.load_model`.
+    sparsity
+        A number or mapping as in `spade_fast.PruneConfig`; None for the default of the solver and, unless `layers` is
+        given, only layers of 100 weights per output or more.
+    methods
+        Keys of `spade_fast.attribution.METHODS`: each sample is also explained, on the dense network and on its trace,
+        for the class that the dense network predicts.
+    augmentations
+        Calibration images per sample.
+    device
+        As torch names it. ``"cuda"`` gives each worker on a machine a GPU of its own.
+    threads
+        Processor threads per worker. The network's outputs differ in their last bits between numbers of threads, so
+        this is a setting of the results; the number of workers is not.
     engine
         ``"local"``: processes on this machine. ``"ray"``: actors on a Ray cluster, to whose nodes the paths of samples
         and results mean the same files, and which have the network's packages.
     address
         Of the cluster; None for the one this process is connected to, or else one that is started on this machine.
     workers
-        None for one a GPU, or one for each `threads` processors; on this machine as far as memory allows. More than a
+        None for one per GPU, or one per `threads` processors; on this machine as far as memory allows. More than a
         Ray cluster has room for wait for nodes to join. A script that starts processes must do so under
         ``if __name__ == "__main__":``. 0 works in this process (``"local"`` only), which a sample may kill.
     samples_per_solve
-        At most; None for as many as memory allows, up to 8 on a GPU and up to one a thread on processors.
+        At most; None for as many as memory allows, up to 8 on a GPU and up to one per thread on processors.
     pack
         Samples whose files a worker moves into one zip file when they are finished; None to leave each its own. At the
         end all are packed, by as many. `Results` reads both.
@@ -103,6 +129,8 @@ def run(
         Check everything, but write and do nothing.
     progress
         Called with the summary so far, at the start and after each sample.
+    solver, layers, block, damping, precision, memory_limit, seed, strict
+        The other fields of `spade_fast.PruneConfig`.
 
     Returns
     -------
@@ -127,16 +155,19 @@ def run(
         if number is not None:
             integer(name, number, 1)
     source = find_samples(samples)
-    job, model = make_job(source, Path(out), settings or BatchSettings(), here=engine == "local")
+    config = PruneConfig(sparsity=sparsity, **options)
+    setup = Setup(model, device, augmentations)
+    here = engine == "local"
+    job, network = make_job(source, Path(out), config, setup, methods=methods, threads=threads, here=here)
     job = replace(job, pack=pack or 0)
     store = Store(job)
     with open_engine(engine, address) as place, closing(store):
         store.check()
         todo = store.todo(source)
-        workers = min(place.count_workers(job, model, workers), max(1, len(todo)))
+        workers = min(place.count_workers(job, network, workers), max(1, len(todo)))
         sharing = max(1, workers)
         together = samples_per_solve or samples_together(
-            job.facts["threads"], job.facts["device"], bytes_a_sample(job, model), place.free_bytes(job) // sharing
+            job.facts["threads"], job.facts["device"], bytes_per_sample(job, network), place.free_bytes(job) // sharing
         )
         together = max(1, min(together, -(-len(todo) // sharing)))
         summary = Summary(len(source.ids), len(source.ids) - len(todo), workers, together)
@@ -149,7 +180,7 @@ def run(
         store.remove_leftovers()
         try:
             if todo:
-                with closing(place.outcomes(job, model, Schedule(todo, together), workers, together)) as outcomes:
+                with closing(place.outcomes(job, network, Schedule(todo, together), workers, together)) as outcomes:
                     _follow(outcomes, store, source.ids, summary, progress)
             if pack is not None:
                 patiently(partial(store.pack_all, pack))

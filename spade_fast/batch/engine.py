@@ -6,14 +6,14 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from spade_fast._util.checks import check_names
 from spade_fast.batch import memory
 from spade_fast.batch.engine_inline import run_here
 from spade_fast.batch.engine_processes import run_processes
-from spade_fast.batch.job import Job, bytes_a_sample, model_bytes
+from spade_fast.batch.job import Job, bytes_per_sample, model_bytes
 from spade_fast.batch.schedule import Schedule
 from spade_fast.batch.worker import Outcome
 from spade_fast.inputs.networks import LoadedModel
-from spade_fast.inputs.photo import check_names
 
 ENGINES = ("local", "ray")
 
@@ -39,7 +39,7 @@ class Local:
     def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
         if asked is not None:
             return asked
-        a_worker = bytes_a_sample(job, model) + model_bytes(model)
+        a_worker = bytes_per_sample(job, model) + model_bytes(model)
         return memory.count_workers(job.facts["threads"], job.facts["device"], a_worker, self.free_bytes(job))
 
     def free_bytes(self, job: Job) -> int:

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from spade_fast._util.files import write_whole
 from spade_fast.batch.results import Results, read_json, writing
-from spade_fast.pruning.traces import write_whole
 
 INDEX = "index.parquet"
 STAGES = ("load", "augment", "forward", "gram", "solve", "explain")

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from spade_fast.pruning.traces import whole_file
+from spade_fast._util.files import whole_file
 
 _COPIED = 1 << 20  # bytes at a time
 _DAMAGE = (EOFError, RuntimeError, ValueError, struct.error, zlib.error, lzma.LZMAError)

@@ -15,9 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
+from spade_fast._util.errors import OutputError
+from spade_fast._util.safetensors_file import safetensors_metadata
 from spade_fast.batch.packs import Packs, damage_as_one_error, is_trace
 from spade_fast.batch.samples import file_name
-from spade_fast.pruning.traces import Trace, safetensors_metadata
+from spade_fast.pruning.traces import Trace
 
 _Read = TypeVar("_Read")
 
@@ -60,10 +62,6 @@ class Stored:
     file: str
     header: dict[str, Any] | None
     report: dict[str, Any]
-
-
-class OutputError(OSError):
-    """A result cannot be written: the run cannot go on."""
 
 
 class Results(Mapping[str, Trace]):

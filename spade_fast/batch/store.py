@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from spade_fast._util.files import write_whole
 from spade_fast.batch.job import Job
 from spade_fast.batch.locks import Claims
 from spade_fast.batch.packs import Packs, pack_stem
@@ -30,7 +31,6 @@ from spade_fast.batch.results import (
     writing,
 )
 from spade_fast.batch.samples import Source, file_name
-from spade_fast.pruning.traces import write_whole
 
 _FOLDERS = ("traces", "maps", "reports", "errors", "packs")
 _TEMPORARY = ".*.tmp"

@@ -18,17 +18,18 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from spade_fast.attribution.maps import attribution_map
-from spade_fast.attribution.methods import Question
+from spade_fast._util.errors import FallbackWarning
+from spade_fast._util.files import write_whole
+from spade_fast._util.safetensors_file import safetensors_file
+from spade_fast.attribution.methods import Question, attribution_map
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.batch.job import Job, make_augmenter
 from spade_fast.batch.results import writing
 from spade_fast.batch.samples import file_name
 from spade_fast.batch.store import Store
-from spade_fast.inputs.networks import LoadedModel
-from spade_fast.inputs.photo import predict
-from spade_fast.pruning.traces import Trace, safetensors_file, write_whole
-from spade_fast.pruning.tracing import FallbackWarning, trace_batch
+from spade_fast.inputs.networks import LoadedModel, predict
+from spade_fast.pruning.traces import Trace
+from spade_fast.pruning.tracing import trace_batch
 
 State = Literal["finished", "failed", "killed", "busy"]
 _Result = TypeVar("_Result")
@@ -223,7 +224,7 @@ class Worker:
             return Outcome(sample.index, "failed", describe(error))
         seconds["explain"] = time.perf_counter() - start
         # What differs from run to run is not part of the result.
-        kept = ("sample_id", "seed", "settings", "images", "library_version", "weights")
+        kept = ("sample_id", "settings", "images", "library_version", "weights")
         made.header = {
             **{name: made.header[name] for name in kept},
             "run": self.store.hash,
@@ -266,8 +267,7 @@ class Worker:
             self.module, self._prepared = prepare_for_attribution(self.module, image), True
         dense = predict(self.module, image)
         target = int(dense.argmax())
-        mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (self.model.mean, self.model.std))
-        question = Question(self.module, image, target, -mean / std)
+        question = Question(self.module, image, target, self.model.black.to(image))
         maps = {f"dense.{method}": attribution_map(method, question) for method in methods}
         with made.applied(self.module):
             pruned = predict(self.module, image)

@@ -10,31 +10,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-try:
+from spade_fast._util.errors import UserError
+from spade_fast._util.extras import extra_for
+from spade_fast._util.sigterm import EXIT_STATUS, exit_on_sigterm
+from spade_fast.cli.options import command, split, stderr, stdout
+from spade_fast.inputs.setup import Setup
+from spade_fast.pruning.config import PruneConfig
+
+with extra_for("spade-fast needs"):
     import typer
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-except ImportError as error:
-    raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
-
-from spade_fast._util.sigterm import EXIT_STATUS, exit_on_sigterm
-from spade_fast.cli.options import (
-    FORESEEN,
-    Augmentations,
-    Device,
-    Layers,
-    Model,
-    Precision,
-    Seed,
-    Solver,
-    Sparsity,
-    one_line_errors,
-    one_line_warnings,
-    shares,
-    split,
-    stderr,
-    stdout,
-)
-from spade_fast.inputs.photo import AUGMENTATIONS
 
 if TYPE_CHECKING:
     from spade_fast.batch.driver import Progress as Report
@@ -42,7 +27,13 @@ if TYPE_CHECKING:
 
 _WORK = "How to work (changes no result)"
 _SHOWN_ERRORS = 10
-_SECONDS_A_LINE = 30.0
+_SECONDS_PER_LINE = 30.0
+
+
+def add_batch_commands(app: typer.Typer) -> None:
+    """Add them to the command line."""
+    command(app)(batch)
+    command(app)(index)
 
 
 def batch(
@@ -54,19 +45,13 @@ def batch(
             "(and perhaps id), or module:callable for a dataset.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results; a repeated run goes on in it.")],
-    model: Model = "demo",
-    solver: Solver = "exact",
-    sparsity: Sparsity = None,
-    augmentations: Augmentations = AUGMENTATIONS,
-    layers: Layers = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results; a repeated run resumes in it.")],
+    config: PruneConfig,
+    setup: Setup,
     methods: Annotated[
         str | None, typer.Option(help="Explain each sample too: comma-separated; explain --methods list names them.")
     ] = None,
-    seed: Seed = 0,
-    precision: Precision = "float32",
-    device: Device = "cpu",
-    threads: Annotated[int, typer.Option(help="Processor threads of a worker; changes the last bits of results.")] = 1,
+    threads: Annotated[int, typer.Option(help="Processor threads per worker; changes the last bits of results.")] = 1,
     engine: Annotated[
         str, typer.Option(help="local, or ray: a cluster (needs the extra cluster).", rich_help_panel=_WORK)
     ] = "local",
@@ -80,15 +65,15 @@ def batch(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes; default: one a GPU, or one for each --threads processors, as memory allows. 0: none but "
-            "this one, which dies with a sample that kills it.",
+            help="Processes; default: one per GPU, or one per --threads processors, as memory allows. 0: this process "
+            "alone, which dies with a sample that kills it.",
             rich_help_panel=_WORK,
         ),
     ] = None,
     samples_per_solve: Annotated[
         int | None,
         typer.Option(
-            help="Default: up to 8 on a GPU, else one a thread, as the machine's memory allows; fewer after running "
+            help="Default: up to 8 on a GPU, else one per thread, as the machine's memory allows; fewer after running "
             "out of it.",
             rich_help_panel=_WORK,
         ),
@@ -105,35 +90,26 @@ def batch(
         bool, typer.Option("--dry-run", help="Check everything, say what would be done.", rich_help_panel=_WORK)
     ] = False,
 ) -> None:
-    """Trace every sample of a folder or list. Killed at any moment, the same command goes on where it was.
+    """Trace every sample of a folder or list. Killed at any moment, the same command resumes.
 
     A sample is known by its id: its path in the folder, what a list says, or its index in a dataset.
 
-    Exits with 1 if samples failed (DIR/errors says why), with 2 if the run could not go on.
+    Exits with 1 if samples failed (DIR/errors says why), with 2 if the run could not continue.
 
     Example: spade-fast batch photos --solver sparsegpt --methods saliency --out traces
     """
-    with one_line_errors(), one_line_warnings(), exit_on_sigterm():
-        from spade_fast.batch import BatchSettings, run
+    from spade_fast.batch import run
 
-        settings = BatchSettings(
-            model=model,
-            solver=solver,
-            sparsity=shares(sparsity),
-            augmentations=augmentations,
-            layers=split(layers),
-            seed=seed,
-            precision=precision,
-            device=device,
-            methods=split(methods) or (),
-            threads=threads,
-        )
+    with exit_on_sigterm():
         try:
             with _progress(dry_run) as report:
                 summary = run(
                     samples,
                     out,
-                    settings,
+                    **vars(setup),
+                    **config.options(),
+                    methods=split(methods) or (),
+                    threads=threads,
                     engine=engine,
                     address=address,
                     workers=workers,
@@ -143,9 +119,9 @@ def batch(
                     progress=report,
                 )
         except (KeyboardInterrupt, SystemExit) as stop:
-            stderr.print("stopped; the same command goes on from here", markup=False)
+            stderr.print("stopped; the same command resumes from here", markup=False)
             raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else EXIT_STATUS) from stop
-        except FORESEEN:
+        except UserError:
             raise
         except Exception as error:  # not the exit code 1, which says that samples failed
             traceback.print_exc()
@@ -158,11 +134,10 @@ def batch(
 def index(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a batch.")],
 ) -> None:
-    """Make index.parquet of a batch anew: one row a sample, with sparsity, errors, classes and seconds."""
-    with one_line_errors():
-        from spade_fast.batch.index import INDEX, write_index
+    """Write index.parquet of a batch again: one row per sample, with sparsity, errors, classes and seconds."""
+    from spade_fast.batch.index import INDEX, write_index
 
-        states = write_index(folder)
+    states = write_index(folder)
     stdout.print(", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no samples", markup=False)
     stdout.print(str(folder / INDEX), markup=False)
 
@@ -181,7 +156,7 @@ def _print_summary(summary: Summary, out: Path, dry_run: bool) -> None:
 
 
 def _plan(summary: Summary) -> str:
-    how = f"workers: {summary.workers}, samples a solve: {summary.samples_per_solve}"
+    how = f"workers: {summary.workers}, samples per solve: {summary.samples_per_solve}"
     return f"{_total(summary)}, {summary.before} finished, {summary.left} to do ({how})"
 
 
@@ -194,7 +169,7 @@ def _pace(summary: Summary) -> str:
     if done == 0:
         return "nothing done"
     rate = done / max(summary.seconds, 1e-9)
-    text = f"{rate:.2f} a second" if rate >= 0.1 else f"{1 / rate:.0f} s each"
+    text = f"{rate:.2f} per second" if rate >= 0.1 else f"{1 / rate:.0f} s each"
     return f"{text}, {timedelta(seconds=round(summary.left / rate))} left" if summary.left else text
 
 
@@ -212,7 +187,7 @@ def _progress(dry_run: bool) -> Iterator[Report | None]:
             if last == 0.0:
                 stderr.print(_plan(summary), markup=False)
                 last = time.monotonic()
-            elif time.monotonic() - last >= _SECONDS_A_LINE:
+            elif time.monotonic() - last >= _SECONDS_PER_LINE:
                 last = time.monotonic()
                 done = summary.total - summary.left
                 failed = len(summary.failed)
@@ -228,7 +203,7 @@ def _progress(dry_run: bool) -> Iterator[Report | None]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=stderr) as bars:
-        task = bars.add_task("looking for finished samples", total=None)
+        task = bars.add_task("reading what is finished", total=None)
 
         def show(summary: Summary) -> None:
             failed = f", {len(summary.failed)} failed" if summary.failed else ""

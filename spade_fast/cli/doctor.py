@@ -5,13 +5,12 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
 
-import spade_fast
 from spade_fast import ops
+from spade_fast._util.versions import library_version, versions_of
 from spade_fast.ops import reference
 from spade_fast.ops._native import _C
 
@@ -33,14 +32,9 @@ class Check:
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a result, and the instruction set in use."""
-    found = {"spade_fast": spade_fast.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    found = {"spade_fast": library_version(), "python": platform.python_version(), "torch": torch.__version__}
     found["instruction set"] = ops.simd_level()
-    for package in ("numpy", "safetensors", "captum", "torchvision", "matplotlib"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {**found, **versions_of("numpy", "safetensors", "captum", "torchvision", "matplotlib")}
 
 
 def describe() -> dict[str, str]:

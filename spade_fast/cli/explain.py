@@ -2,67 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from spade_fast._util.files import output_folder
-from spade_fast.attribution.maps import attribution_map
-from spade_fast.attribution.methods import METHODS, Question
+from spade_fast._util.checks import check_names
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.extras import require
+from spade_fast._util.files import whole_folder
+from spade_fast._util.progress import Progress, no_progress, titled
+from spade_fast.attribution.methods import METHODS, Question, attribution_map
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.cli.doctor import versions
 from spade_fast.cli.overlay import Column, draw
 from spade_fast.cli.page import render
-from spade_fast.inputs.networks import LoadedModel
-from spade_fast.inputs.photo import (
-    SOLVER_TITLES,
-    Progress,
-    TraceSettings,
-    check_names,
-    check_settings,
-    chosen_layers,
-    chosen_sparsity,
-    load,
-    no_progress,
-    open_photo,
-    predict,
-    trace_image,
-)
+from spade_fast.cli.trace_photo import trace_image
+from spade_fast.inputs.defaults import fill_defaults
+from spade_fast.inputs.networks import LoadedModel, predict
+from spade_fast.inputs.photo import open_photo
+from spade_fast.inputs.setup import Setup
+from spade_fast.pruning.config import SOLVERS, PruneConfig
 from spade_fast.pruning.traces import Trace
 
 PAGE = "index.html"
 DEFAULT_METHODS = ("saliency", "integrated-gradients", "guided-gradcam", "gradcam")
-
-
-@dataclass(frozen=True)
-class Settings(TraceSettings):
-    """What to explain, and how.
-
-    Attributes
-    ----------
-    solvers
-        Some of ``"exact"`` and ``"sparsegpt"``.
-    methods
-        Keys of `METHODS`.
-    target
-        Index of the class to explain; None for the one the dense network decides on.
-
-    The others are those of `TraceSettings`.
-    """
-
-    solvers: Sequence[str] = ("exact", "sparsegpt")
-    methods: Sequence[str] = DEFAULT_METHODS
-    target: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,15 +45,35 @@ class Explanation:
     report: dict[str, Any]
 
 
-def explain(settings: Settings, out: Path, progress: Progress | None = None) -> Explanation:
+def explain_photo(
+    image: Path,
+    out: Path,
+    config: PruneConfig,
+    setup: Setup,
+    *,
+    solvers: Sequence[str] = tuple(SOLVERS),
+    methods: Sequence[str] = DEFAULT_METHODS,
+    target: int | None = None,
+    progress: Progress = no_progress,
+) -> Explanation:
     """Explain one photo and write a page, pictures, traces and ``report.json`` into a folder.
 
     Parameters
     ----------
-    settings
-        What to explain.
+    image
+        Path of a photo.
     out
-        Folder for the results, made if it is not there. Nothing appears in it before all results are complete.
+        Folder for the results, made if it does not exist. Nothing appears in it before all results are complete.
+    config
+        What to prune; its solver is replaced by each of `solvers`, and None in it stands for the network's defaults.
+    setup
+        Network, device and calibration images.
+    solvers
+        Some of ``"exact"`` and ``"sparsegpt"``.
+    methods
+        Keys of `METHODS`.
+    target
+        Index of the class to explain; None for the one the dense network predicts.
     progress
         Called as ``progress(stage, done, total)``.
 
@@ -95,79 +86,78 @@ def explain(settings: Settings, out: Path, progress: Progress | None = None) -> 
     ImportError
         A package is missing; the message names the extra to install.
     """
-    check_settings(settings, settings.solvers)
-    check_names("method", settings.methods, METHODS)
-    if importlib.util.find_spec("captum") is None:
-        raise ImportError("explanations need captum: pip install 'spade_fast[captum]'")
-    photo = open_photo(settings.image)
-    report_progress = progress or no_progress
-    with output_folder(out) as folder:
+    check_names("solver", solvers, SOLVERS)
+    check_names("method", methods, METHODS)
+    require("captum", "explanations need")
+    photo = open_photo(image)
+    with whole_folder(out) as folder:
         seconds: dict[str, float] = {}
         with _timed(seconds, "load model"):
-            model, image, pixels = load(settings.model, settings.device, photo)
-            prepared = prepare_for_attribution(model.module, image)
-            dense = predict(prepared, image)
-            target = int(dense.argmax()) if settings.target is None else settings.target
+            model = setup.load_model()
+            pixels, drawn = model.preprocess(photo)
+            pixels = pixels.to(setup.device)
+            prepared = prepare_for_attribution(model.module, pixels)
+            dense = predict(prepared, pixels)
+            target = int(dense.argmax()) if target is None else target
             if not 0 <= target < len(dense):
-                raise ValueError(f"target must be a class between 0 and {len(dense) - 1}, got {target}")
-            mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (model.mean, model.std))
-            question = Question(prepared, image, target, -mean / std)
+                raise InvalidValueError(f"target must be a class between 0 and {len(dense) - 1}, got {target}")
+            question = Question(prepared, pixels, target, model.black.to(pixels))
 
         networks = {"dense": dense}
         with _timed(seconds, "dense: attribution"):
-            maps = {"dense": _maps(settings.methods, question, "Dense: attribution", report_progress)}
+            maps = {"dense": _maps(methods, question, "Dense: attribution", progress)}
+        configs = {solver: fill_defaults(replace(config, solver=solver), prepared) for solver in solvers}
         traces = {}
-        for solver in settings.solvers:
-            title = SOLVER_TITLES[solver]
-            made = trace_image(settings, solver, model, prepared, image, partial(_titled, report_progress, title))
+        for solver in solvers:
+            title = SOLVERS[solver]
+            report_stage = titled(progress, title)
+            made = trace_image(image.name, pixels, model, prepared, configs[solver], setup, report_stage)
             made.save(folder / f"trace-{solver}.safetensors")
             seconds.update({f"{title}: {stage}": spent for stage, spent in made.header["seconds"].items()})
             with _timed(seconds, f"{title}: attribution"), made.applied(prepared):
-                networks[solver] = predict(prepared, image)
-                maps[solver] = _maps(settings.methods, question, f"{title}: attribution", report_progress)
+                networks[solver] = predict(prepared, pixels)
+                maps[solver] = _maps(methods, question, f"{title}: attribution", progress)
             traces[solver] = made
 
         with _timed(seconds, "pictures"):
-            columns = [
-                _column(_heading(name, settings, traces.get(name)), model, networks[name], target, maps[name])
-                for name in networks
-            ]
+            headings = {"dense": "Dense network", **{s: _heading(configs[s], traces[s]) for s in solvers}}
+            columns = [_column(headings[name], model, networks[name], target, maps[name]) for name in networks]
             title = f"Why “{model.class_name(target)}”?"
             subtitle = "Evidence for this class in the dense network, and in networks pruned for this photo alone"
-            titles = [METHODS[method].title for method in settings.methods]
-            draw(folder / "overview.png", pixels, columns, titles, title, subtitle)
-            for row, method in enumerate(settings.methods):
+            titles = [METHODS[method].title for method in methods]
+            draw(folder / "overview.png", drawn, columns, titles, title, subtitle)
+            for row, method in enumerate(methods):
                 single = [Column(one.heading, one.captions, [one.maps[row]]) for one in columns]
-                draw(folder / f"{method}.png", pixels, single, titles[row : row + 1], title, subtitle)
+                draw(folder / f"{method}.png", drawn, single, titles[row : row + 1], title, subtitle)
+        layers = next(iter(configs.values())).layers
         report = {
             "settings": {
-                **asdict(settings),
-                "image": str(settings.image),
+                "image": str(image),
+                **asdict(setup),
+                **config.record(),
+                "layers": None if layers is None else list(layers),
+                "solvers": list(solvers),
+                "methods": list(methods),
                 "target": target,
-                "layers": chosen_layers(settings.layers, settings.sparsity, prepared),
             },
             "versions": versions(),
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
             "predictions": {name: _top(model, scores, target) for name, scores in networks.items()},
             "page": PAGE,
-            "pictures": {name: f"{name}.png" for name in ("overview", *settings.methods)},
+            "pictures": {name: f"{name}.png" for name in ("overview", *methods)},
             "traces": {
                 solver: {
                     "file": f"trace-{solver}.safetensors",
-                    "sparsity": chosen_sparsity(settings.sparsity, solver),
+                    "sparsity": configs[solver].record()["sparsity"],
                     "layers": [asdict(one) for one in made.reports],
                 }
                 for solver, made in traces.items()
             },
         }
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        (folder / PAGE).write_text(render(report, pixels, maps), encoding="utf-8")
+        (folder / PAGE).write_text(render(report, drawn, maps), encoding="utf-8")
         names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name == PAGE, name))
     return Explanation([out / name for name in names], seconds, report)
-
-
-def _titled(progress: Progress, title: str, stage: str, done: int, total: int) -> None:
-    progress(f"{title}: {stage}", done, total)
 
 
 def _maps(methods: Sequence[str], question: Question, stage: str, progress: Progress) -> list[np.ndarray]:
@@ -179,12 +169,9 @@ def _maps(methods: Sequence[str], question: Question, stage: str, progress: Prog
     return maps
 
 
-def _heading(name: str, settings: Settings, made: Trace | None) -> str:
-    if made is None:
-        return "Dense network"
-    share = chosen_sparsity(settings.sparsity, name)
-    removed = made.sparsity if isinstance(share, Mapping) else share
-    return f"{SOLVER_TITLES[name]}, {removed:.0%} removed"
+def _heading(config: PruneConfig, made: Trace) -> str:
+    share = made.sparsity if isinstance(config.sparsity, Mapping) else config.sparsity
+    return f"{SOLVERS[config.solver]}, {share:.0%} removed"
 
 
 def _column(heading: str, model: LoadedModel, scores: Tensor, target: int, maps: list[np.ndarray]) -> Column:

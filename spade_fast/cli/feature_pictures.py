@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from spade_fast._util.files import check_device, output_folder
-from spade_fast.attribution.feature_visualization import Feature, Progress, visualize
-from spade_fast.inputs.networks import load_model
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.files import whole_folder
+from spade_fast._util.progress import Progress, titled
+from spade_fast.attribution.feature_visualization import Feature, visualize
+from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.traces import Trace
 
 
 def draw_feature(
     feature: Feature,
-    model: str,
     traces: Sequence[Path],
     out: Path,
+    setup: Setup,
     *,
     steps: int = 512,
     seed: int = 0,
-    device: str = "cpu",
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write ``dense.png``, and a picture for each trace, named as its file.
@@ -33,16 +33,14 @@ def draw_feature(
     ----------
     feature
         What to excite.
-    model
-        Name for `load_model`.
     traces
-        Trace files made from this model.
+        Trace files made from the network of `setup`.
     out
-        Folder, made if it is not there. Nothing appears in it before all pictures are complete.
+        Folder, made if it does not exist. Nothing appears in it before all pictures are complete.
+    setup
+        Network and device.
     steps, seed
         As in `visualize`.
-    device
-        Where to compute, as torch names it.
     progress
         Called as ``progress(stage, step, steps)``.
 
@@ -56,20 +54,18 @@ def draw_feature(
         No such feature, model or device; no trace file, one of another model, or two of one name; a folder that cannot
         be written; a package that is missing.
     """
-    check_device(device)
     loaded = {"dense": None, **{path.stem: Trace.load(path) for path in traces}}
     if len(loaded) != len(traces) + 1:
         names = ", ".join(path.name for path in traces)
-        raise ValueError(f"trace files must have names of their own, other than 'dense', got {names}")
-    network = load_model(model)
-    module = network.module.to(device)
+        raise InvalidValueError(f"trace files must have names of their own, other than 'dense', got {names}")
+    network = setup.load_model()
     size = (network.crop, network.crop)
-    with output_folder(out) as folder:
+    with whole_folder(out) as folder:
         for name, trace in loaded.items():
-            report = None if progress is None else partial(_named, progress, name)
-            with nullcontext() if trace is None else trace.applied(module):
+            report = None if progress is None else titled(progress, name)
+            with nullcontext() if trace is None else trace.applied(network.module):
                 picture = visualize(
-                    module,
+                    network.module,
                     feature,
                     size=size,
                     mean=network.mean,
@@ -80,10 +76,6 @@ def draw_feature(
                 )
             _save(picture, folder / f"{name}.png")
     return [out / f"{name}.png" for name in loaded]
-
-
-def _named(progress: Progress, name: str, stage: str, done: int, total: int) -> None:
-    progress(f"{name}: {stage}", done, total)
 
 
 def _save(picture: Tensor, path: Path) -> None:

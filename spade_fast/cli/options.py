@@ -1,35 +1,102 @@
-"""What the commands share: consoles, options, and errors and warnings of one line."""
+"""What the commands share: consoles, groups of options, and errors and warnings as one line."""
 
 from __future__ import annotations
 
+import inspect
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from contextvars import ContextVar
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
 
-try:
+from spade_fast._util.errors import InvalidValueError, UserError
+from spade_fast._util.extras import extra_for
+from spade_fast.inputs.setup import Setup
+from spade_fast.pruning.config import PruneConfig
+
+with extra_for("spade-fast needs"):
     import typer
     from rich.console import Console
     from rich.markup import escape
-except ImportError as error:
-    raise SystemExit("spade-fast needs typer and rich: pip install 'spade_fast[cli]'") from error
-
-# Errors of the user's input or machine.
-FORESEEN = (ImportError, KeyError, OSError, TypeError, ValueError)
 
 stdout = Console(highlight=False, soft_wrap=True, emoji=False)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+show_tracebacks = ContextVar("show_tracebacks", default=False)
 
-Model = Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")]
-Sparsity = Annotated[
-    str | None, typer.Option(help="Share of weights removed, or FILE.yaml from tune; default by solver.")
-]
-Solver = Annotated[str, typer.Option(help="exact (SPADE) or sparsegpt (FastSPADE).")]
-Augmentations = Annotated[int, typer.Option(help="Calibration images made from the photo.")]
-Layers = Annotated[str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")]
-Seed = Annotated[int, typer.Option(help="Of the augmentations.")]
-Precision = Annotated[str, typer.Option(help="Of the calibration: float32 or bf16.")]
-Device = Annotated[str, typer.Option(help="cpu, or a GPU as torch names it: cuda, cuda:1.")]
+_EXIT_STATUS = 2
+
+
+def pruning_options(
+    solver: Annotated[str, typer.Option(help="exact (SPADE) or sparsegpt (FastSPADE).")] = PruneConfig.solver,
+    sparsity: Annotated[
+        str | None, typer.Option(help="Share of weights removed, or FILE.yaml from tune; default by solver.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the augmentations.")] = 0,
+    precision: Annotated[str, typer.Option(help="Of the calibration: float32 or bf16.")] = PruneConfig.precision,
+) -> PruneConfig:
+    """Make the configuration of a command."""
+    return PruneConfig(sparsity=_shares(sparsity), solver=solver, layers=split(layers), seed=seed, precision=precision)
+
+
+def setup_options(
+    model: Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")] = Setup.model,
+    augmentations: Annotated[int, typer.Option(help="Calibration images made from each photo.")] = Setup.augmentations,
+    device: Annotated[str, typer.Option(help="cpu, or a GPU as torch names it: cuda, cuda:1.")] = Setup.device,
+) -> Setup:
+    """Make the setup of a command."""
+    return Setup(model, device, augmentations)
+
+
+_GROUPS: dict[Any, Callable[..., Any]] = {PruneConfig: pruning_options, Setup: setup_options}
+
+
+def command(
+    app: typer.Typer, *, without: Collection[str] = (), **settings: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of `app`.
+
+    A parameter of type `PruneConfig` or `Setup` becomes the options of its group, except those in `without` and those
+    that the function has itself. Errors that the user can cause are printed as one line, and so are warnings.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        app.command(**settings)(_with_groups(function, without))
+        return function
+
+    return register
+
+
+def _with_groups(function: Callable[..., None], without: Collection[str]) -> Callable[..., None]:
+    own = inspect.signature(function).parameters
+    parameters: dict[str, inspect.Parameter] = {}
+    groups: dict[str, list[str]] = {}
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in own.items():
+        if hints[name] not in _GROUPS:
+            parameters[name] = parameter.replace(annotation=hints[name])
+            continue
+        make = _GROUPS[hints[name]]
+        members, member_hints = inspect.signature(make).parameters, get_type_hints(make, include_extras=True)
+        groups[name] = [member for member in members if member not in own and member not in without]
+        for member in groups[name]:
+            parameters[member] = members[member].replace(annotation=member_hints[member])
+
+    @wraps(function)
+    def call(**given: Any) -> None:
+        with _one_line_errors(), _one_line_warnings():
+            for name, members in groups.items():
+                given[name] = _GROUPS[hints[name]](**{member: given.pop(member) for member in members})
+            function(**given)
+
+    keyword_only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters.values()]
+    call.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    call.__annotations__ = {name: one.annotation for name, one in parameters.items()}
+    return call
 
 
 def split(patterns: str | None) -> list[str] | None:
@@ -37,7 +104,15 @@ def split(patterns: str | None) -> list[str] | None:
     return None if patterns is None else patterns.split(",")
 
 
-def shares(sparsity: str | None) -> float | dict[str, float] | None:
+def number(what: str, text: str, alternative: str = "") -> float:
+    """A number, or ValueError for an option `what`."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidValueError(f"{what} must be a number{alternative}, got {text!r}") from None
+
+
+def _shares(sparsity: str | None) -> float | dict[str, float] | None:
     """A number, or what a file of sparsities says."""
     if sparsity is None:
         return None
@@ -48,27 +123,21 @@ def shares(sparsity: str | None) -> float | dict[str, float] | None:
     return number("sparsity", sparsity, " or a file FILE.yaml")
 
 
-def number(what: str, text: str, alternative: str = "") -> float:
-    """A number, or ValueError for an option `what`."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{what} must be a number{alternative}, got {text!r}") from None
-
-
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Print foreseen errors as one line, and exit with 2."""
+def _one_line_errors() -> Iterator[None]:
+    """Print an error that the user can cause as one line, or with its traceback if asked for, and exit with 2."""
     try:
         yield
-    except FORESEEN as error:
-        message = error.args[0] if type(error) is KeyError else error
-        stderr.print(f"[bold red]error:[/] {escape(' '.join(str(message).split()))}")
-        raise typer.Exit(2) from error
+    except UserError as error:
+        if show_tracebacks.get():
+            traceback.print_exc()
+        else:
+            stderr.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
+        raise typer.Exit(_EXIT_STATUS) from error
 
 
 @contextmanager
-def one_line_warnings() -> Iterator[None]:
+def _one_line_warnings() -> Iterator[None]:
     """Print each warning as one line."""
 
     def show(message: Warning | str, *_: object) -> None:

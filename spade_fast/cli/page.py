@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from spade_fast.attribution.methods import METHODS
 from spade_fast.cli.overlay import COLOURS, overlay
-from spade_fast.inputs.photo import SOLVER_TITLES
+from spade_fast.pruning.config import SOLVERS
 
 # Of a JPEG: single-pixel evidence stays sharp, and a page with a dozen maps stays below a megabyte.
 _QUALITY = 90
@@ -91,7 +91,7 @@ def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequ
     dense = report["predictions"]["dense"]["top"][0]["class"]
     networks = [
         _Network(
-            SOLVER_TITLES.get(name, "Dense network"),
+            SOLVERS.get(name, "Dense network"),
             prediction["target"],
             prediction["top"],
             prediction["top"][0]["class"] == dense,

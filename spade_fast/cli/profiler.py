@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 import time
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.files import check_file, whole_file
 from spade_fast._util.ranges import NVTX_VARIABLE, PREFIX, STAGES, nvtx_asked_for
 from spade_fast.ops import flops
 
@@ -41,7 +43,7 @@ class StageUse:
         Time on the thread of the run, without that of stages inside this one. For work on a GPU that is the time of
         launching it and of waiting for it.
     operations
-        Floating-point operations that `spade_fast.flops` counts; 0 where none are counted.
+        Floating-point operations that `spade_fast.ops.flops` counts; 0 where none are counted.
     peak_bytes
         Largest resident memory of the process seen in this stage, which includes all that is kept from before. It is
         read every 5 ms, so that shorter peaks can be missed, and a stage that was never met has None; so has every
@@ -78,16 +80,20 @@ def profile(run: Callable[[], object], chrome: Path) -> list[StageUse]:
         The Chrome trace cannot be written.
     """
     if nvtx_asked_for():
-        raise ValueError(f"{NVTX_VARIABLE}=1 and a profile exclude each other: unset the variable")
+        raise InvalidValueError(f"{NVTX_VARIABLE}=1 and a profile exclude each other: unset the variable")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler prints about itself
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    with _appearing_whole(chrome) as unfinished:
+    check_file(chrome, "the Chrome trace")
+    with whole_file(chrome, "the Chrome trace") as file, tempfile.TemporaryDirectory() as scratch:
         profiler, memory, ops = torch.profiler.profile(activities=activities), _MemorySampler(), _Counter()
         with profiler, memory, ops:
             readings = [_read_clock() for _ in range(_CLOCK_READINGS)]
             with record_function(_RUN):
                 run()
-        profiler.export_chrome_trace(str(unfinished))
+        exported = Path(scratch, chrome.name)  # torch compresses by the name's suffix
+        profiler.export_chrome_trace(str(exported))
+        with exported.open("rb") as finished:
+            shutil.copyfileobj(finished, file)
     # All of `profiler.events()` would become Python objects, which takes ten times longer.
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     named = [event for event in events if event.name().startswith(PREFIX) and event.device_type() == DeviceType.CPU]
@@ -209,18 +215,3 @@ def resident_bytes() -> int | None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None
-
-
-@contextmanager
-def _appearing_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its place at the end if nothing failed."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        folder = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=path.parent)
-    except OSError as error:
-        raise type(error)(f"cannot write the Chrome trace {path}: {error.strerror}") from error
-    with folder:
-        unfinished = Path(folder.name) / path.name
-        yield unfinished
-        os.replace(unfinished, path)

@@ -10,7 +10,7 @@ them instead, or let :func:`accelerate` swap them inside modules that already im
 The package's own API (:func:`spade_fast.trace`) has none of the quirks.
 """
 
-from spade_fast.compat.sparsegpt import SparseGPT, SparseGPTSuperFast
+from spade_fast.compat.sparsegpt_solvers import SparseGPT, SparseGPTSuperFast
 from spade_fast.compat.swap import accelerate
 from spade_fast.compat.trueobs import TrueOBS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from spade_fast.compat.sparsegpt import SparseGPT, SparseGPTSuperFast
+from spade_fast.compat.sparsegpt_solvers import SparseGPT, SparseGPTSuperFast
 from spade_fast.compat.trueobs import TrueOBS
 
 _REPLACEMENTS: dict[str, type] = {cls.__name__: cls for cls in (TrueOBS, SparseGPT, SparseGPTSuperFast)}

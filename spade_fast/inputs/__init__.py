@@ -1,1 +1,8 @@
 """Networks by name, photos, and the calibration images made from them."""
+
+from spade_fast.inputs.augment import ImageAugmenter
+from spade_fast.inputs.defaults import wide_layers
+from spade_fast.inputs.networks import LoadedModel, demo_photo, load_model, predict
+from spade_fast.inputs.photo import open_photo
+
+__all__ = ["ImageAugmenter", "LoadedModel", "demo_photo", "load_model", "open_photo", "predict", "wide_layers"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spade_fast.pruning.config import images_a_batch
+from spade_fast._util.checks import integer
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.extras import require
+from spade_fast.pruning.calibration import images_per_batch
 
 _CROP_TRIES = 10
 # Columns of the table of random numbers, after area and aspect ratio of each try.
@@ -34,13 +36,13 @@ class ImageAugmenter:
     n
         Number of images.
     mean, std
-        Normalisation of the images that the network takes, one number a channel; None for images already in 0-1.
+        Normalisation of the images that the network takes, one number per channel; None for images already in 0-1.
     seed
         Any integer.
     size
         Height and width of the images made (a number for both); None for those of the sample.
     batch_size
-        Images a batch; None for 8 on a CPU and 64 elsewhere. It changes memory and speed only.
+        Images per batch; None for 8 on a CPU and 64 elsewhere. It changes memory and speed only.
     scale
         Range of the crop's share of the image area.
     ratio
@@ -82,9 +84,9 @@ class ImageAugmenter:
         brightness: float = 0.5,
         hue: float = 0.3,
     ) -> None:
-        self.n = _integer("n", n, 1)
-        self.seed = _integer("seed", seed)
-        self.batch_size = None if batch_size is None else _integer("batch_size", batch_size, 1)
+        self.n = integer("n", n, 1)
+        self.seed = integer("seed", seed)
+        self.batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
         self.mean, self.std = _normalisation(mean, std)
         self.size = None if size is None else _size(size)
         self.scale = _interval("scale", scale, 1.0)
@@ -94,7 +96,7 @@ class ImageAugmenter:
         self.hue = _fraction("hue", hue, 0.5)
 
     def __call__(self, image: Tensor, sample_id: str | int = 0) -> AugmentedImages:
-        """Return the augmentations of one image, to be run over as often as one likes.
+        """Return the augmentations of one image, which can be run over any number of times.
 
         Parameters
         ----------
@@ -120,20 +122,22 @@ class ImageAugmenter:
         """
         if not isinstance(image, Tensor) or not image.is_floating_point():
             given = f"{image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(f"image must be a floating-point tensor, got {given}")
+            raise InvalidTypeError(f"image must be a floating-point tensor, got {given}")
         if image.dim() == 4 and image.shape[0] == 1:
             image = image[0]
         if image.dim() != 3 or image.numel() == 0:
-            raise ValueError(f"image must have shape [C, H, W] or [1, C, H, W], not empty, got {list(image.shape)}")
+            raise InvalidValueError(
+                f"image must have shape [C, H, W] or [1, C, H, W], not empty, got {list(image.shape)}"
+            )
         if not bool(torch.isfinite(image).all()):
-            raise ValueError("image has NaN or infinite values")
+            raise InvalidValueError("image has NaN or infinite values")
         channels = image.shape[0]
         if self.hue and channels != 3:
-            raise ValueError(f"hue needs images of 3 channels, got {channels}: use ImageAugmenter(hue=0)")
-        if self.hue and importlib.util.find_spec("kornia") is None:
-            raise ImportError("shifting hue needs kornia: pip install 'spade_fast[image]'")
+            raise InvalidValueError(f"hue needs images of 3 channels, got {channels}: use ImageAugmenter(hue=0)")
+        if self.hue:
+            require("kornia", "shifting hue needs")
         if self.mean is not None and len(self.mean) not in (1, channels):
-            raise ValueError(f"mean and std have {len(self.mean)} numbers, but image has {channels} channels")
+            raise InvalidValueError(f"mean and std have {len(self.mean)} numbers, but image has {channels} channels")
         return AugmentedImages(self, image.detach(), str(sample_id))
 
     def __repr__(self) -> str:
@@ -141,12 +145,12 @@ class ImageAugmenter:
 
 
 class AugmentedImages:
-    """The augmentations of one image; made by `ImageAugmenter`, batch by batch and anew in each run over them."""
+    """The augmentations of one image; made by `ImageAugmenter`, batch by batch, and again in each run over them."""
 
     def __init__(self, augmenter: ImageAugmenter, image: Tensor, sample_id: str) -> None:
         self.augmenter = augmenter
         self.sample_id = sample_id
-        self.batch_size = augmenter.batch_size or images_a_batch(image.device)
+        self.batch_size = augmenter.batch_size or images_per_batch(image.device)
         self._dtype = image.dtype
         # Half precision would round the colours more coarsely than an 8-bit photo.
         self._colours = self._undo_normalisation(image.to(torch.promote_types(image.dtype, torch.float32)))
@@ -229,30 +233,22 @@ def _crop_box(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _integer(name: str, value: int, least: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
 def _fraction(name: str, value: float, most: float) -> float:
     if not 0 <= value <= most:
-        raise ValueError(f"{name} must lie between 0 and {most:g}, got {value!r}")
+        raise InvalidValueError(f"{name} must lie between 0 and {most:g}, got {value!r}")
     return float(value)
 
 
 def _interval(name: str, value: tuple[float, float], most: float) -> tuple[float, float]:
     if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
         limit = "" if math.isinf(most) else f" and at most {most:g}"
-        raise ValueError(f"{name} must be two rising numbers above 0{limit}, got {value!r}")
+        raise InvalidValueError(f"{name} must be two rising numbers above 0{limit}, got {value!r}")
     return float(value[0]), float(value[1])
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
-    return _integer("size", height, 1), _integer("size", width, 1)
+    return integer("size", height, 1), integer("size", width, 1)
 
 
 def _normalisation(
@@ -261,10 +257,10 @@ def _normalisation(
     if mean is None and std is None:
         return None, None
     if mean is None or std is None:
-        raise ValueError("mean and std must be given together")
+        raise InvalidValueError("mean and std must be given together")
     mean, std = tuple(map(float, mean)), tuple(map(float, std))
     if len(mean) != len(std) or not mean:
-        raise ValueError(f"mean and std must have the same number of channels, got {len(mean)} and {len(std)}")
+        raise InvalidValueError(f"mean and std must have the same number of channels, got {len(mean)} and {len(std)}")
     if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
-        raise ValueError(f"mean must be finite and std positive and finite, got {mean} and {std}")
+        raise InvalidValueError(f"mean must be finite and std positive and finite, got {mean} and {std}")
     return mean, std

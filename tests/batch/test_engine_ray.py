@@ -154,7 +154,7 @@ def test_killed_workers_are_replaced_and_bad_samples_recorded(photos, gate, clus
 def test_what_a_cluster_cannot_do(photos, cluster, tmp_path, options, message):
     given = settings(MODEL, **{name: options.pop(name) for name in ["device"] if name in options})
     with pytest.raises(ValueError, match=message):
-        run(photos, tmp_path / "out", given, engine="ray", **options)
+        run(photos, tmp_path / "out", **given, engine="ray", **options)
 
 
 def test_the_address_of_the_cluster_in_use(cluster):
@@ -223,7 +223,7 @@ def test_a_sample_that_kills_its_workers_is_given_up(cluster, gate, tmp_path):
 def test_workers_that_cannot_be_started(cluster, gate, tmp_path):
     (gate / "gate").unlink()
     with pytest.raises(ValueError, match="no node of the cluster has 1000 processors for a worker"):
-        run(Deadly(), tmp_path / "out", settings(MODEL, threads=1000), engine="ray", workers=1)
+        run(Deadly(), tmp_path / "out", **settings(MODEL, threads=1000), engine="ray", workers=1)
     with pytest.raises(TypeError, match="the samples cannot be sent to other processes"):
         run_small([threading.Lock()] * 2, tmp_path / "out", MODEL, engine="ray", workers=1)
 

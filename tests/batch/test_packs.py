@@ -15,11 +15,9 @@ pytest.importorskip("kornia")
 pytest.importorskip("typer")
 pytest.importorskip("PIL.Image")
 
-from batches import claimed_by_another, contents, make_photos, no_leftovers, run_small, settings
+from batches import claimed_by_another, contents, make_photos, no_leftovers, run_small, settings, small_job
 
 from spade_fast.batch import OutputError, Results, run
-from spade_fast.batch.job import make_job
-from spade_fast.batch.samples import find_samples
 from spade_fast.batch.store import Store
 
 
@@ -46,8 +44,8 @@ def two_layouts(small, photos, tmp_path) -> tuple[Path, Path]:
     """The same batch in single files, and packed by two."""
     options = settings(small, methods=["saliency"])
     single, packed = tmp_path / "single", tmp_path / "packed"
-    run(photos, single, options, workers=0, samples_per_solve=2)
-    run(photos, packed, options, workers=0, samples_per_solve=1, pack=2)
+    run(photos, single, **options, workers=0, samples_per_solve=2)
+    run(photos, packed, **options, workers=0, samples_per_solve=1, pack=2)
     return single, packed
 
 
@@ -72,12 +70,12 @@ def test_packed_results_are_the_same(two_layouts, tmp_path):
 def test_a_run_goes_on_after_packs(small, two_layouts, photos):
     single, packed = two_layouts
     options = settings(small, methods=["saliency"])
-    assert run(photos, packed, options, workers=0, pack=2).before == 5
+    assert run(photos, packed, **options, workers=0, pack=2).before == 5
     make_photos(photos / "more", 2)
-    summary = run(photos, packed, options, workers=0)
+    summary = run(photos, packed, **options, workers=0)
     assert (summary.before, summary.finished) == (5, 2) and packs(packed) == [1, 2, 2]
-    assert run(photos, packed, options, workers=0, pack=9).before == 7 and packs(packed) == [1, 2, 2, 2]
-    assert run(photos, single, options, workers=0, pack=9).finished == 2 and packs(single) == [7]
+    assert run(photos, packed, **options, workers=0, pack=9).before == 7 and packs(packed) == [1, 2, 2, 2]
+    assert run(photos, single, **options, workers=0, pack=9).finished == 2 and packs(single) == [7]
     assert contents(single) == contents(packed)
 
 
@@ -106,10 +104,10 @@ def test_damaged_packs(small, two_layouts, photos):
     cut.write_bytes(cut.read_bytes()[:-100])
     assert [found.file for found in Results(packed).stored() if found.header is None] == [f"packs/{cut.name}"]
     assert len(Results(packed)) == 3
-    summary = run(photos, packed, settings(small, methods=["saliency"]), workers=0, pack=3)
+    summary = run(photos, packed, **settings(small, methods=["saliency"]), workers=0, pack=3)
     assert summary.finished == 2 and len(Results(packed)) == 5
     changed.unlink()
-    assert run(photos, packed, settings(small, methods=["saliency"]), workers=0, pack=1).before == 3
+    assert run(photos, packed, **settings(small, methods=["saliency"]), workers=0, pack=1).before == 3
     assert contents(packed) == contents(single)
 
 
@@ -138,7 +136,7 @@ def test_any_damage_to_a_pack(two_layouts):
 
 def test_reading_while_samples_are_packed(small, photos, tmp_path):
     out = tmp_path / "out"
-    job, _ = make_job(find_samples(photos), out, settings(small))
+    job, _ = small_job(photos, out, small)
     run_small(photos, out, small)
     found = Results(out).stored()
     first = next(found)
@@ -182,7 +180,7 @@ def test_killed_while_it_packs(small, photos, tmp_path, moment):
 
 def test_samples_of_others_are_left_alone(small, photos, tmp_path):
     out = tmp_path / "out"
-    job, _ = make_job(find_samples(photos), out, settings(small))
+    job, _ = small_job(photos, out, small)
     run_small(photos, out, small)
     with claimed_by_another(job, "00.png"):
         Store(job).pack_all(9)

@@ -20,7 +20,8 @@ pytest.importorskip("captum")
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
-from spade_fast.cli.explain import Settings, explain  # noqa: E402
+from explaining import explain  # noqa: E402
+
 from spade_fast.cli.overlay import overlay  # noqa: E402
 from spade_fast.cli.page import render  # noqa: E402
 
@@ -293,8 +294,8 @@ def requested(browser):
 @pytest.mark.parametrize("width", [1280, 400])
 def test_explanation_as_rendered(small, photo, tmp_path, browser, width):
     sparsity = {"0": 0.25, "2": 0.5, "6": 0.0}
-    settings = Settings(photo, small, methods=("saliency", "gradcam"), augmentations=6, sparsity=sparsity)
-    explanation = explain(settings, tmp_path / "out")
+    options = {"methods": ("saliency", "gradcam"), "augmentations": 6, "sparsity": sparsity}
+    explanation = explain(photo, small, tmp_path / "out", **options)
     page = explanation.files[-1]
     assert page.name == explanation.report["page"] == "index.html"
     show(browser, page, width)

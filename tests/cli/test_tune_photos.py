@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ Image = pytest.importorskip("PIL.Image")
 from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast import ImageAugmenter, Trace, Tuning, trace, tune  # noqa: E402
+from spade_fast.cli import tune_photos  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
 from spade_fast.inputs.networks import load_model  # noqa: E402
 
@@ -93,9 +93,7 @@ def test_localisation(small, photos, tmp_path, monkeypatch):
         seen.append((found, mask))
         return (found[mask].mean() / found.mean())[None]
 
-    monkeypatch.setitem(
-        sys.modules, "spade_fast.attribution.metrics", SimpleNamespace(localisation_auc=localisation_auc)
-    )
+    monkeypatch.setattr(tune_photos, "localisation_auc", localisation_auc)
     masks = tmp_path / "masks"
     masks.mkdir()
     for path in photos:
@@ -116,7 +114,7 @@ def test_localisation(small, photos, tmp_path, monkeypatch):
     assert result.exit_code == 2 and "photo.png: the mask must have pixels inside and outside" in result.stderr
     Image.new("L", (30, 40)).save(masks / "photo.png")
     result = invoke("tune", *photos, *options)
-    assert result.exit_code == 2 and "is no mask of photo.png: it has 30x40 pixels instead of 40x30" in result.stderr
+    assert result.exit_code == 2 and "is not a mask of photo.png: it has 30x40 pixels instead of 40x30" in result.stderr
     (masks / "other.png").unlink()
     (masks / "photo.png").unlink()
     result = invoke("tune", *photos, *options)
@@ -130,8 +128,8 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         seen.append((next(model.parameters()).flatten()[:9].clone(), maps.clone()))
         return maps.flatten(1)[:, ::50]
 
-    metrics = SimpleNamespace(deletion_curve=deletion_curve, auc=lambda curve: curve.mean(1))
-    monkeypatch.setitem(sys.modules, "spade_fast.attribution.metrics", metrics)
+    monkeypatch.setattr(tune_photos, "deletion_curve", deletion_curve)
+    monkeypatch.setattr(tune_photos, "auc", lambda curve: curve.mean(1))
     options = ["--model", small, "--augmentations", 4, "--score", "deletion", "--layers", "0", "--candidates", 0.8]
     result = invoke("tune", photos[0], *options, "--out", tmp_path / "tuned.yaml")
     assert result.exit_code == 0, result.output

@@ -454,14 +454,14 @@ def test_nothing_is_looked_at_before_a_layer_is_done(name, solver, monkeypatch):
     layer = layer_of(LAYERS[name])
     weight, grams = problem(layer, samples=2)
     zeros = solvers.count_zeros(weight)
-    look = solvers._look
+    look = solvers._read
     looks = _Looks()
 
     def when_done(*arguments: Any) -> Any:
         looks.__exit__(None, None, None)
         return look(*arguments)
 
-    monkeypatch.setattr(solvers, "_look", when_done)
+    monkeypatch.setattr(solvers, "_read", when_done)
     monkeypatch.setattr(
         "spade_fast.pruning.counts.removal_counts", lambda total, sizes, zeros: sizes // 2
     )  # on the host

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spade_fast import FallbackError, FallbackWarning, trace, trace_batch
 from spade_fast.inputs.augment import ImageAugmenter
 from spade_fast.pruning.calibration import calibrate
-from spade_fast.pruning.config import group_by_memory, parse_bytes, samples_together
+from spade_fast.pruning.config import parse_bytes
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
+from spade_fast.pruning.memory_plan import group_by_memory, samples_per_solve
 from spade_fast.pruning.solve import solve_layer
-from spade_fast.pruning.tracing import FallbackError, FallbackWarning, trace, trace_batch
 
 SOLVERS = ["exact", "sparsegpt"]
 
@@ -332,7 +333,7 @@ def test_bad_arguments(model, images):
     refuse(UnknownLayerError, "layer pattern 'x[*]' matches no layer", sparsity={"stem": 0.5, "x*": 0.5})
     refuse(KeyError, "'haed'", layers=["haed"])
     refuse(ValueError, "layers is empty", layers=[])
-    refuse(ValueError, "solver must be one of 'exact', 'sparsegpt', got 'obs'", solver="obs")
+    refuse(ValueError, "unknown solver 'obs': allowed are exact, sparsegpt", solver="obs")
     refuse(ValueError, "block must be at least 1, got 0", block=0)
     refuse(TypeError, "block must be a whole number or None, got 2.5", block=2.5)
     for value in (-1, math.nan, math.inf, "x"):
@@ -439,5 +440,5 @@ def test_grouping():
     assert all(sum(sizes[name] for name in group) <= 10 for group in groups) and len(groups) == 2
     assert group_by_memory(sizes, None) == [list("abcde")]
     assert group_by_memory({}, 10) == group_by_memory({}, None) == []
-    assert samples_together(sizes, None, 7) == 7 == samples_together({}, 1, 7)
-    assert samples_together(sizes, 20, 7) == 3 and samples_together(sizes, 6, 7) == 1
+    assert samples_per_solve(sizes, None, 7) == 7 == samples_per_solve({}, 1, 7)
+    assert samples_per_solve(sizes, 20, 7) == 3 and samples_per_solve(sizes, 6, 7) == 1

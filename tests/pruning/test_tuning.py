@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spade_fast import Tuning, load_sparsity, ops, trace, tune
+from spade_fast import FallbackWarning, Tuning, load_sparsity, ops, trace, tune
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
-from spade_fast.pruning.tracing import FallbackWarning
 from spade_fast.pruning.tuning import group_layers
 from spade_fast.pruning.tuning_result import Trial
 
@@ -307,7 +306,7 @@ def test_bad_arguments(model, samples, score):
     refuse(TypeError, "rounds must be a whole number", rounds=1.5)
     refuse(ValueError, "stages must be 'blocks', 'layers' or a mapping", stages="parts")
     refuse(UnknownLayerError, "'haed'", stages={"a": "haed"})
-    refuse(ValueError, "solver must be one of", solver="obs")
+    refuse(ValueError, "unknown solver 'obs'", solver="obs")
     refuse(ValueError, "sample '1'.*NaN", samples=[samples[0], samples[1] / 0])
     refuse(ValueError, "no layer to tune", stages={})
     iterators = [iter(sample.split(5)) for sample in samples]

@@ -1,0 +1,21 @@
+"""How long calls report what is done: ``progress(stage, done, total)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+Progress = Callable[[str, int, int], None]
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Report to nobody."""
+
+
+def titled(progress: Progress, title: str) -> Progress:
+    """Return a `progress` whose stages are called "`title`: STAGE"."""
+    return partial(_report, progress, title)
+
+
+def _report(progress: Progress, title: str, stage: str, done: int, total: int) -> None:
+    progress(f"{title}: {stage}", done, total)

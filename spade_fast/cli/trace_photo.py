@@ -1,0 +1,63 @@
+"""The trace of one photo, as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from spade_fast._util.files import check_file
+from spade_fast._util.progress import Progress
+from spade_fast.inputs.defaults import fill_defaults
+from spade_fast.inputs.networks import LoadedModel, predict
+from spade_fast.inputs.photo import open_photo
+from spade_fast.inputs.setup import Setup
+from spade_fast.pruning.config import PruneConfig
+from spade_fast.pruning.traces import Trace
+from spade_fast.pruning.tracing import trace
+
+
+def trace_photo(image: Path, out: Path, config: PruneConfig, setup: Setup, progress: Progress | None = None) -> Trace:
+    """Prune a network for one photo, and save the trace.
+
+    Parameters
+    ----------
+    image
+        Path of a photo.
+    out
+        File for the trace, in a folder that exists.
+    config
+        What to prune; None in it stands for the network's defaults.
+    setup
+        Network, device and calibration images.
+    progress
+        Called as ``progress(stage, done, total)``.
+
+    Raises
+    ------
+    UserError
+        As in `spade_fast.cli.explain.explain_photo`.
+    """
+    check_file(out, "the trace")
+    photo = open_photo(image)
+    model = setup.load_model()
+    pixels = model.preprocess(photo)[0].to(setup.device)
+    predict(model.module, pixels)
+    config = fill_defaults(config, model.module)
+    made = trace_image(image.name, pixels, model, model.module, config, setup, progress)
+    made.save(out)
+    return made
+
+
+def trace_image(
+    name: str,
+    image: Tensor,
+    model: LoadedModel,
+    module: nn.Module,
+    config: PruneConfig,
+    setup: Setup,
+    progress: Progress | None,
+) -> Trace:
+    """Trace `module`, which may be a prepared copy of the network, for its input ``[1, C, H, W]`` made from a photo."""
+    batches = setup.augmenter(model, config.seed)(image, name)
+    return trace(module, batches, sample_id=name, progress=progress, **config.options())
