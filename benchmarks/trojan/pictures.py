@@ -16,11 +16,11 @@ from records import Records
 from rows import chosen, shares_of, solve
 from scoring import FAST, Scorer
 from sources import test_photos
-
-from spade_fast.attribution.feature_visualization import Feature, visualize
 from spade_fast.attribution.maps import attribution_map
+
+from spade_fast.attribution.drawing import Column, draw
+from spade_fast.attribution.feature_visualization import Feature, visualize
 from spade_fast.attribution.methods import METHODS
-from spade_fast.cli.overlay import Column, draw
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.pruning.traces import weights_applied
 

@@ -5,28 +5,43 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spade_fast.attribution import metrics
+from spade_fast.attribution.drawing import overlay
 from spade_fast.attribution.feature_visualization import Feature, visualize
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe
 from spade_fast.attribution.prepare import prepare_for_attribution
 
 if TYPE_CHECKING:
+    from spade_fast.attribution.cam import LayerCam
+    from spade_fast.attribution.lrp import LRP
     from spade_fast.attribution.spade import Spade
 
 __all__ = [
+    "LRP",
     "METHODS",
     "Feature",
+    "LayerCam",
     "Question",
     "Spade",
     "attribution_map",
     "make_recipe",
     "metrics",
+    "overlay",
     "prepare_for_attribution",
     "visualize",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Spade":  # needs captum, an extra
+    """Load what needs captum, an extra, when it is first used."""
+    if name == "LRP":
+        from spade_fast.attribution.lrp import LRP
+
+        return LRP
+    if name == "LayerCam":
+        from spade_fast.attribution.cam import LayerCam
+
+        return LayerCam
+    if name == "Spade":
         from spade_fast.attribution.spade import Spade
 
         return Spade

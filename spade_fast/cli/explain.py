@@ -19,10 +19,10 @@ from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import require
 from spade_fast._util.files import whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
+from spade_fast.attribution.drawing import Column, draw
 from spade_fast.attribution.methods import METHODS, Question, attribution_map
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.cli.doctor import versions
-from spade_fast.cli.overlay import Column, draw
 from spade_fast.cli.page import render
 from spade_fast.cli.trace_photo import trace_image
 from spade_fast.inputs.defaults import fill_defaults

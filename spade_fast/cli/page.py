@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from spade_fast.attribution.drawing import COLOURS, overlay
 from spade_fast.attribution.methods import METHODS
-from spade_fast.cli.overlay import COLOURS, overlay
 from spade_fast.pruning.config import SOLVERS
 
 # Of a JPEG: single-pixel evidence stays sharp, and a page with a dozen maps stays below a megabyte.

@@ -22,12 +22,12 @@ from explaining import explain  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast import ops  # noqa: E402
+from spade_fast.attribution.drawing import Column, draw, normalise, overlay  # noqa: E402
 from spade_fast.attribution.methods import METHODS  # noqa: E402
 from spade_fast.attribution.prepare import prepare_for_attribution  # noqa: E402
 from spade_fast.cli import doctor  # noqa: E402
 from spade_fast.cli import explain as module  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
-from spade_fast.cli.overlay import Column, draw, normalise, overlay  # noqa: E402
 from spade_fast.inputs.networks import LoadedModel, demo_photo, load_model  # noqa: E402
 from spade_fast.pruning.traces import Trace  # noqa: E402
 

@@ -22,7 +22,7 @@ Image = pytest.importorskip("PIL.Image")
 
 from explaining import explain  # noqa: E402
 
-from spade_fast.cli.overlay import overlay  # noqa: E402
+from spade_fast.attribution.drawing import overlay  # noqa: E402
 from spade_fast.cli.page import render  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
