@@ -78,11 +78,11 @@ bench-batch: build  ## throughput, overhead and memory of batches, in about a qu
 	$(BIN)/python benchmarks/batch.py measure
 	$(BIN)/python benchmarks/batch.py report
 
-trojan: build  ## do traces explain better? Implant a trojan and score maps against it: tables and pictures in benchmarks/results
-	$(BIN)/python benchmarks/trojan results
+trojan: build  ## do traces explain better? Implant a trojan and score maps against it: tables and pictures in studies/results
+	$(BIN)/python studies/trojan results
 
 trojan-study: build  ## what makes traces explain better: one setting at a time, on other photos
-	$(BIN)/python benchmarks/trojan study
+	$(BIN)/python studies/trojan study
 
 notebook: build  ## run examples/spade.ipynb with its full numbers, in minutes, and keep the outputs in it
 	$(BIN)/python tests/test_notebook.py

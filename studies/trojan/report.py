@@ -1,4 +1,4 @@
-"""Tables of the records, as Markdown and JSON in ``benchmarks/results``."""
+"""Tables of the records, as Markdown and JSON in ``studies/results``."""
 
 from __future__ import annotations
 

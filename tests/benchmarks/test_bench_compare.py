@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compare.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "compare.py"
 
 
 def run_of(seconds, rate=100e9, spread=0.01, implementation="spade_fast"):

@@ -17,12 +17,12 @@ pytest.importorskip("captum", reason="the benchmark scores Captum's methods")
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("rich")
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "trojan"
+FOLDER = Path(__file__).parents[2] / "studies" / "trojan"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def on_path():
-    """Import the benchmark's modules as ``python benchmarks/trojan`` does."""
+    """Import the benchmark's modules as ``python studies/trojan`` does."""
     sys.path.insert(0, str(FOLDER))
     yield
     sys.path.remove(str(FOLDER))
