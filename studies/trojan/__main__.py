@@ -1,4 +1,4 @@
-"""Do traces make better explanations? ``make trojan`` and ``make trojan-study`` run this; see benchmarks/README.md.
+"""Do traces make better explanations? ``make trojan`` and ``make trojan-study`` run this; see studies/README.md.
 
 What is measured is kept under ``out/trojan``, so that a run that was stopped goes on where it was.
 """
