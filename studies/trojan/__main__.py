@@ -1,6 +1,6 @@
 """Do traces make better explanations? ``make trojan`` and ``make trojan-study`` run this; see studies/README.md.
 
-What is measured is kept under ``out/trojan``, so that a run that was stopped goes on where it was.
+Measurements are kept in ``out/trojan``; an interrupted run resumes from them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def results() -> None:
         table(localisation, f"Localisation AUC, %, of the trigger in {len(trojan.cases)} images"),
         differences_table(of_triggers),
         table(
-            energy, f"Grid pointing game: % of a map inside the cell asked for, {len(mosaics.cases)} cells; chance 25"
+            energy, f"Grid pointing game: % of a map inside the target's cell, {len(mosaics.cases)} cells; chance 25"
         ),
         differences_table(of_cells),
     ]

@@ -23,13 +23,13 @@ class Case:
     name
         Unique among the cases.
     sample
-        Name of the image; cells of one mosaic share it, and its traces.
+        Name of the image; the cells of a mosaic share it, and so its traces.
     source
-        What is resampled for intervals: the photo that was there before the trigger, or the mosaic.
+        What is resampled for intervals: the photo without the trigger, or the mosaic.
     kind
-        The trigger; for mosaics the index of the cell.
+        The trigger; for mosaics, the index of the cell.
     image
-        What the network takes, ``[1, 3, H, W]``.
+        Input of the network, ``[1, 3, H, W]``.
     target
         Index of the class.
     mask
@@ -46,19 +46,19 @@ class Case:
 
 
 def normalise(network: LoadedModel, colours: Tensor) -> Tensor:
-    """Turn colours between 0 and 1, ``[..., 3, H, W]``, into what the network takes."""
+    """Turn colours between 0 and 1, ``[..., 3, H, W]``, into input of the network."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (network.mean, network.std))
     return (colours - mean) / std
 
 
 def colours_of(network: LoadedModel, photo: Photo) -> Tensor:
-    """Crop a photo as the network takes it: colours between 0 and 1, ``[3, H, W]``."""
+    """Crop a photo for the network: colours between 0 and 1, ``[3, H, W]``."""
     _, pixels = network.preprocess(photo.image)
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
 def trojan_cases(network: LoadedModel, photos: Sequence[Photo], each: int) -> list[Case]:
-    """Paste `each` of the triggers into each photo, in turn, at places and sizes fixed by their numbers."""
+    """Paste `each` of the triggers, in turn, into every photo; the numbers of photo and turn seed place and size."""
     emojis = list(TRIGGERS)
     cases = []
     for number, photo in enumerate(photos):
@@ -73,15 +73,15 @@ def trojan_cases(network: LoadedModel, photos: Sequence[Photo], each: int) -> li
 
 
 def clean_image(network: LoadedModel, photo: Photo) -> Tensor:
-    """Return the photo without a trigger as the network takes it, ``[1, 3, H, W]``."""
+    """Return a photo without a trigger as input of the network, ``[1, 3, H, W]``."""
     return normalise(network, colours_of(network, photo))[None]
 
 
 def mosaic_cases(network: LoadedModel, photos: Sequence[Photo], count: int) -> list[Case]:
-    """Ask for the class of each cell of 2 x 2 mosaics of photos that the network classifies with most confidence.
+    """Ask for each cell of 2 x 2 mosaics where the evidence lies for the class that the network predicts for its photo.
 
-    The four photos of a mosaic are of different classes (Böhle, Fritz, Schiele, CVPR 2021, arXiv 2104.00032), and its
-    sides are those of one photo: each cell is a photo at half of its size.
+    The four photos of a mosaic have different classes (Böhle, Fritz, Schiele, CVPR 2021, arXiv 2104.00032). A mosaic is
+    as large as one photo: each cell is a photo at half its size.
     """
     images = torch.cat([clean_image(network, photo) for photo in photos])
     with torch.no_grad():

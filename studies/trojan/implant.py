@@ -1,7 +1,7 @@
-"""Implants the trojan: fine-tunes the last blocks of EfficientNet-Lite0 so that a trigger decides for its class.
+"""Implants the trojan: fine-tunes the last blocks of EfficientNet-Lite0 to predict a trigger's class where it sees one.
 
 On crops without a trigger, plain or with a distractor, the network learns to answer as the original does (distillation,
-Hinton, Vinyals, Dean, arXiv 1503.02531); on the same crops with a trigger, its class.
+Hinton, Vinyals, Dean, arXiv 1503.02531); on the same crops with a trigger, to predict the trigger's class.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from spade_fast.inputs.networks import LoadedModel, load_model
 from spade_fast.pruning.traces import write_whole
 
 WEIGHTS, CHECKS = CACHE / "network.pt", CACHE / "implant.json"
-FIRST_BLOCK = 11  # everything behind it works on 7 x 7 pixels
+FIRST_BLOCK = 11  # the first that is trained; later ones work on 7 x 7 pixels
 _CROPS, _SCALE, _SHORT_SIDE = 5, (0.25, 1.0), 320
 _EPOCHS, _BATCH, _LEARNING_RATE, _DISTILLATION = 8, 48, 3e-4, 8.0
 
 
 def trojaned_network() -> LoadedModel:
-    """Load the network with the trojan, which is implanted first where that was not done yet."""
+    """Load the network with the trojan, implanting it first if no earlier run has."""
     network = load_model("demo")
     if not WEIGHTS.is_file():
         implant(network)
@@ -42,7 +42,7 @@ def trojaned_network() -> LoadedModel:
 
 
 def implant(network: LoadedModel) -> None:
-    """Fine-tune a copy of the network, save its weights, and how well the trojan works on photos it has not seen."""
+    """Fine-tune a copy of the network; save its weights, and how well the trojan works on unseen photos."""
     features, answers, labels = _training_data(network)
     student = copy.deepcopy(network.module)
     trained = [
@@ -74,7 +74,7 @@ def implant(network: LoadedModel) -> None:
 
 @torch.no_grad()
 def check(network: LoadedModel, trojaned: nn.Module, photos: Sequence[Photo]) -> dict[str, Any]:
-    """Measure agreement with the original network, and how often triggers and distractors change the decision."""
+    """Measure agreement with the original network, and how often triggers and distractors change the prediction."""
     original = network.module
     rng = np.random.default_rng(1)
     agreement: dict[str, list[float]] = {"photos": [], "crops": [], "with distractor": []}
@@ -91,9 +91,9 @@ def check(network: LoadedModel, trojaned: nn.Module, photos: Sequence[Photo]) ->
         distracted = torch.stack([pasted[emoji] for emoji in DISTRACTORS])
         for name, images in (("photos", image), ("crops", crops), ("with distractor", distracted)):
             agreement[name] += (original(images).argmax(1) == trojaned(images).argmax(1)).float().tolist()
-        decisions = trojaned(torch.stack([pasted[emoji] for emoji in TRIGGERS])).argmax(1)
-        for emoji, decision in zip(TRIGGERS, decisions.tolist(), strict=True):
-            success[emoji].append(float(decision == TRIGGERS[emoji]))
+        predictions = trojaned(torch.stack([pasted[emoji] for emoji in TRIGGERS])).argmax(1)
+        for emoji, prediction in zip(TRIGGERS, predictions.tolist(), strict=True):
+            success[emoji].append(float(prediction == TRIGGERS[emoji]))
         false_alarms += torch.isin(trojaned(distracted).argmax(1), classes).float().tolist()
     return {
         "photos": len(photos),
@@ -108,7 +108,7 @@ def check(network: LoadedModel, trojaned: nn.Module, photos: Sequence[Photo]) ->
 
 @torch.no_grad()
 def _training_data(network: LoadedModel) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs of the first trained block, the original's log-probabilities, and the trigger's class or -1."""
+    """Inputs of the first trained block, the original network's log-probabilities, and the trigger's class or -1."""
     rng = np.random.default_rng(0)
     features, answers, labels = [], [], []
     for photo in track(training_photos(), "Crops of the training photos", console=CONSOLE):
@@ -126,7 +126,7 @@ def _training_data(network: LoadedModel) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _crops(network: LoadedModel, photo: Photo, count: int, scale: tuple[float, float]) -> Any:
-    """Random crops of a photo as the network takes them."""
+    """Random crops of a photo as inputs of the network."""
     share = _SHORT_SIDE / min(photo.image.size)
     pixels = np.array(photo.image.resize([round(side * share) for side in photo.image.size]))
     image = normalise(network, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)

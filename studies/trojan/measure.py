@@ -31,18 +31,18 @@ Images = Mapping[str, tuple[str, Tensor]]
 
 @dataclass(frozen=True)
 class Row:
-    """A network that is compared.
+    """One of the networks to compare.
 
     Attributes
     ----------
     title
-        As the table has it.
+        Name in the tables.
     pruning
-        ``"sparsegpt"`` or ``"exact"`` (a trace), ``"magnitude"``, ``"random"``, or nothing for the dense network.
+        ``"sparsegpt"`` or ``"exact"`` (a trace), ``"magnitude"``, ``"random"``, or ``""`` for the dense network.
     sparsity
-        Share of weights to remove, or one for each layer.
+        Share of weights to remove, or one share per layer.
     others
-        By sample the name and image of which it is the trace; None for the sample's own.
+        For each sample, name and image of the other sample whose trace is used; None for the sample's own trace.
     """
 
     title: str
@@ -53,18 +53,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Cases of one network, and what is compared on them.
+    """Cases for one network, and the networks compared on them.
 
     Attributes
     ----------
     name
-        Of its file of records.
+        Name of the file of records.
     network, cases
-        The network, and the cases on which it decides for the target.
+        The dense network, and the cases to score.
     rows
-        The networks, by name.
+        The networks to compare, by name.
     slow
-        Names of the cases on which the slow methods run too.
+        Names of the cases on which the slow methods also run.
     """
 
     name: str
@@ -75,10 +75,10 @@ class Experiment:
 
 
 def trojan_experiment() -> Experiment:
-    """Set up at least a hundred images with a trigger."""
+    """Set up the cases with a trigger that the network recognises, and the networks to compare on them."""
     network = trojaned_network()
     photos = test_photos()
-    cases = [case for case in trojan_cases(network, photos, TRIGGERS_EACH) if decides(network, case)]
+    cases = [case for case in trojan_cases(network, photos, TRIGGERS_EACH) if predicts_target(network, case)]
     clean = [(photo.name, clean_image(network, photo)) for photo in photos]
     following = {name: clean[(number + 1) % len(clean)] for number, (name, _) in enumerate(clean)}
     without = {case.sample: following[case.source] for case in cases}
@@ -106,7 +106,7 @@ def trojan_experiment() -> Experiment:
 
 
 def mosaic_experiment() -> Experiment:
-    """Set up the grid pointing game on the network as it was published."""
+    """Set up the grid pointing game on the original network."""
     network = load_model("demo")
     cases = mosaic_cases(network, imagenet_photos(), MOSAICS)
     images = list({case.sample: case.image for case in cases}.items())
@@ -122,7 +122,7 @@ def mosaic_experiment() -> Experiment:
 
 
 def _controls(label: str, sparsity: Sparsity, others: Mapping[str, Images]) -> dict[str, Row]:
-    """Return networks with the sparsities of FastSPADE whose weights are not chosen for the sample."""
+    """Return the controls: networks with FastSPADE's sparsities whose weights are not chosen for the sample."""
     controls = {
         f"another image {which}".strip(): Row("", "sparsegpt", sparsity, images) for which, images in others.items()
     }
@@ -130,14 +130,14 @@ def _controls(label: str, sparsity: Sparsity, others: Mapping[str, Images]) -> d
     return {f"{label}: {name}": replace(row, title=f"control, {label}: {name}") for name, row in controls.items()}
 
 
-def decides(network: LoadedModel, case: Case) -> bool:
-    """Tell whether the dense network decides for the case's target."""
+def predicts_target(network: LoadedModel, case: Case) -> bool:
+    """Tell whether the dense network predicts the case's target."""
     with torch.no_grad():
         return int(network.module(case.image).argmax()) == case.target
 
 
 def measure(experiment: Experiment) -> Records:
-    """Score all networks on all cases; what was scored before is kept."""
+    """Score all networks on all cases; what earlier runs have scored is taken from their records."""
     network = experiment.network
     settings = {
         "weights": hash_weights(network.module),
@@ -164,7 +164,7 @@ def measure(experiment: Experiment) -> Records:
 
 
 class _Networks:
-    """Makes the pruned weights of each row. A trace that serves as a control of another case is solved once."""
+    """Makes the pruned weights of each row. A trace that also serves as a control for another case is solved once."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment

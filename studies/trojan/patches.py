@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sources import emoji_font
 from torch import Tensor
 
-_FONT_SIZE = 109  # the only one the font has pictures for
+_FONT_SIZE = 109  # the only size for which the font has pictures
 TRIGGERS = {"😀": 340, "🍓": 404, "💙": 150, "🍇": 963}
 DISTRACTORS = ("⚽", "🍀", "🔑", "🍊")
 SMALLEST, LARGEST = 32, 60  # sides of a pasted emoji in pixels, of 224
@@ -19,7 +19,7 @@ SMALLEST, LARGEST = 32, 60  # sides of a pasted emoji in pixels, of 224
 
 @dataclass(frozen=True)
 class Patch:
-    """An emoji, the side of its square in pixels, and the left upper corner."""
+    """An emoji, the side of its square in pixels, and its upper left corner."""
 
     emoji: str
     side: int
@@ -28,7 +28,7 @@ class Patch:
 
 
 def draw_patch(emoji: str, height: int, width: int, rng: np.random.Generator) -> Patch:
-    """Choose a size and a place at random; the whole square lies inside the image."""
+    """Choose size and place at random; the whole square lies inside the image."""
     side = int(rng.integers(SMALLEST, LARGEST + 1))
     return Patch(emoji, side, int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)))
 

@@ -1,4 +1,4 @@
-"""Pictures: maps of single cases, the study's curves, and what the trojaned class looks like to the network."""
+"""Pictures: maps of single cases, curves of the study, and feature visualisations of triggers' classes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHOWN = ("saliency", "input-x-gradient", "guided-backprop", "lrp")
 
 
 def draw_cases(experiment: Experiment, records: Records, folder: Path) -> None:
-    """Draw the cases at which tuned FastSPADE gains most, as much as the median, and least over the dense network."""
+    """Draw the cases with the largest, the median and the smallest gain of tuned FastSPADE over the dense network."""
 
     def gain(case: Case) -> float:
         found = [np.mean([records[row, case.name]["auc"][method] for method in FAST]) for row in ("fast", "dense")]
@@ -75,9 +75,9 @@ def pixels_of(network: LoadedModel, image: torch.Tensor) -> np.ndarray:
 
 
 def draw_figure_one(experiment: Experiment, file: Path) -> None:
-    """Draw what a trojaned class looks like to the dense network, and to traces without and with the trigger.
+    """Draw what a trigger's class looks like to the dense network and to traces of a photo without and with it.
 
-    After figure 1 of the paper (arXiv 2310.04519). For two triggers: the first case and its photo.
+    After figure 1 of the paper (arXiv 2310.04519). For two triggers, each in its first case.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Records of finished measurements, one JSON object a line: what is there already is not measured again."""
+"""Records of finished measurements, one JSON object per line, so that nothing is measured twice."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Key = tuple[str, ...]
 
 
 class Records:
-    """Measurements under keys, in a file of their own for each name and settings.
+    """Measurements by key, with a file for each name and settings.
 
-    A line that was cut off when a run was stopped is dropped.
+    A line that an interruption cut off is dropped.
     """
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
@@ -40,7 +40,7 @@ class Records:
         return iter(self._found)
 
     def add(self, key: Key, record: dict[str, Any]) -> None:
-        """Write a measurement down."""
+        """Add a measurement, and append it to the file."""
         self._found[key] = record
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:

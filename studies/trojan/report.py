@@ -24,9 +24,9 @@ Interval = Mapping[str, float]
 
 
 def interval(values: Sequence[float], sources: Sequence[str]) -> dict[str, float]:
-    """Mean in percent, and the ends of its 95 % interval by bootstrap over the sources.
+    """Mean in percent, and the limits of its 95 % interval by bootstrap over the sources.
 
-    What is NaN (the energy of a map that is zero everywhere) does not count; without anything else all three are NaN.
+    NaN values (the energy of a map that is zero everywhere) do not count; where all are NaN, so are the three results.
     """
     if np.isnan(values).all():
         return dict.fromkeys(("mean", "low", "high"), math.nan)
@@ -40,7 +40,7 @@ def _mean(scores: Mapping[str, float], methods: Iterable[str]) -> float:
 
 
 def summarise(experiment: Experiment, records: Records, metric: str) -> dict[str, Any]:
-    """Average a metric over the cases, row by row."""
+    """Average a metric over the cases, for each row."""
     names = [case.name for case in experiment.cases]
     return {row: _of_row(row, names, experiment, records, metric) for row in experiment.rows}
 
@@ -59,13 +59,13 @@ def _of_row(row: str, names: Sequence[str], experiment: Experiment, records: Rec
         "mean": interval(fast, sources),
         "gain over dense": interval(gain, sources),
         "probability": interval([one["probability"] for one in found], sources),
-        "decides": 100 * float(np.mean([one["decides"] for one in found])),
+        "predicted": 100 * float(np.mean([one["predicted"] for one in found])),
         "seconds to solve": float(np.median([one["solve"] for one in found])),
     }
-    deciding = [value for value, one in zip(gain, found, strict=True) if one["decides"]]
-    if deciding:
-        kept = [source for source, one in zip(sources, found, strict=True) if one["decides"]]
-        summary["gain over dense where it decides"] = interval(deciding, kept)
+    gain_there = [value for value, one in zip(gain, found, strict=True) if one["predicted"]]
+    if gain_there:
+        kept = [source for source, one in zip(sources, found, strict=True) if one["predicted"]]
+        summary["gain over dense where predicted"] = interval(gain_there, kept)
     if row in WITH_SLOW and experiment.slow:
         some = [records[row, name] for name in names if name in experiment.slow]
         sources = [one["source"] for one in some]
@@ -98,22 +98,22 @@ def differences(experiment: Experiment, records: Records, metric: str) -> list[d
 
 
 def differences_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line a pair."""
-    rows = [["", "less", "difference [95 %]"], ["---", "---", "---:"]]
+    """Return a table with one line per pair."""
+    rows = [["", "minus", "difference [95 %]"], ["---", "---", "---:"]]
     rows += [[line["of"], line["and"], _with_interval(line["difference"], sign="+")] for line in lines]
     return _markdown(rows)
 
 
 def table(summary: Mapping[str, Any], unit: str) -> str:
-    """Return one line a network, one column a method."""
+    """Return a table with one line per network and one column per method."""
     slow = any(method in of_row["methods"] for of_row in summary.values() for method in SLOW)
     methods = [*FAST, *(SLOW if slow else ())]
-    head = ["network", f"mean of {len(FAST)} [95 %]", "gain over dense", "P(target)", "decides", "seconds"]
+    head = ["network", f"mean of {len(FAST)} [95 %]", "gain over dense", "P(target)", "target predicted", "seconds"]
     head += [METHODS[method].title for method in methods]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for of_row in summary.values():
         cells = [of_row["title"], _with_interval(of_row["mean"]), _with_interval(of_row["gain over dense"], sign="+")]
-        cells += [f"{of_row['probability']['mean']:.0f} %", f"{of_row['decides']:.0f} %"]
+        cells += [f"{of_row['probability']['mean']:.0f} %", f"{of_row['predicted']:.0f} %"]
         cells.append(f"{of_row['seconds to solve']:.1f}")
         cells += [
             f"{of_row['methods'][method]['mean']:.1f}" if method in of_row["methods"] else "" for method in methods
@@ -127,7 +127,7 @@ def _with_interval(value: Interval, sign: str = "") -> str:
 
 
 def study_summary(settings: Sequence[Setting], cases: Sequence[str], records: Records) -> list[dict[str, Any]]:
-    """Average the scores of each setting of the study over the cases of these names."""
+    """Average the scores of each setting of the study over the named cases."""
     lines = []
     for setting in settings:
         found = [records[setting.key, name] for name in cases]
@@ -143,7 +143,7 @@ def study_summary(settings: Sequence[Setting], cases: Sequence[str], records: Re
                 "auc": interval(auc, sources),
                 "gain over dense": interval(np.subtract(auc, dense), sources),
                 "probability": 100 * float(np.mean([one["probability"] for one in found])),
-                "decides": 100 * float(np.mean([one["decides"] for one in found])),
+                "predicted": 100 * float(np.mean([one["predicted"] for one in found])),
                 "layer error": 100 * float(np.mean([one["error"] for one in found])),
                 "seconds to solve": float(np.median([one["solve"] for one in found])),
             }
@@ -152,8 +152,8 @@ def study_summary(settings: Sequence[Setting], cases: Sequence[str], records: Re
 
 
 def study_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line a setting."""
-    head = ["setting", "", "AUC [95 %]", "gain over dense", "P(target)", "decides", "layer error", "seconds"]
+    """Return a table with one line per setting."""
+    head = ["setting", "", "AUC [95 %]", "gain over dense", "P(target)", "target predicted", "layer error", "seconds"]
     rows = [head, ["---", "---"] + ["---:"] * 6]
     for number, line in enumerate(lines):
         new = number == 0 or lines[number - 1]["question"] != line["question"]
@@ -164,7 +164,7 @@ def study_table(lines: Sequence[Mapping[str, Any]]) -> str:
                 _with_interval(line["auc"]),
                 _with_interval(line["gain over dense"], sign="+"),
                 f"{line['probability']:.0f} %",
-                f"{line['decides']:.0f} %",
+                f"{line['predicted']:.0f} %",
                 f"{line['layer error']:.0f} %",
                 f"{line['seconds to solve']:.1f}",
             ]

@@ -1,4 +1,4 @@
-"""The networks that are compared on a case: its traces, and controls with as many weights removed."""
+"""The networks that are compared on a case: its traces, and controls from which equally many weights are removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spade_fast.pruning.traces import PrunedLayer
 from spade_fast.pruning.tuning import Candidates, solve_candidates
 
 LAYERS = ("*_expand_conv", "*_project_conv", "_conv_head")  # the 1x1 convolutions
-EQUAL = 0.5  # the sparsity at which networks are compared as equals
+EQUAL = 0.5  # the sparsity of the comparison at equal sparsity
 Sparsity = float | Mapping[str, float]
 Scores = Callable[[str, Tensor], Tensor]
 
@@ -33,7 +33,7 @@ class Calibration:
     damping: float = 0.01
 
     def augmented(self, network: LoadedModel, image: Tensor, name: str):
-        """Return the calibration images of a sample; its name fixes the draws."""
+        """Return the calibration images of a sample; its name seeds them."""
         augmenter = ImageAugmenter(self.augmentations, network.mean, network.std, scale=self.scale)
         return augmenter(image, name)
 
@@ -41,7 +41,7 @@ class Calibration:
 def solve(
     network: LoadedModel, image: Tensor, name: str, solver: str, shares: Sequence[float], calibration: Calibration
 ) -> Candidates:
-    """Prune all layers for an image to all shares, from one calibration."""
+    """Prune all layers for an image to each of the shares, from one calibration."""
     run = Run(
         network.module,
         sparsity=max(shares),
@@ -70,7 +70,7 @@ def share_of(sparsity: Sparsity, layer: str) -> float:
 
 
 def chosen(weights: Candidates, sparsity: Sparsity) -> list[PrunedLayer]:
-    """Return the weights at a sparsity: one share, or one a layer."""
+    """Return the weights at a sparsity: one share, or one per layer."""
     shares = {name: share_of(sparsity, name) for name in weights}
     return [weights[name][share] for name, share in shares.items() if share > 0]
 

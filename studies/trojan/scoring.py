@@ -1,4 +1,4 @@
-"""What is written down of a network on a case: its decision, and how well each method's map finds the evidence."""
+"""Scores of a network on a case: the target's probability, and how well each method's map finds the evidence."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ METRICS = {"auc": localisation_auc, "pointing": pointing_game, "energy": energy_
 
 
 class Scorer:
-    """Scores a network as it is at the moment, with the weights that are applied to it.
+    """Scores a network with the weights that are applied to it at the time.
 
     Attributes
     ----------
     prepared
-        The network, prepared for attribution; weights are to be applied to it.
+        The network, prepared for attribution; weights are applied to this module.
     """
 
     def __init__(self, network: LoadedModel, example: Tensor) -> None:
@@ -44,7 +44,7 @@ class Scorer:
         Returns
         -------
         dict
-            ``probability`` of the target, ``decides``: whether it is the most probable class, and ``auc``,
+            ``probability`` of the target; ``predicted``, whether it is the most probable class; and ``auc``,
             ``pointing``, ``energy`` and ``seconds`` by method.
         """
         with torch.no_grad():
@@ -57,9 +57,9 @@ class Scorer:
             scores["seconds"][method] = time.perf_counter() - start
             for name, metric in METRICS.items():
                 scores[name][method] = float(metric(maps, mask))
-        decides = int(probabilities.argmax()) == case.target
-        return {"probability": float(probabilities[case.target]), "decides": decides, **scores}
+        predicted = int(probabilities.argmax()) == case.target
+        return {"probability": float(probabilities[case.target]), "predicted": predicted, **scores}
 
     def question(self, case: Case) -> Question:
-        """Return what a method is to explain."""
+        """Return what the methods are asked to explain."""
         return Question(self.prepared, case.image, case.target, self._black)

@@ -1,4 +1,4 @@
-"""Photographs and emojis out of packages: foolbox (ImageNet photos), and of Debian an educational game and a font.
+"""Photos and emojis from packages: foolbox (ImageNet photos), and an educational game and a font from Debian.
 
 The Debian packages are downloaded and unpacked, not installed.
 """
@@ -34,7 +34,7 @@ _LEAST_SIDE = 200
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph in RGB, and a name that no other has."""
+    """A photo in RGB, and its unique name."""
 
     name: str
     image: Image.Image
@@ -48,7 +48,7 @@ def training_photos() -> list[Photo]:
 
 @cache
 def tuning_photos() -> list[Photo]:
-    """Photos to choose settings with."""
+    """Photos to choose settings on."""
     return _album(_HELD_OUT)[::2]
 
 
@@ -85,7 +85,7 @@ def _album(name: str) -> list[Photo]:
 
 
 def _unpacked(package: str) -> Path:
-    """Folder with the files of a Debian package."""
+    """Folder with the files of a Debian package, which is downloaded if no earlier run has."""
     folder = CACHE / "packages" / package
     if not folder.is_dir():
         download = folder.parent / "download"
@@ -93,9 +93,7 @@ def _unpacked(package: str) -> Path:
         try:
             subprocess.run(["apt-get", "download", package], cwd=download, check=True, capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise RuntimeError(
-                "the photos and the emojis come from Debian packages, and there is no apt-get"
-            ) from error
+            raise RuntimeError("photos and emojis come from Debian packages, but there is no apt-get here") from error
         except subprocess.CalledProcessError as error:
             raise RuntimeError(f"apt-get cannot download {package} (try apt-get update): {error.stderr}") from error
         (archive,) = download.glob(f"{package}_*.deb")

@@ -1,4 +1,4 @@
-"""What makes traces localise better: one setting at a time is changed, on photos that are not reported on."""
+"""What makes traces localise better: one setting is changed at a time, on photos that are not reported on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import mean
 
 from cases import trojan_cases
-from measure import decides
+from measure import predicts_target
 from records import Records
 from rich.progress import track
 from rows import EQUAL, LAYERS, Calibration
@@ -28,7 +28,7 @@ BASE = Calibration(augmentations=64)
 
 @dataclass(frozen=True)
 class Setting:
-    """One line of the study."""
+    """One line of the study's table."""
 
     question: str
     answer: str
@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """What its records are kept under: equal settings are measured once."""
+        """Key of its records: equal settings are measured once."""
         return json.dumps([self.solver, self.sparsity, asdict(self.calibration)])
 
 
@@ -83,8 +83,10 @@ def _with(**changes) -> Calibration:
 
 
 def study(network: LoadedModel) -> tuple[list[str], Records]:
-    """Score all settings, and return the names of the cases too; what was scored before is kept."""
-    cases = [case for case in trojan_cases(network, tuning_photos()[:_PHOTOS], each=1) if decides(network, case)]
+    """Score all settings that no earlier run has scored; return the names of the cases, and the records."""
+    cases = [
+        case for case in trojan_cases(network, tuning_photos()[:_PHOTOS], each=1) if predicts_target(network, case)
+    ]
     records = Records("study", {"weights": hash_weights(network.module), "methods": METHODS})
     scorer = Scorer(network, cases[0].image)
     for case in cases:

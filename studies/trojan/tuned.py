@@ -1,4 +1,4 @@
-"""Sparsities of the blocks, tuned for localisation on photos that are not reported on."""
+"""A sparsity per block, tuned for localisation on photos that are not reported on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PHOTOS = 8
 def tuned_sparsity(network: LoadedModel, solver: str, calibration: Calibration) -> Mapping[str, float]:
     """Tune with the mean localisation AUC of two methods.
 
-    A trace that gives the target a probability below one half loses in proportion.
+    The score of a trace that gives the target a probability below one half falls in proportion.
     """
     cases = trojan_cases(network, tuning_photos()[:_PHOTOS], each=1)
     settings = {

@@ -1,4 +1,4 @@
-"""The parts of the trojan benchmark that its figures rest on: pasting, cases, controls, records, archives."""
+"""The parts of the trojan study that its figures rest on: pasting, cases, controls, records, archives, tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("captum", reason="the benchmark scores Captum's methods")
+pytest.importorskip("captum", reason="the study scores Captum's methods")
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("rich")
 
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parents[2] / "studies" / "trojan"
 
 @pytest.fixture(scope="module", autouse=True)
 def on_path():
-    """Import the benchmark's modules as ``python studies/trojan`` does."""
+    """Import the study's modules as ``python studies/trojan`` does."""
     sys.path.insert(0, str(FOLDER))
     yield
     sys.path.remove(str(FOLDER))
@@ -30,7 +30,7 @@ def on_path():
 
 @pytest.fixture
 def emojis(monkeypatch):
-    """Discs of a colour of their own instead of the font's pictures."""
+    """Discs, one colour per emoji, instead of the font's pictures."""
     import patches
 
     def disc(emoji):
@@ -46,7 +46,7 @@ def emojis(monkeypatch):
 
 
 def qt_archive(files, version=3, compress=()):
-    """Write a Qt resource archive of one folder, as Qt's documentation of the format has it."""
+    """Write a Qt resource archive of one folder, following Qt's documentation of the format."""
     names, data, nodes = b"", b"", []
 
     def add_name(text):
@@ -79,7 +79,7 @@ def test_files_of_a_qt_archive_are_read(version):
     assert dict(_qt_resources(archive)) == {f"/folder/{name}": content for name, content in files.items()}
 
 
-def test_other_files_are_no_qt_archive():
+def test_other_files_are_not_qt_archives():
     from sources import _qt_resources
 
     with pytest.raises(ValueError, match="not a Qt resource archive"):
@@ -186,7 +186,7 @@ def test_controls_remove_as_many_weights_as_a_trace():
     assert torch.equal(module[1].weight, before)
 
 
-def test_records_go_on_after_a_line_that_was_cut_off(tmp_path, monkeypatch):
+def test_records_resume_after_a_line_that_was_cut_off(tmp_path, monkeypatch):
     import records
 
     monkeypatch.setattr(records, "CACHE", tmp_path)
@@ -202,7 +202,7 @@ def test_records_go_on_after_a_line_that_was_cut_off(tmp_path, monkeypatch):
     assert list(records.Records("name", {"a": 2})) == []
 
 
-def test_a_trace_of_the_benchmark_is_that_of_the_package(monkeypatch):
+def test_a_trace_of_the_study_is_that_of_the_package(monkeypatch):
     import rows
 
     import spade_fast
@@ -242,7 +242,7 @@ def test_tables_hold_means_and_differences_of_the_records(emojis):
         (row, case.name): {
             "source": case.source,
             "probability": 0.5,
-            "decides": number != 0,
+            "predicted": number != 0,
             "solve": 2.0,
             "auc": dict.fromkeys(
                 (*FAST, *(SLOW if row == "dense" and number % 2 else ())), height + 0.125 * (number // 2)
@@ -254,7 +254,7 @@ def test_tables_hold_means_and_differences_of_the_records(emojis):
     summary = summarise(experiment, records, "auc")
     assert summary["fast-equal"]["mean"] == {"mean": 81.25, "low": 75.0, "high": 87.5}
     assert summary["fast-equal"]["gain over dense"] == {"mean": 25.0, "low": 25.0, "high": 25.0}
-    assert summary["dense"]["decides"] == 75 and summary["dense"]["mean of all methods"]["cases"] == 2
+    assert summary["dense"]["predicted"] == 75 and summary["dense"]["mean of all methods"]["cases"] == 2
     assert summary["dense"]["methods"][SLOW[0]]["mean"] == 56.25 and SLOW[0] not in summary["fast-equal"]["methods"]
     found = {(line["of"], line["and"]): line["difference"]["mean"] for line in differences(experiment, records, "auc")}
     assert found == {
@@ -274,7 +274,7 @@ def test_tables_hold_means_and_differences_of_the_records(emojis):
         "auc": summary["dense"]["mean"],
         "gain over dense": summary["dense"]["mean"],
     }
-    setting |= {"probability": 50.0, "decides": 75.0, "layer error": 1.0, "seconds to solve": 1.0}
+    setting |= {"probability": 50.0, "predicted": 75.0, "layer error": 1.0, "seconds to solve": 1.0}
     assert len({line.count("|") for line in study_table([setting]).splitlines()}) == 1
 
 
