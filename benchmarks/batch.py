@@ -36,7 +36,7 @@ _SMALL = "batch:small_network"
 
 @dataclass(frozen=True)
 class Setup:
-    """How a batch of photos is worked on."""
+    """How a batch of photos is processed."""
 
     solver: str = "sparsegpt"
     engine: str = "local"
@@ -79,7 +79,7 @@ def small_network() -> LoadedModel:
 
 
 class Noise:
-    """Small images, made as they are asked for."""
+    """Small images, each made when it is read."""
 
     def __len__(self) -> int:
         return _SMALL_SAMPLES
@@ -130,7 +130,7 @@ def _measured(setup: Setup) -> dict[str, Any]:
 
 
 def _overhead(reports: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
-    """From one solve of a worker to its next: seconds that belong to no stage, and those that do."""
+    """From the start of one solve of a worker to its next: seconds outside all stages, and seconds in them."""
     for worker in {report["worker"] for report in reports}:
         own = sorted((report for report in reports if report["worker"] == worker), key=lambda report: report["began"])
         groups = []
@@ -179,23 +179,23 @@ def _resident(process: int | str) -> int:
 
 
 def measure() -> None:
-    """Measure everything, in rounds that set the same things side by side."""
+    """Measure everything, in rounds, so that set-ups are compared at nearly the same time."""
     memory = [_memory(engine) for engine in ("local", "ray")]
     rows = []
     for _ in range(_ROUNDS):
         for setup in [*SOLVES, *WORKERS]:
             rows.append(_measured(setup))
-            print(f"{setup}: {rows[-1]['seconds'] / setup.samples:.2f} s a sample")
+            print(f"{setup}: {rows[-1]['seconds'] / setup.samples:.2f} s per sample")
     for setup in EXACT:
         rows.append(_measured(setup))
-        print(f"{setup}: {rows[-1]['seconds'] / setup.samples:.2f} s a sample")
+        print(f"{setup}: {rows[-1]['seconds'] / setup.samples:.2f} s per sample")
     saved = {"date": date.today().isoformat(), "machine": machine(), "rows": rows, "memory": memory}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{_NAME}.json").write_text(json.dumps(saved, indent=1) + "\n")
 
 
 def report() -> None:
-    """Write the tables and draw the picture."""
+    """Write the tables."""
     saved = json.loads((RESULTS / f"{_NAME}.json").read_text())
     rows, facts = saved["rows"], saved["machine"]
     lines = [
@@ -206,9 +206,9 @@ def report() -> None:
         "",
         "## Throughput",
         "",
-        "Start-up is not counted: until the first worker begins. Ratios are those of one round.",
+        "Start-up, until the first worker begins, is not counted. Ratios are taken within a round.",
         "",
-        "| solver | engine | workers | threads each | samples a solve | s a sample | ratio to the first | start, s |",
+        "| solver | engine | workers | threads each | samples per solve | s per sample | ratio to first | start, s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for group in (SOLVES, WORKERS, EXACT):
@@ -223,7 +223,7 @@ def report() -> None:
             )
     lines += [
         "",
-        "## Seconds of a sample by stage, on one thread",
+        "## Seconds per sample by stage, on one thread",
         "",
         "| solver | " + " | ".join(STAGES) + " | sum |",
         "| --- |" + " --- |" * (len(STAGES) + 1),
@@ -236,10 +236,10 @@ def report() -> None:
         "",
         "## What the engine adds",
         "",
-        "From one sample of a worker to its next, what belongs to no stage: claims, hashes, messages, and writing and "
+        "Time from one sample of a worker to its next that no stage takes: claims, hashes, messages, and writing and "
         f"syncing {rows[0]['bytes'] / rows[0]['samples'] / 1e6:.1f} MB. Medians and quartiles.",
         "",
-        "| engine, 2 workers | ms a sample | share of the work | writing alone, ms |",
+        "| engine, 2 workers | ms per sample | share of the work | writing alone, ms |",
         "| --- | --- | --- | --- |",
     ]
     for setup in [setup for setup in WORKERS if setup.workers == 2]:
@@ -255,7 +255,7 @@ def report() -> None:
         "",
         f"## {_SMALL_SAMPLES} small samples",
         "",
-        "Two workers, a network of two layers, packed by 100. Resident memory, MB.",
+        "Two workers, a network of two layers, 100 samples per pack. Resident memory, MB.",
         "",
         "| engine | driver at 100 | at 1000 | workers at 100 | at 1000 | work, ms | engine adds, ms |",
         "| --- | --- | --- | --- | --- | --- | --- |",

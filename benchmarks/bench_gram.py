@@ -83,7 +83,7 @@ LINEAR = [
 
 
 def _add_batch(layer: nn.Module, x: Tensor) -> Tensor:
-    """Published Hessian of one batch."""
+    """The published code's Hessian of one batch."""
     with published.running() as classes:
         solver = classes.TrueOBS(layer, os.devnull)
         solver.add_batch(x, None)

@@ -1,4 +1,4 @@
-"""Upper factors of inverse Hessians, against Cholesky, inverse, Cholesky. The published code has no such step alone."""
+"""Upper factors of inverse Hessians, against Cholesky, inverse, Cholesky; the published code has no separate step."""
 
 from __future__ import annotations
 

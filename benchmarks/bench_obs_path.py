@@ -1,7 +1,7 @@
 """Paths of exact OBS, unstructured, in blocks and n:m; and whole solvers, from the Hessian to weights at 90 %.
 
 The path alone shows its share of the floor. The solvers have the same inputs and outputs as the published one, so that
-the ratio to it is one of like to like.
+the ratio compares like with like.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _by_textbook(shape: Weights, weight: Tensor, hessian: Tensor) -> Tensor:
 
 
 def _on_small_problem(shape: Weights) -> Weights:
-    """The same pruning of 16 rows by at most 96 columns, which the textbook solves at once."""
+    """The same pruning of 16 rows by at most 96 columns, which the textbook solves in no time."""
     unit = max(shape.block, shape.m)
     return replace(shape, rows=min(16, shape.rows), columns=min(96 // unit * unit, shape.columns))
 

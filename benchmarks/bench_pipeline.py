@@ -25,7 +25,7 @@ from spade_fast.pruning.layers import find_layers
 
 _SPARSITY, _DAMPING = 0.9, 0.01
 _BATCH = 64
-_CHECKED = "layer2.0.conv1"  # a 1x1 convolution that the oracle can do
+_CHECKED = "layer2.0.conv1"  # a 1x1 convolution small enough for the oracle
 _INNER_GOAL = 6
 
 FAST = [
@@ -82,7 +82,7 @@ def _input_hessian(model: nn.Module, images: Tensor, name: str) -> Tensor:
 
 
 def _oracle(weight: Tensor, hessian: Tensor) -> Tensor:
-    """SparseGPT in float64 as `trace` asks for it: exactly the share of weights, and damping by the live inputs."""
+    """SparseGPT in float64 as `trace` calls it: exactly the requested share, damped by the mean over live columns."""
     rows, columns = weight.shape
     counts = removal_counts(
         round(_SPARSITY * weight.numel()), torch.full((columns,), rows), torch.zeros(columns).long()
@@ -117,7 +117,7 @@ def test_fast_trace(case: Case, implementation: str, report: Callable[..., None]
 
     def check(weights: dict[str, Tensor]) -> None:
         for name in layers:
-            # As published, one more weight of each mask block goes: one of 64 in the smallest.
+            # The published code removes one more weight of each mask block: one of 64 in the smallest.
             assert -0.001 < float((weights[name] == 0).double().mean()) - _SPARSITY < 0.02
         dense = model.get_submodule(_CHECKED).weight.detach().flatten(1).cpu()
         hessian = _input_hessian(model, images, _CHECKED).cpu()
@@ -129,7 +129,7 @@ def test_fast_trace(case: Case, implementation: str, report: Callable[..., None]
         assert 0.98 < ratio < 1.02
 
     def facts() -> dict[str, Any]:
-        if ON_CUDA:  # seconds of a trace's stages do not wait for the GPU
+        if ON_CUDA:  # the seconds of a trace's stages are not synchronised with the GPU
             return {}
         return {"inner_seconds": inner["seconds"], "inner_goal": _INNER_GOAL}
 
@@ -154,7 +154,7 @@ def test_exact_trace(case: Case, implementation: str, report: Callable[..., None
         assert len(trace.reports) == len(layers)
         for layer in trace.reports:
             assert abs(layer.reached - _SPARSITY) < 0.01
-            # The error summed from the solver's losses is that of the weights, computed from the calibration data.
+            # The error predicted by the solver's losses is the error of the weights on the calibration data.
             assert layer.measured_error <= layer.predicted_error * 1.01
 
     goal = _SECONDS_GOAL.get(case.shape)
@@ -187,7 +187,7 @@ def test_bf16_calibration(case: Case, implementation: str, report: Callable[...,
 
 
 def _mask_agreement(solver: str) -> float:
-    """Share of the demo network's weights for which calibrations in bfloat16 and float32 decide the same."""
+    """Share of the demo network's weights whose masks agree between calibration in bfloat16 and in float32."""
     network = load_model("demo")
     network.module.to(DEVICE)
     image = network.preprocess(Image.open(demo_photo()))[0].to(DEVICE)

@@ -44,7 +44,7 @@ CASES = [
 
 
 def _removals(shape: Weights) -> Tensor:
-    """As published: one more weight of each mask block than the sparsity says."""
+    """Weights to remove, as published: one more of each mask block than the sparsity says."""
     sizes = [shape.rows * min(shape.block, shape.columns - start) for start in range(0, shape.columns, shape.block)]
     return torch.tensor([int(size * _SPARSITY) + 1 for size in sizes]).repeat(shape.problems, 1)
 
@@ -61,7 +61,7 @@ def _by_textbook(weight: Tensor, hessian: Tensor, block: int) -> Tensor:
 
 
 def _by_published(weight: Tensor, hessian: Tensor, block: int) -> Tensor:
-    """The published class prunes one layer for several samples, each with a layer of its own for the result."""
+    """The published class prunes one layer for several samples; each sample has a layer for its result."""
     layers = [nn.Linear(*weight.shape[:0:-1], bias=False, device=weight.device) for _ in weight]
     layers[0].weight.data = weight[0].clone()
     with published.running() as classes:
@@ -72,7 +72,7 @@ def _by_published(weight: Tensor, hessian: Tensor, block: int) -> Tensor:
 
 
 def _assert_like_oracle(block: int) -> None:
-    """On a problem that the oracle of the tests can do."""
+    """Compare with the tests' oracle on a problem small enough for it."""
     shape = Weights(48, 20 * block if block > 1 else 150, block, problems=2)
     weight, hessian = shape.random_problem()
     counts = _removals(shape)
@@ -88,11 +88,11 @@ def _assert_like_oracle(block: int) -> None:
 def test_sparsegpt(case: Case, implementation: str, report: Callable[..., None]) -> None:
     shape: Weights = case.shape
     weight, hessian = shape.random_problem()
-    weight[:] = weight[0].clone()  # one layer, for all samples
+    weight[:] = weight[0].clone()  # the same layer for all samples
     *given, counts = to_device(weight, hessian, _removals(shape))
 
     def check(result: Tensor) -> None:
-        # Two scores next to a threshold may be equal in float32, and all later columns depend on which of them goes.
+        # Two scores next to a threshold may be equal in float32, and all later columns depend on which is removed.
         _assert_like_oracle(shape.block)
         other = _by_textbook if implementation == OURS else lambda w, h, block: _ours(w, h, counts, block)
         expected = other(*given, shape.block).cpu()

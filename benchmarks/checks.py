@@ -1,4 +1,4 @@
-"""Whether results are right, in float64, for problems too large for the oracle of the tests."""
+"""Checks of results in float64, for problems too large for the tests' oracle."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch import Tensor
 def assert_greedy(
     weight: Tensor, hinv: Tensor, order: Tensor, losses: Tensor, block: int = 1, n: int = 0, m: int = 0
 ) -> None:
-    """Check that every removal of some rows was the cheapest one left at its time, and that its loss is right.
+    """Check that each removal of the given rows was the cheapest at its step, and that its loss is right.
 
     With the columns in order of removal and ``H⁻¹ = L Lᵀ``, the score of a column (or block) after k removals follows
-    from the first k columns of L alone, so one factorisation a row gives all scores at all times.
+    from the first k columns of L alone, so one factorisation per row gives all scores at all steps.
 
     Parameters
     ----------
-    weight : Tensor, [R, C]
-    hinv : Tensor, [C, C]
-    order, losses : Tensor, [R, steps]
-        Of `ops.obs_path` or `ops.nm_path`.
+    weight : Tensor ``[R, C]``
+    hinv : Tensor ``[C, C]``
+    order, losses : Tensor ``[R, steps]``
+        Results of `ops.obs_path` or `ops.nm_path`.
     """
     for w, path, loss in zip(weight.double(), order.long(), losses.double(), strict=True):
         scores = _scores_over_time(w, hinv.double(), path, block, n, m)
         taken = scores.diagonal()
         cheapest = scores.min(0).values
         torch.testing.assert_close(loss, taken / 2, rtol=5e-3, atol=1e-6 * float(taken.max()))
-        assert bool((taken <= cheapest * 1.005 + 1e-6 * taken.max()).all()), "a cheaper removal was left"
+        assert bool((taken <= cheapest * 1.005 + 1e-6 * taken.max()).all()), "there was a cheaper removal"
 
 
 def _scores_over_time(w: Tensor, hinv: Tensor, path: Tensor, block: int, n: int, m: int) -> Tensor:
-    """Score ``[blocks, steps]`` of every block in order of removal, before each step; infinite where it may not go."""
+    """Scores ``[blocks, steps]`` of all blocks, in order of removal, before each step; infinite if not removable."""
     blocks, steps = len(w) // block, len(path)
     assert len(path.unique()) == steps, "a block was removed twice"
     rest = torch.ones(blocks, dtype=torch.bool).index_fill_(0, path, False).nonzero().flatten()
@@ -66,7 +66,7 @@ def layer_error(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
 def assert_same_pruning(
     weight: Tensor, hessian: Tensor, pruned: Tensor, expected: Tensor, flips: float, error: float
 ) -> None:
-    """Check that two float32 solvers agree: in the error, and in the mask but for a share of near-ties."""
+    """Check that two float32 solvers agree in the error, and in the mask except for a share of near-ties."""
     assert float(((pruned == 0) != (expected == 0)).double().mean()) <= flips
     true = layer_error(weight, expected, hessian)
     assert abs(layer_error(weight, pruned, hessian) - true) <= error * true

@@ -1,11 +1,11 @@
-"""Compares two saved runs and fails if anything of ours became slower beyond the noise.
+"""Compares two saved runs and fails if any benchmark of ours became slower by more than the noise.
 
-``python benchmarks/compare.py BASE NEW [--noise 0.25]``. Machines and moments differ, so times are not compared, but
-the time of the fastest call, which other programs disturb least, multiplied by the rate at which the same machine
-multiplied (or copied) matrices at that moment: the inverse of the share of the floor. The noise of a benchmark is the
-spread (between quartiles) of its times and of that rate in both runs, at least ``--noise``. Calls of a few milliseconds
-also depend on what the allocator has kept: look at a verdict about them again in a second run. Runs on the CPU and on
-a GPU, or on different GPUs, are not compared.
+``python benchmarks/compare.py BASE NEW [--noise 0.25]``. Machines and their load differ, so plain times cannot be
+compared. Instead, the time of the fastest call, which other programs disturb least, is multiplied by the rate at which
+the same machine multiplied (or copied) matrices during the benchmark: the inverse of the share of the floor. The noise
+of a benchmark is the interquartile range of its times and of that rate in both runs, at least ``--noise``. Calls of a
+few milliseconds also depend on which memory the allocator has kept: confirm a verdict about them with a second run.
+Runs on the CPU and on a GPU, or on different GPUs, are not compared.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def costs(saved: dict[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def devices(saved: dict[str, Any]) -> str:
-    """Return where a run was made: ``cpu``, the name of a GPU, or nothing for an empty run."""
+    """Return the device of a run: ``cpu``, the name of a GPU, or ``""`` for an empty run."""
     return ", ".join({b["extra_info"].get("machine", {}).get("device", "cpu") for b in saved["benchmarks"]})
 
 
 def compare(base: dict[str, Any], new: dict[str, Any], least_noise: float) -> tuple[list[str], list[str]]:
-    """Return one line for each benchmark, and the names of those that became slower beyond the noise."""
+    """Return one line per benchmark, and the names of those that became slower by more than the noise."""
     before, after = costs(base), costs(new)
     lines, slower = [], []
     for name in [*before, *(name for name in after if name not in before)]:

@@ -1,4 +1,4 @@
-"""The device, threads, the `report` fixture that every benchmark ends in, and the table of all of them."""
+"""The device, threads, the `report` fixture through which benchmarks are timed, and the table of all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 Report = Callable[..., None]
 
 _ROWS = pytest.StashKey[list[dict[str, Any]]]()
-_SECONDS = 1.5  # that a benchmark of ours is repeated for
+_SECONDS = 1.5  # during which a benchmark of ours is repeated
 _RATES = 5  # measurements of the machine between its calls
 _OF_THE_CPU = ("stated_mb", "share_goal", "ratio_goal", "note_goal")
 
@@ -46,9 +46,9 @@ def report(benchmark: Any, request: pytest.FixtureRequest) -> Report:
     """Checks an implementation, times it, and adds it to the JSON and to the table.
 
     Our own op is checked first, then called for 1.5 s (3 to 200 times). The machine's rate, from which the floor
-    follows, is measured between the calls, five times or so, since other programs slow both down. Other implementations
+    follows, is measured between the calls, about five times, since other programs slow both down. Other implementations
     take up to minutes: they are called once, unless `once` says otherwise, and their result is checked before anything
-    is reported. On a GPU first calls load kernels and libraries, so that these too are checked first and then timed.
+    is reported. On a GPU, where first calls load kernels and libraries, these too are checked first and then timed.
     """
 
     def run(

@@ -1,4 +1,4 @@
-"""Where the benchmarks run: the CPU, or a GPU with ``SPADE_BENCH_DEVICE=cuda``; and what only a GPU can tell.
+"""Where the benchmarks run: the CPU, or a GPU with ``SPADE_BENCH_DEVICE=cuda``; clock, memory and facts of the GPU.
 
 ``python benchmarks/device.py`` prints the file in which the results of this machine's GPU are kept.
 """
@@ -32,12 +32,12 @@ DEVICE = torch.device("cuda" if ON_CUDA else "cpu")
 
 
 def prepare() -> None:
-    """Check that the chosen device is there; on a GPU, compute in float32 throughout (no TF32).
+    """Check that the chosen device can be used; on a GPU, compute in float32 throughout (no TF32).
 
     Raises
     ------
     ValueError
-        Another name, no GPU, or a build of which every op would compute on the CPU.
+        Unknown device, no GPU, or a build without CUDA kernels.
     """
     if _CHOSEN not in ("cpu", "cuda"):
         raise ValueError(f"{_VARIABLE} must be cpu or cuda, got {_CHOSEN!r}")
@@ -51,27 +51,27 @@ def prepare() -> None:
 
 
 def to_device(*tensors: Tensor) -> list[Tensor]:
-    """Inputs are made on the CPU, the same ones for every device."""
+    """Move inputs to the device. They are made on the CPU, so that every device gets the same."""
     return [tensor.to(DEVICE) for tensor in tensors]
 
 
 def to_cpu(result: Any) -> Any:
-    """Results are checked on the CPU: tensors, also those of tuples and dicts, are moved there."""
+    """Move the tensors of a result, also those in tuples and dicts, to the CPU, where they are checked."""
     return pytree.tree_map_only(Tensor, Tensor.cpu, result)
 
 
 def cuda_only(*cases: Item) -> tuple[Item, ...]:
-    """Those cases on a GPU; none on the CPU, for which they are too large."""
+    """Return the cases on a GPU; none on the CPU, for which they are too large."""
     return cases if ON_CUDA else ()
 
 
 def wait() -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     torch.get_device_module(DEVICE).synchronize()
 
 
 class Moment:
-    """A moment of a GPU's work. The difference of two is in seconds; it is known once the device got to the later."""
+    """A moment in a GPU's work. The difference of two, in seconds, is known once the device has reached the later."""
 
     def __init__(self) -> None:
         self._event = torch.cuda.Event(enable_timing=True)
@@ -86,7 +86,7 @@ now: Callable[[], Any] = Moment if ON_CUDA else time.perf_counter
 
 
 def allocated_bytes(function: Callable[[], object]) -> int:
-    """Bytes of the GPU that torch's allocator hands out during a call, at their peak."""
+    """GPU memory, in bytes, that torch's allocator hands out during a call, at its peak."""
     wait()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -110,7 +110,7 @@ def gpu() -> dict[str, Any]:
 
 
 def results_folder() -> Path:
-    """Where results of the chosen device are kept: a folder of its own for each kind of GPU."""
+    """Folder for the results of the chosen device; each GPU model has its own."""
     return _RESULTS / _slug() if ON_CUDA else _RESULTS
 
 

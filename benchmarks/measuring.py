@@ -31,17 +31,17 @@ class Case:
     Attributes
     ----------
     op, layer
-        Together the group in which the implementations stand side by side.
+        Together the group in which implementations are compared.
     shape
-        What the benchmark makes its inputs from.
+        From which the benchmark makes its inputs.
     work
         Floating-point operations that the op cannot do without; the floor is their time at a matrix product's rate.
     moved
-        Bytes it cannot do without reading; where given, their time at copy bandwidth is the floor instead.
+        Bytes that the op has to read; if given, the floor is their time at copy bandwidth instead.
     stated
-        Bytes besides the inputs, results included, that the op's docstring allows on the CPU.
+        Bytes in addition to the inputs, results included, that the op's docstring allows on the CPU.
     share_goal, ratio_goal
-        Share of the floor, and times faster than the published code, that the op should reach on the CPU.
+        Share of the floor, and speed-up over the published code, that the op should reach on the CPU.
     only
         Implementations that can do this case.
     slow
@@ -61,7 +61,7 @@ class Case:
 
 
 def by_implementation(cases: Sequence[Case]) -> pytest.MarkDecorator:
-    """Parametrize a benchmark with each case and each implementation at hand, those of a case next to each other."""
+    """Parametrize a benchmark with each case and each available implementation, case by case."""
     clock = pytest.mark.benchmark(timer=now)
     at_hand = [OURS, TEXTBOOK, *([PUBLISHED] if published.is_given() else [])]
     return pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def copy_bandwidth(rounds: int = 3) -> float:
 def extra_bytes(function: Callable[[], object]) -> int | None:
     """Bytes of memory that a call adds at its peak.
 
-    On the CPU the resident memory of the process; None where the system does not tell (not Linux).
+    On the CPU, the resident memory of the process; None where the system does not report it (only Linux does).
     """
     if ON_CUDA:
         return allocated_bytes(function)
@@ -129,7 +129,7 @@ def _resident(field: str) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Facts without which a time means nothing."""
+    """Facts about the machine without which a time means nothing."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

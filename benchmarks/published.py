@@ -1,8 +1,8 @@
 """The published solvers, from the checkout that the environment variable SPADE_REFERENCE names.
 
-Nothing of them is in this repository. Their files are found by the classes they define. They import transformers for
-the name of one class and call CUDA's `synchronize`; both get a stand-in, the second one on the CPU only. They compute
-on the device of the layer and the Hessian that they are given.
+None of their code is in this repository. Their files are found by the classes they define. They import transformers
+for the name of one class and call CUDA's `synchronize`; both are replaced by stand-ins, the latter on the CPU only.
+They compute on the device of the layer and the Hessian that they are given.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def classes() -> SimpleNamespace:
     Raises
     ------
     FileNotFoundError
-        None of them is there.
+        The checkout has none of them.
     """
     folder = Path(os.environ[_VARIABLE]).expanduser()
     found = SimpleNamespace()
@@ -68,7 +68,7 @@ def _load(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def running() -> Iterator[Any]:
-    """Let the published code run, on the CPU too, without its prints; gives the classes."""
+    """Let the published code run without its prints, and on the CPU too; yields its classes."""
     wait = contextlib.nullcontext() if ON_CUDA else mock.patch("torch.cuda.synchronize")
     with wait, contextlib.redirect_stdout(io.StringIO()):
         yield classes()

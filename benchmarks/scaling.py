@@ -1,6 +1,6 @@
 """Scaling curves: time of the ops against columns, rows, samples, images and threads, each beside its floor.
 
-``measure`` writes ``scaling.json``, ``plot`` draws its curves, one PNG for each of these axes, from that file alone.
+``measure`` writes ``scaling.json``; ``plot`` draws the curves from that file alone, one PNG per axis.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def measure(folder: Path, largest: int) -> None:
 
 
 def plot(folder: Path) -> None:
-    """Draw one PNG for each axis: time in full lines, floor in dashed ones."""
+    """Draw one PNG per axis: time as solid lines, floor as dashed ones."""
     from matplotlib.figure import Figure
 
     saved: dict[str, Any] = json.loads((folder / _FILE).read_text())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spade_fast.ops import flops
 
-BYTES = 4  # of a float32
+BYTES = 4  # per float32
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that a solver sees: problems of rows by columns, and what is removed together."""
+    """Size of a solver's input: a number of problems of rows by columns, and which columns are removed together."""
 
     rows: int
     columns: int
@@ -78,7 +78,7 @@ class Weights:
 
     @property
     def steps(self) -> int:
-        """Removals of a row."""
+        """Removals per row."""
         return self.columns // self.m * self.n if self.m > 0 else self.columns // self.block
 
     def path_work(self) -> float:
@@ -87,7 +87,7 @@ class Weights:
         return self.problems * self.rows * (self.columns**3 - kept**3) / 3
 
     def random_problem(self) -> tuple[Tensor, Tensor]:
-        """Weights [B, R, C] and Hessians [B, C, C] of correlated inputs, conditioned well enough to compare masks."""
+        """Weights ``[B, R, C]`` and Hessians ``[B, C, C]``, conditioned well enough to compare masks."""
         problems, columns = self.problems, self.columns
         common = torch.randn(problems, 4 * columns, 32) @ torch.randn(problems, 32, columns)
         x = torch.randn(problems, 4 * columns, columns) + 0.3 * common

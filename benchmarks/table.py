@@ -1,6 +1,6 @@
-"""The table of a run: one line a case, ours beside the textbook and the published code.
+"""The table of a run: one line per case, ours beside the textbook and the published code.
 
-``python benchmarks/table.py out/benchmarks.json`` prints that of a saved run (Markdown).
+``python benchmarks/table.py out/benchmarks.json`` prints the table of a saved run (Markdown).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def by_case(rows: Sequence[Row]) -> dict[Case, dict[str, Row]]:
 def ratios(rows: Sequence[Row]) -> dict[Case, dict[str, float]]:
     """Return, for each case, how many times faster ours is than each other implementation that ran.
 
-    Where the implementations tell the seconds of their Hessians and solver alone, under the name with ``inner_`` in
-    front the ratio of those.
+    Where the implementations report the seconds of their Hessians and solver alone, the ratio of those is under the
+    name with ``inner_`` in front.
     """
     result = {}
     for case, found in by_case(rows).items():
@@ -67,7 +67,7 @@ def ratios(rows: Sequence[Row]) -> dict[Case, dict[str, float]]:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Return the table as Markdown, with lined-up columns."""
+    """Return the table as Markdown, with aligned columns."""
     times = ratios(rows)
     lines: list[Sequence[str]] = [_TITLES]
     for case, found in by_case(rows).items():

@@ -25,7 +25,7 @@ def linear_hessian(x: Tensor) -> Tensor:
 
 
 def conv_hessian(x: Tensor, kernel: int, stride: int, padding: int, groups: int = 1) -> Tensor:
-    """``2/n Σ x xᵀ`` over the im2col columns of ``n`` images: [groups, K, K], columns ordered (in-channel, kh, kw)."""
+    """``2/n Σ x xᵀ`` over the im2col columns of ``n`` images: ``[groups, K, K]``, ordered (in-channel, kh, kw)."""
     columns = F.unfold(x, kernel, padding=padding, stride=stride)
     columns = columns.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
     return 2 / len(x) * (columns @ columns.mT)
@@ -42,17 +42,17 @@ def obs_paths(weight: Tensor, hessian: Tensor, block: int = 1, n: int = 0, m: in
 
     Parameters
     ----------
-    weight : Tensor, [R, C]
-    hessian : Tensor, [C, C]
+    weight : Tensor ``[R, C]``
+    hessian : Tensor ``[C, C]``
     block : int
         Neighbouring columns removed together.
     n, m : int
-        With m > 0: remove single columns until n of every m neighbouring ones are gone.
+        With m > 0: remove single columns until n of every m neighbouring ones are removed.
 
     Returns
     -------
-    losses : Tensor, [R, removals]
-    paths : list of Tensor, [removals + 1, rows, C]
+    losses : Tensor ``[R, removals]``
+    paths : list of Tensor ``[removals + 1, rows, C]``
         Weights after every removal, for each chunk of rows.
     """
     hinv = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
@@ -111,7 +111,7 @@ def pruned(losses: Tensor, paths: list[Tensor], sparsity: float) -> Tensor:
 
 
 def solution(weight: Tensor, hessian: Tensor, removed: Tensor) -> Tensor:
-    """Best weights ``[R, C]`` where a mask says which are gone: the normal equations of each row's kept weights."""
+    """Best weights ``[R, C]`` for a mask of removed ones: the normal equations of each row's kept weights."""
     result = torch.zeros_like(weight)
     for w, gone, out in zip(weight, removed, result, strict=True):
         kept = ~gone
@@ -121,7 +121,7 @@ def solution(weight: Tensor, hessian: Tensor, removed: Tensor) -> Tensor:
 
 
 def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: float, mask_block: int, damping: float) -> Tensor:
-    """SparseGPT (arXiv 2301.00774, Algorithm 1) with the published threshold: ``int(weights * sparsity) + 1`` go."""
+    """SparseGPT (arXiv 2301.00774, Algorithm 1) and the published threshold: it removes ``int(weights * s) + 1``."""
     w = weight.clone()
     columns = w.shape[1]
     identity = torch.eye(columns, device=w.device)
@@ -175,7 +175,7 @@ def prune_by_hooks(
     solver: Callable[[nn.Module], Any],
     prune: Callable[[Any, float, int], object],
 ) -> tuple[dict[str, Tensor], float]:
-    """FastSPADE as published: hooks collect Hessians batch by batch, then layer after layer is pruned in place.
+    """FastSPADE as published: hooks collect Hessians batch by batch, then one layer after another is pruned in place.
 
     Parameters
     ----------
@@ -184,14 +184,14 @@ def prune_by_hooks(
     solver
         Makes the solver of a layer, with a method ``add_batch(inputs, outputs)``.
     prune
-        Called with a solver, the sparsity and the columns of a mask block: as many as a kernel has taps.
+        Called with a solver, the sparsity and the number of columns in a mask block: as many as a kernel has taps.
 
     Returns
     -------
     weights : dict of Tensor
         The pruned weight of each layer.
     seconds : float
-        Spent on Hessians and solvers, without the network's own forward.
+        Spent on Hessians and solvers, without the network's own forward pass.
     """
     modules = {name: module for name, module in model.named_modules() if name in layers}
     solvers = {name: solver(module) for name, module in modules.items()}
