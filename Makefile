@@ -1,4 +1,4 @@
-# Every target sets up what it needs in $(VENV).
+# Every target installs what it needs in $(VENV).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 TORCH ?= torch==2.14.1 torchvision==0.29.1
@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 CPP = $$(git ls-files 'csrc/*' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
 BENCH = $(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json=out/benchmarks.json
 BASE ?= benchmarks/results/benchmarks.json
-# CUDA kernels take minutes to compile: only where a GPU could run them, they are asked for, or they are there already.
+# CUDA kernels take minutes to compile: they are built only if there is a GPU, if asked for, or if built before.
 WITH_CUDA := $(if $(filter 0,$(SPADE_FAST_CUDA)),,$(filter 1,$(SPADE_FAST_CUDA))$(wildcard /dev/nvidia0 $(VENV)/.built-cuda))
 BUILD = $(VENV)/.built-$(if $(WITH_CUDA),cuda,cpu)
 
@@ -63,11 +63,11 @@ bench: build  ## time each op in about ten minutes: one table, out/benchmarks.js
 	@mkdir -p out
 	$(BENCH) -m "not slow"
 
-bench-all: build  ## the same with what takes minutes: whole published pipelines, 1024 augmentations, large layers
+bench-all: build  ## also the cases that take minutes: whole published pipelines, 1024 augmentations, large layers
 	@mkdir -p out
 	$(BENCH)
 
-bench-compare: build  ## fail if out/benchmarks.json is slower than the saved run BASE beyond the noise
+bench-compare: build  ## fail if out/benchmarks.json is slower than the saved run BASE by more than the noise
 	$(BIN)/python benchmarks/compare.py $(BASE) out/benchmarks.json
 
 bench-scaling: build  ## time against columns, rows, samples, images and threads: JSON and PNG in benchmarks/results
@@ -81,13 +81,13 @@ bench-batch: build  ## throughput, overhead and memory of batches, in about a qu
 trojan: build  ## do traces explain better? Implant a trojan and score maps against it: tables and pictures in studies/results
 	$(BIN)/python studies/trojan results
 
-trojan-study: build  ## what makes traces explain better: one setting at a time, on other photos
+trojan-study: build  ## which settings make traces explain better, one at a time, on other photos
 	$(BIN)/python studies/trojan study
 
-notebook: build  ## run examples/spade.ipynb with its full numbers, in minutes, and keep the outputs in it
+notebook: build  ## run examples/spade.ipynb at full size, in minutes, and save its outputs in it
 	$(BIN)/python tests/test_notebook.py
 
-clean:  ## remove the virtual environment and what was built
+clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/ops/*.so spade_fast/ops/built_with.json
 
 .PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study notebook clean
