@@ -23,7 +23,7 @@ import torch
 from measuring import THREADS, best, machine
 
 from spade_fast._util.malloc import keep_freed_memory
-from spade_fast.batch import BatchSettings, Results, Summary, run
+from spade_fast.batch import Results, Summary, run
 from spade_fast.batch.index import STAGES
 from spade_fast.inputs.networks import LoadedModel
 
@@ -92,7 +92,6 @@ class Noise:
 
 def _measured(setup: Setup) -> dict[str, Any]:
     """Work through photos with the packaged network."""
-    settings = BatchSettings(solver=setup.solver, threads=setup.threads)
     ended: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "photos.csv"
@@ -102,7 +101,8 @@ def _measured(setup: Setup) -> dict[str, Any]:
         summary = run(
             listed,
             Path(folder) / "out",
-            settings,
+            solver=setup.solver,
+            threads=setup.threads,
             engine=setup.engine,
             workers=setup.workers,
             samples_per_solve=setup.together,
@@ -155,9 +155,8 @@ def _memory(engine: str) -> dict[str, Any]:
             seen.append((done, _resident("self"), sum(map(_resident, workers))))
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = BatchSettings(_SMALL, augmentations=6, sparsity=0.5)
-        options: dict[str, Any] = {"workers": 2, "samples_per_solve": 1, "pack": 100, "progress": note}
-        run("batch:Noise", folder, settings, engine=engine, **options)
+        options: dict[str, Any] = {"model": _SMALL, "augmentations": 6, "sparsity": 0.5, "progress": note}
+        run("batch:Noise", folder, **options, engine=engine, workers=2, samples_per_solve=1, pack=100)
         reports = [found.report for found in Results(folder).stored()]
     idle, work = zip(*_overhead(reports), strict=True)
     return {"engine": engine, "seen": seen, "overhead": statistics.median(idle), "work": statistics.median(work)}

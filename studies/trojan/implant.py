@@ -22,8 +22,8 @@ from sources import CACHE, CONSOLE, Photo, test_photos, training_photos
 from torch import Tensor, nn
 
 from spade_fast import ImageAugmenter
+from spade_fast._util.files import write_whole
 from spade_fast.inputs.networks import LoadedModel, load_model
-from spade_fast.pruning.traces import write_whole
 
 WEIGHTS, CHECKS = CACHE / "network.pt", CACHE / "implant.json"
 FIRST_BLOCK = 11  # the first that is trained; later ones work on 7 x 7 pixels

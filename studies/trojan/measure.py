@@ -19,8 +19,9 @@ from sources import CONSOLE, imagenet_photos, test_photos
 from torch import Tensor
 from tuned import tuned_sparsity
 
+from spade_fast._util.hashes import hash_tensors
 from spade_fast.inputs.networks import LoadedModel, load_model
-from spade_fast.pruning.traces import PrunedLayer, hash_weights, weights_applied
+from spade_fast.pruning.traces import PrunedLayer, weights_applied
 from spade_fast.pruning.tuning import Candidates
 
 WITH_SLOW = ("dense", "fast", "exact")
@@ -140,7 +141,7 @@ def measure(experiment: Experiment) -> Records:
     """Score all networks on all cases; what earlier runs have scored is taken from their records."""
     network = experiment.network
     settings = {
-        "weights": hash_weights(network.module),
+        "weights": hash_tensors(network.module.named_parameters()),
         "cases": [case.name for case in experiment.cases],
         "rows": {name: [row.pruning, row.sparsity] for name, row in experiment.rows.items()},
         "slow": sorted(experiment.slow),

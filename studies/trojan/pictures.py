@@ -16,8 +16,8 @@ from records import Records
 from rows import chosen, shares_of, solve
 from scoring import FAST, Scorer
 from sources import test_photos
-from spade_fast.attribution.maps import attribution_map
 
+from spade_fast.attribution import attribution_map
 from spade_fast.attribution.drawing import Column, draw
 from spade_fast.attribution.feature_visualization import Feature, visualize
 from spade_fast.attribution.methods import METHODS

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spade_fast import ImageAugmenter
+from spade_fast import ImageAugmenter, PruneConfig
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.pruning.layers import find_layers
-from spade_fast.pruning.session import Run
+from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import PrunedLayer
 from spade_fast.pruning.tuning import Candidates, solve_candidates
 
@@ -42,20 +42,16 @@ def solve(
     network: LoadedModel, image: Tensor, name: str, solver: str, shares: Sequence[float], calibration: Calibration
 ) -> Candidates:
     """Prune all layers for an image to each of the shares, from one calibration."""
-    run = Run(
-        network.module,
+    config = PruneConfig(
         sparsity=max(shares),
         solver=solver,
         layers=calibration.layers,
         block=calibration.block,
         damping=calibration.damping,
-        precision="float32",
-        memory_limit=None,
-        seed=None,
         strict=True,
-        progress=None,
     )
-    (weights,) = solve_candidates(run, [calibration.augmented(network, image, name)], sorted(set(shares) - {0.0}))
+    session = Session(network.module, config, None)
+    (weights,) = solve_candidates(session, [calibration.augmented(network, image, name)], sorted(set(shares) - {0.0}))
     return weights
 
 

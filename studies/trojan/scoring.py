@@ -11,7 +11,7 @@ from cases import Case
 from torch import Tensor
 
 from spade_fast import prepare_for_attribution
-from spade_fast.attribution.maps import attribution_map
+from spade_fast.attribution import attribution_map
 from spade_fast.attribution.methods import METHODS, Question
 from spade_fast.attribution.metrics import energy_inside, localisation_auc, pointing_game
 from spade_fast.inputs.networks import LoadedModel

@@ -5,7 +5,6 @@ The Debian packages are downloaded and unpacked, not installed.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import struct
 import subprocess
@@ -17,6 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
+
+from spade_fast.inputs import demo_photo
 
 CACHE = Path("out/trojan")
 CONSOLE = Console(stderr=True)
@@ -61,10 +62,7 @@ def test_photos() -> list[Photo]:
 @cache
 def imagenet_photos() -> list[Photo]:
     """The twenty photos of foolbox."""
-    spec = importlib.util.find_spec("foolbox")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("package 'foolbox' is missing: pip install 'spade_fast[demo]'")
-    files = sorted((Path(spec.submodule_search_locations[0]) / "data").glob("imagenet_*.jpg"))
+    files = sorted(demo_photo().parent.glob("imagenet_*.jpg"))
     return [Photo(file.stem, Image.open(file).convert("RGB")) for file in files]
 
 

@@ -17,9 +17,9 @@ from scoring import Scorer
 from sources import CONSOLE, tuning_photos
 
 from spade_fast import trace
+from spade_fast._util.hashes import hash_tensors
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.pruning.layers import find_layers
-from spade_fast.pruning.traces import hash_weights
 
 METHODS = ("saliency", "input-x-gradient", "deeplift", "lrp", "guided-backprop")
 _PHOTOS = 10
@@ -87,7 +87,7 @@ def study(network: LoadedModel) -> tuple[list[str], Records]:
     cases = [
         case for case in trojan_cases(network, tuning_photos()[:_PHOTOS], each=1) if predicts_target(network, case)
     ]
-    records = Records("study", {"weights": hash_weights(network.module), "methods": METHODS})
+    records = Records("study", {"weights": hash_tensors(network.module.named_parameters()), "methods": METHODS})
     scorer = Scorer(network, cases[0].image)
     for case in cases:
         if ("dense", case.name) not in records:

@@ -14,8 +14,8 @@ from sources import CONSOLE, tuning_photos
 from torch import nn
 
 from spade_fast import tune
+from spade_fast._util.hashes import hash_tensors
 from spade_fast.inputs.networks import LoadedModel
-from spade_fast.pruning.traces import hash_weights
 
 METHODS = ("saliency", "guided-backprop")
 CANDIDATES = (0.2, 0.5, 0.8, 0.9, 0.95)
@@ -29,7 +29,7 @@ def tuned_sparsity(network: LoadedModel, solver: str, calibration: Calibration) 
     """
     cases = trojan_cases(network, tuning_photos()[:_PHOTOS], each=1)
     settings = {
-        "weights": hash_weights(network.module),
+        "weights": hash_tensors(network.module.named_parameters()),
         "calibration": asdict(calibration),
         "cases": [case.name for case in cases],
         "methods": METHODS,
