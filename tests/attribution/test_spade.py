@@ -116,7 +116,7 @@ def test_equals_trace_by_hand(name, model, images):
     ]
     assert torch.equal(found, torch.cat(expected))
     assert [made.sample_id for made in spade.traces] == ["0", "1", "2"]
-    assert all(made.header["seed"] == 1 for made in spade.traces)
+    assert all(made.header["settings"]["seed"] == 1 for made in spade.traces)
     dense = method.attribute(images, target=[0, 3, 1], **arguments)
     assert found.shape == dense.shape and not torch.allclose(found, dense)
 

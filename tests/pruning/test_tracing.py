@@ -266,7 +266,7 @@ def test_augmented_images_are_calibration_data(model):
     augmenter = ImageAugmenter(n=20, batch_size=8, seed=3)
     image = torch.rand(3, 9, 9)
     one, other = (trace(model, augmenter(image, "x"), sparsity=0.5, layers=LAYERS, seed=3) for _ in range(2))
-    assert one.header["images"] == 20 and one.header["seed"] == 3
+    assert one.header["images"] == 20 and one.header["settings"]["seed"] == 3
     assert all(torch.equal(one.weight(name), other.weight(name)) for name in LAYERS)
 
 

@@ -1,0 +1,48 @@
+"""Maps drawn over photos."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spade_fast.attribution.drawing import Column, draw, normalise, overlay
+
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+
+def test_normalise():
+    values = np.arange(1000.0).reshape(20, 50)
+    values[0, 0] = 1e6
+    scaled = normalise(values)
+    assert scaled.min() >= 0 and scaled.max() == 1 and np.isclose(scaled[10, 0], 500 / np.percentile(values, 99.5))
+    single = np.zeros((20, 20))
+    single[3, 3] = 2.0
+    assert normalise(single)[3, 3] == 1
+    assert not normalise(np.zeros((3, 3))).any() and not normalise(-np.ones((3, 3))).any()
+    for bad in (np.full((3, 3), np.nan), np.zeros((3, 3, 3))):
+        with pytest.raises(ValueError, match="attribution map"):
+            normalise(bad)
+
+
+def test_overlay():
+    photo = np.full((8, 8, 3), 200, dtype=np.uint8)
+    heat = np.zeros((8, 8))
+    heat[2, 5] = 1
+    picture = overlay(photo, heat)
+    assert picture.shape == (8, 8, 3) and picture.min() >= 0 and picture.max() <= 1
+    assert np.allclose(picture[0, 0], picture[7, 7]) and picture[2, 5].mean() > 0.8
+    assert np.ptp(picture[0, 0]) < 1e-6, "the photo is grey"
+    coarse = overlay(photo, np.eye(2))
+    assert coarse[0, 0].mean() > coarse[0, 7].mean()
+
+
+def test_draw(tmp_path):
+    photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    maps = [np.random.default_rng(1).random((16, 16)) for _ in range(2)]
+    columns = [Column("Dense", ["cat 90%"], maps), Column("SPADE", ["dog 40%", "(cat 30%)"], maps)]
+    draw(tmp_path / "two.png", photo, columns, ["Saliency", "Grad-CAM"], "Why?", "Because")
+    draw(tmp_path / "one.png", photo, columns, ["Saliency"], "Why?")
+    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
+        assert two.format == "PNG" and two.width == one.width > 1000 and two.height > one.height + 300
+        assert np.array(two.convert("L")).std() > 20

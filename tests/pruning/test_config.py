@@ -1,0 +1,65 @@
+"""The one configuration: checked when it is made, never changed, and recorded as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+from torch import nn
+
+from spade_fast import InvalidTypeError, PruneConfig
+from spade_fast.inputs.defaults import fill_defaults, wide_layers
+from spade_fast.pruning.session import Session
+
+
+def test_it_is_checked_once_and_frozen() -> None:
+    config = PruneConfig(sparsity=0.5, layers="a*", memory_limit="2 KiB")
+    assert config.layers == ("a*",) and config.memory_bytes == 2048
+    assert PruneConfig(sparsity=0.5, layers=["a", "b"]).layers == ("a", "b")
+    with pytest.raises(FrozenInstanceError):
+        config.sparsity = 0.7  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sparsity": 1.5}, ValueError, "sparsity must lie between 0 and 1, got 1.5"),
+        ({"sparsity": "0.5"}, TypeError, "sparsity must be a number"),
+        ({"sparsity": {"a": -1}}, ValueError, r"sparsity\['a'\] must lie between 0 and 1"),
+        ({"solver": "obs"}, ValueError, "unknown solver 'obs': allowed are exact, sparsegpt"),
+        ({"precision": "half"}, ValueError, "unknown precision 'half'"),
+        ({"block": 0}, ValueError, "block must be at least 1"),
+        ({"block": 1.0}, TypeError, "block must be an integer"),
+        ({"damping": float("nan")}, ValueError, "damping must be a number of at least 0"),
+        ({"seed": True}, TypeError, "seed must be an integer"),
+        ({"memory_limit": "2 cats"}, ValueError, "memory_limit must be"),
+    ],
+)
+def test_bad_fields_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        PruneConfig(**{"sparsity": 0.5, **options})
+
+
+def test_the_record_is_json_and_makes_the_same_configuration() -> None:
+    config = PruneConfig(sparsity={"a": 1, "b*": 0.25}, solver="sparsegpt", layers=("a", "b*"), seed=3, strict=True)
+    assert PruneConfig(**json.loads(json.dumps(config.record()))) == config
+    assert PruneConfig(sparsity=lambda name: 0.5).record()["sparsity"] == "function"
+    assert PruneConfig(**config.options()) == config
+
+
+def test_defaults_of_a_network() -> None:
+    model = nn.Sequential(nn.Linear(99, 100), nn.Linear(100, 8))
+    filled = fill_defaults(PruneConfig(sparsity=None, solver="sparsegpt"), model)
+    assert filled.layers == ("1",) == tuple(wide_layers(model)) and filled.sparsity == 0.6
+    assert fill_defaults(PruneConfig(sparsity=None), model).sparsity == 0.8
+    mapping = PruneConfig(sparsity={"0": 0.5})
+    assert fill_defaults(mapping, model) == mapping
+    assert fill_defaults(PruneConfig(sparsity=0.1, layers="0"), model).layers == ("0",)
+    assert wide_layers(nn.Linear(99, 1)) is None
+
+
+def test_a_session_needs_a_sparsity() -> None:
+    with pytest.raises(InvalidTypeError, match="sparsity must be a number, a mapping or a function, got None"):
+        Session(nn.Linear(2, 2), PruneConfig(sparsity=None), None)
