@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from spade_fast.cli.profiler import StageUse
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-add_batch_commands(app)
 
 _Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")]
 
@@ -45,9 +44,10 @@ def _spade_fast(
 @command(app)
 def explain(
     image: _Image,
+    *,
+    solver: Annotated[str, typer.Option(help="exact (SPADE), sparsegpt (FastSPADE) or both.")] = "both",
     config: PruneConfig,
     setup: Setup,
-    solver: Annotated[str, typer.Option(help="exact (SPADE), sparsegpt (FastSPADE) or both.")] = "both",
     methods: Annotated[
         str, typer.Option(help="Comma-separated; --methods list names them.")
     ] = "saliency,integrated-gradients,guided-gradcam,gradcam",
@@ -151,6 +151,9 @@ def tune(
         )
     stdout.print(tuning.summary(), markup=False)
     stdout.print(str(out), markup=False)
+
+
+add_batch_commands(app)
 
 
 @command(app, context_settings={"allow_interspersed_args": False})

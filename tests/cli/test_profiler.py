@@ -230,8 +230,8 @@ def test_profile_of_an_explanation(command, tmp_path, monkeypatch):
         (["profile"], {"--solver": "magic"}, "unknown solver 'magic'"),
         (["profile"], {"--magic": 1}, "No such option"),
         (["profile", "doctor"], {}, "profile runs explain or trace, got 'doctor'"),
-        (["profile", "--chrome", "absent/chrome.json"], {}, "cannot write the Chrome trace absent/chrome.json"),
-        (["profile", "--chrome", "."], {}, "cannot write the Chrome trace .: it is a folder"),
+        (["profile", "--chrome", "absent/chrome.json"], {}, "cannot write the Chrome trace: there is no folder absent"),
+        (["profile", "--chrome", "."], {}, "cannot write the Chrome trace: . is a folder"),
     ],
 )
 def test_failure_leaves_no_chrome_trace(command, tmp_path, monkeypatch, arguments, options, message):
