@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/dispatch.h"
+#include "cpu/runtime/dispatch.h"
 
 #define SPADE_STRING_(x) #x
 #define SPADE_STRING(x) SPADE_STRING_(x)

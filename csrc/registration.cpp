@@ -1,5 +1,5 @@
 // The schemas of all native ops. Implementations register themselves in cpu/<op>.cpp and cuda/<op>.cu.
-#include "library.h"
+#include "common/library.h"
 
 SPADE_OPS(m) {
   m.def("gram_linear_(Tensor(a!) gram, Tensor x) -> ()");

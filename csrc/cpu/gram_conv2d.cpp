@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "../op_checks.h"
-#include "gram.h"
-#include "gram_inputs.h"
+#include "../common/op_checks.h"
+#include "gram/gram.h"
+#include "gram/gram_inputs.h"
 
 namespace spade {
 namespace {

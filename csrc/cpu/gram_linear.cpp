@@ -2,9 +2,9 @@
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
-#include "../op_checks.h"
-#include "gram.h"
-#include "gram_inputs.h"
+#include "../common/op_checks.h"
+#include "gram/gram.h"
+#include "gram/gram_inputs.h"
 
 namespace spade {
 namespace {

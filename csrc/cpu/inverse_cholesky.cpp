@@ -3,9 +3,9 @@
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
-#include "../op_checks.h"
-#include "dispatch.h"
-#include "parallel.h"
+#include "../common/op_checks.h"
+#include "runtime/dispatch.h"
+#include "runtime/parallel.h"
 
 namespace spade {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../op_checks.h"
+#include "../common/op_checks.h"
 
 namespace spade {
 namespace {

@@ -3,10 +3,10 @@
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
-#include "../op_checks.h"
-#include "../path_columns.h"
-#include "dispatch.h"
-#include "parallel.h"
+#include "../common/op_checks.h"
+#include "../common/path_columns.h"
+#include "runtime/dispatch.h"
+#include "runtime/parallel.h"
 
 namespace spade {
 namespace {

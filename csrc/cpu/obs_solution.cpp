@@ -8,9 +8,9 @@
 #include <numeric>
 #include <vector>
 
-#include "../op_checks.h"
-#include "dispatch.h"
-#include "parallel.h"
+#include "../common/op_checks.h"
+#include "runtime/dispatch.h"
+#include "runtime/parallel.h"
 
 namespace spade {
 namespace {

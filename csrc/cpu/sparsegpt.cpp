@@ -6,9 +6,9 @@
 
 #include <algorithm>
 
-#include "../op_checks.h"
-#include "dispatch.h"
-#include "parallel.h"
+#include "../common/op_checks.h"
+#include "runtime/dispatch.h"
+#include "runtime/parallel.h"
 
 namespace spade {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "../library.h"
-#include "../op_checks.h"
+#include "../common/library.h"
+#include "../common/op_checks.h"
 #include "kernels/gram_cells.cuh"
 #include "kernels/gram_im2col.cuh"
 #include "kernels/gram_reduce.cuh"

@@ -11,8 +11,8 @@
 #include <ATen/record_function.h>
 #include <c10/cuda/CUDAGuard.h>
 
-#include "../library.h"
-#include "../op_checks.h"
+#include "../common/library.h"
+#include "../common/op_checks.h"
 
 namespace spade {
 namespace {

@@ -1,7 +1,7 @@
 #include <ATen/core/Tensor.h>
 
-#include "../library.h"
-#include "../op_checks.h"
+#include "../common/library.h"
+#include "../common/op_checks.h"
 #include "kernels/mirror_upper.cuh"
 #include "launch.h"
 

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
-#include "../library.h"
-#include "../op_checks.h"
-#include "../path_columns.h"
+#include "../common/library.h"
+#include "../common/op_checks.h"
+#include "../common/path_columns.h"
 #include "kernels/obs_path.cuh"
 #include "launch.h"
 

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "../library.h"
-#include "../op_checks.h"
+#include "../common/library.h"
+#include "../common/op_checks.h"
 #include "kernels/obs_solution.cuh"
 #include "launch.h"
 

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "../library.h"
-#include "../op_checks.h"
+#include "../common/library.h"
+#include "../common/op_checks.h"
 #include "kernels/sparsegpt.cuh"
 #include "launch.h"
 

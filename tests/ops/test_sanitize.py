@@ -17,13 +17,14 @@ FLAGS = ["-std=c++20", "-fno-math-errno", "-Wno-psabi"]
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None or not CPU.exists(), reason="needs g++ and the C++ sources")
 
 
-SANITIZED = {"kernels": [], "gram": ["cpu/gram.cpp", "gram_plan.cpp"]}  # program: sources in csrc beside the kernels
+# program: sources in csrc beside the kernels
+SANITIZED = {"kernels": [], "gram": ["cpu/gram/gram.cpp", "common/gram_plan.cpp"]}
 
 
 @pytest.mark.parametrize("name", SANITIZED)
 def test_kernels_are_clean(tmp_path, name):
     folder = ROOT / "tests" / "sanitize"
-    sources = [folder / f"{name}.cpp", *(CSRC / file for file in SANITIZED[name]), CPU / "dispatch.cpp"]
+    sources = [folder / f"{name}.cpp", *(CSRC / file for file in SANITIZED[name]), CPU / "runtime" / "dispatch.cpp"]
     sources += sorted((CPU / "isa").glob("*.cpp"))
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{folder / 'stub'}", "-pthread"]
     program = tmp_path / name

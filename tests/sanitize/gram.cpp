@@ -1,6 +1,6 @@
 // Runs the Gram methods of every instruction set on awkward geometries in exactly sized heap blocks, on three threads,
 // for the sanitizers, and compares them with sums over im2col in plain loops. Exit code 0 and "ok" if all is well.
-#include "../../csrc/cpu/gram.h"
+#include "../../csrc/cpu/gram/gram.h"
 
 #include <cmath>
 #include <cstdio>
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cpu/dispatch.h"
+#include "../../csrc/cpu/runtime/dispatch.h"
 
 namespace {
 

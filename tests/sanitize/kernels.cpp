@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cpu/dispatch.h"
+#include "../../csrc/cpu/runtime/dispatch.h"
 
 namespace {
 

@@ -31,7 +31,8 @@ def load() -> None:
         ROOT / "build" / "simt",
         checked=sorted(SOURCES.glob("cuda/*.cu")),
         plain=[
-            *(path for path in sorted(SOURCES.glob("*.cpp")) if path.name != "bindings.cpp"),
+            SOURCES / "registration.cpp",
+            *sorted(SOURCES.glob("common/*.cpp")),
             *sorted(SOURCES.glob("cuda/*.cpp")),
             HERE / "harness" / "allocator.cpp",
         ],

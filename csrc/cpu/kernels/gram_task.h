@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#include "../../gram_range.h"
+#include "../../common/gram_range.h"
 
 // These functions are outside the instruction sets' namespaces, so none of them may be left for the linker to choose
 // from.

@@ -11,7 +11,7 @@
 #include <numeric>
 #include <vector>
 
-#include "parallel.h"
+#include "../runtime/parallel.h"
 
 namespace spade {
 

@@ -7,8 +7,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../gram_plan.h"
-#include "kernels/gram_task.h"
+#include "../../common/gram_plan.h"
+#include "../kernels/gram_task.h"
 
 namespace spade {
 

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "kernels/table.h"
+#include "../kernels/table.h"
 #include "workspace.h"
 
 namespace spade {

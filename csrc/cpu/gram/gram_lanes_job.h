@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "dispatch.h"
+#include "../runtime/dispatch.h"
 #include "gram.h"
 #include "gram_jobs.h"
 #include "gram_lane_passes.h"

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "../gram_plan.h"
-#include "kernels/gram_task.h"
+#include "../../common/gram_plan.h"
+#include "../kernels/gram_task.h"
 
 namespace spade {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "dispatch.h"
+#include "../runtime/dispatch.h"
 #include "gram.h"
 
 namespace spade {
