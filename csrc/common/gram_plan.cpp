@@ -4,6 +4,8 @@
 #include <map>
 #include <utility>
 
+#include "ceil_div.h"
+
 namespace spade {
 namespace {
 
@@ -12,14 +14,10 @@ struct Interval {
   TapPair pair;
 };
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return a >= 0 ? (a + b - 1) / b : -(-a / b);
-}
-
 // The outputs o for which begin + o * stride lies inside the axis: [first, last).
 std::pair<int64_t, int64_t> outputs_inside(const Axis& axis, int64_t begin) {
-  return {std::max<int64_t>(0, ceil_div(-begin, axis.stride)),
-          std::min(axis.outputs(), ceil_div(axis.size - begin, axis.stride))};
+  return {ceil_div(std::max<int64_t>(0, -begin), axis.stride),
+          std::min(axis.outputs(), ceil_div(std::max<int64_t>(0, axis.size - begin), axis.stride))};
 }
 
 std::vector<AxisCell> cut(std::vector<Interval> intervals, int64_t stride, int64_t shift) {

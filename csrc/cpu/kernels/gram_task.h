@@ -7,21 +7,16 @@
 
 #include <stdint.h>
 
+#include "../../common/bf16.h"
+#include "../../common/ceil_div.h"
 #include "../../common/gram_range.h"
-
-// These functions are outside the instruction sets' namespaces, so none of them may be left for the linker to choose
-// from.
-#define SPADE_TASK_INLINE inline __attribute__((always_inline))
 
 namespace spade {
 
-// A bfloat16. Where values V are of this type, two images go together: a pair of values, which stand at the same place
-// of two images, takes the place of one float in strips, and a product of two pairs is the sum of two products.
-struct Bf16 {
-  uint16_t bits;
-};
-
 // A batch of images with any strides, counted in values. The images of a linear layer are single positions.
+//
+// Where values V are Bf16, two images go together: a pair of values, which stand at the same place of two images, takes
+// the place of one float in strips, and a product of two pairs is the sum of two products.
 template <class T, class V = T>
 struct GramSource {
   const V* data;
@@ -35,10 +30,10 @@ struct GramChunks {
   int64_t line_count, begin, end;  // the whole
   int64_t lines, width;            // of a chunk
 
-  SPADE_TASK_INLINE int64_t across() const {
+  SPADE_INLINE int64_t across() const {
     return (end - begin + width - 1) / width;
   }
-  SPADE_TASK_INLINE int64_t count() const {
+  SPADE_INLINE int64_t count() const {
     return (line_count + lines - 1) / lines * across();
   }
 };
@@ -105,13 +100,13 @@ struct GramStrips {
   int64_t image_count, image_height, image_width;  // the whole
   int64_t images, lines, width;                    // of a strip
 
-  SPADE_TASK_INLINE int64_t across() const {
+  SPADE_INLINE int64_t across() const {
     return (image_width + width - 1) / width;
   }
-  SPADE_TASK_INLINE int64_t down() const {
+  SPADE_INLINE int64_t down() const {
     return (image_height + lines - 1) / lines;
   }
-  SPADE_TASK_INLINE int64_t count() const {
+  SPADE_INLINE int64_t count() const {
     return (image_count + images - 1) / images * down() * across();
   }
 };

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "../../common/ceil_div.h"
+
 namespace spade {
 namespace SPADE_ISA {
 
@@ -31,8 +33,6 @@ struct IndexOf<double> {
   typedef int64_t type;
 };
 
-#define SPADE_INLINE inline __attribute__((always_inline))
-
 template <class T>
 SPADE_INLINE Vec<T> load(const T* p) {
   Vec<T> v;
@@ -52,7 +52,7 @@ SPADE_INLINE Vec<T> broadcast(T x) {
 
 template <class I>
 SPADE_INLINE I round_up(I n, I multiple) {
-  return (n + multiple - 1) / multiple * multiple;
+  return ceil_div(n, multiple) * multiple;
 }
 
 template <class I>
@@ -99,8 +99,7 @@ struct Tile {
 template <class T>
 SPADE_INLINE int64_t padded_stride(int64_t n) {
   const int64_t line = 64 / sizeof(T);
-  const int64_t lines = round_up<int64_t>(n, line) / line;
-  return (lines | 1) * line;
+  return (ceil_div(n, line) | 1) * line;
 }
 
 }  // namespace SPADE_ISA
