@@ -40,7 +40,7 @@ inline CholeskyPanel<T> take_panel(Arena<T>& arena, int64_t depth, int64_t colum
   panel.strip = rows * kStripColumns;
   panel.block = arena.take(rows * panel.stride);
   panel.inverse = arena.take(rows);
-  panel.strips = arena.take((columns + kStripColumns - 1) / kStripColumns * panel.strip);
+  panel.strips = arena.take(ceil_div(columns, kStripColumns) * panel.strip);
   return panel;
 }
 
@@ -61,8 +61,8 @@ inline int64_t factor_diagonal(const CholeskyPanel<T>& panel, const T* matrix, i
   }
   for (int64_t q = 0; q < n; q += Tile<T>::rows) {
     for (int64_t j = q / Tile<T>::cols * Tile<T>::cols; j < n; j += Tile<T>::cols) {
-      tile_product<-1>(q, panel.block + q, panel.stride, panel.block + j, panel.stride,
-                       panel.block + q * panel.stride + j, panel.stride);
+      tile_product<-1, T>(whole_rows(q, panel.stride, panel.stride), panel.block + q, panel.block + j,
+                          panel.block + q * panel.stride + j, panel.stride);
     }
     for (int64_t i = q; i < smaller<int64_t>(n, q + Tile<T>::rows); ++i) {
       T* row = panel.block + i * panel.stride;
@@ -92,7 +92,7 @@ inline void solve_strip(const CholeskyPanel<T>& panel, T* x, int64_t columns) {
   for (int64_t c = 0; c < columns; c += Tile<T>::cols) {
     for (int64_t q = 0; q < panel.depth; q += rows) {
       T* target = x + q * kStripColumns + c;
-      tile_product<-1>(q, panel.block + q, panel.stride, x + c, kStripColumns, target, kStripColumns);
+      tile_product<-1, T>(whole_rows(q, panel.stride, kStripColumns), panel.block + q, x + c, target, kStripColumns);
       const T* block = panel.block + q * (panel.stride + 1);
       Vec<T> x0[rows], x1[rows];
 #pragma GCC unroll 16
@@ -122,17 +122,17 @@ inline void update_trailing(const CholeskyPanel<T>& panel, int64_t first, int64_
                             T* matrix, int64_t stride) {
   for (int64_t j = begin; j < end; j += Tile<T>::cols) {
     for (int64_t i = first; i < last; i += Tile<T>::rows) {
-      tile_product<-1>(panel.depth, panel.at(i), kStripColumns, panel.at(j), kStripColumns, matrix + i * stride + j,
-                       stride);
+      tile_product<-1, T>(whole_rows(panel.depth, kStripColumns, kStripColumns), panel.at(i), panel.at(j),
+                          matrix + i * stride + j, stride);
     }
   }
 }
 
-// What cholesky_upper works on: a matrix whose rows are padded to whole tiles, and a panel.
+// What the factorisations work on: a matrix of n columns, padded to whole tiles, and a panel.
 template <class T>
 struct CholeskySystem {
   int64_t stride;
-  T* matrix;
+  T* matrix;  // [n, padded][stride]
   CholeskyPanel<T> panel;
 };
 

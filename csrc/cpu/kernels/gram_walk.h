@@ -1,65 +1,10 @@
 // Matrix products whose inner dimension walks over positions of two packed strips.
 #pragma once
 
-#include "simd.h"
+#include "tile.h"
 
 namespace spade {
 namespace SPADE_ISA {
-
-// `lines` times `count` positions of two strips: those of a line are `step` values apart, lines `line`.
-struct Walk {
-  int64_t lines, count;
-  int64_t a_line, a_step, b_line, b_step;
-};
-
-// How the entries of strips are multiplied.
-template <class V>
-struct Entry {
-  static SPADE_INLINE Vec<V> spread(const V* a) {
-    return broadcast(*a);
-  }
-  static SPADE_INLINE void add_product(Vec<V>& sum, Vec<V> a, Vec<V> b) {
-    sum += a * b;
-  }
-};
-
-// c[i][j] += Σ a(p)[i] b(p)[j] for a whole tile; the sums stay in registers over all positions.
-template <class V, class T>
-SPADE_INLINE void tile_walk(const Walk& w, const T* a_line, const T* b_line, T* c, int64_t ldc) {
-  constexpr int rows = Tile<T>::rows;
-  constexpr int lanes = VectorOf<T>::lanes;
-  Vec<T> acc0[rows];
-  Vec<T> acc1[rows];
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    acc0[i] = Vec<T>{};
-    acc1[i] = Vec<T>{};
-  }
-  for (int64_t line = 0; line < w.lines; ++line) {
-    const T* a = a_line;
-    const T* b = b_line;
-    for (int64_t t = 0; t < w.count; ++t) {
-      const Vec<T> b0 = load(b);
-      const Vec<T> b1 = load(b + lanes);
-#pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-        const Vec<T> ai = Entry<V>::spread(a + i);
-        Entry<V>::add_product(acc0[i], ai, b0);
-        Entry<V>::add_product(acc1[i], ai, b1);
-      }
-      a += w.a_step;
-      b += w.b_step;
-    }
-    a_line += w.a_line;
-    b_line += w.b_line;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    T* row = c + i * ldc;
-    store(row, load(row) + acc0[i]);
-    store(row + lanes, load(row + lanes) + acc1[i]);
-  }
-}
 
 template <class T>
 SPADE_INLINE int64_t padded_rows(int64_t rows) {
@@ -102,7 +47,8 @@ inline void walk_product(const Walk& w, const T* a, const T* b, T* sums, int64_t
       const T* pb = b + line * w.b_line + t * w.b_step;
       for (int64_t j = 0; j < cols; j += Tile<T>::cols) {
         const int64_t end = upper ? smaller<int64_t>(rows, j + Tile<T>::cols) : rows;
-        for (int64_t i = 0; i < end; i += Tile<T>::rows) tile_walk<V>(part, pa + i, pb + j, sums + i * ldc + j, ldc);
+        for (int64_t i = 0; i < end; i += Tile<T>::rows)
+          tile_product<1, V>(part, pa + i, pb + j, sums + i * ldc + j, ldc);
       }
     }
   }

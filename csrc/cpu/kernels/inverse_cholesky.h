@@ -15,30 +15,15 @@ namespace SPADE_ISA {
 constexpr int64_t kUpdateRows = 48;  // rows updated together, while a strip is in the nearest cache
 
 template <class T>
-struct InverseCholeskyBuffers {
-  int64_t stride;
-  T* matrix;  // [columns, padded to tiles][stride]
-  CholeskyPanel<T> panel;
-};
-
-template <class T>
-inline int64_t inverse_cholesky_layout(InverseCholeskyBuffers<T>& s, int64_t columns, T* base) {
-  Arena<T> arena{base};
-  s.stride = padded_stride<T>(round_up<int64_t>(columns, Tile<T>::cols));
-  s.matrix = arena.take(round_up<int64_t>(columns, Tile<T>::rows) * s.stride);
-  s.panel = take_panel(arena, smaller(columns, cholesky_depth(columns)), columns);
-  return arena.used;
-}
-
-template <class T>
 int64_t inverse_cholesky_workspace(int64_t columns) {
-  InverseCholeskyBuffers<T> s;
-  return inverse_cholesky_layout<T>(s, columns, nullptr);
+  Arena<T> arena{nullptr};
+  take_system(arena, columns);
+  return arena.used;
 }
 
 // The damped matrix in reversed order: its upper triangle, zeros below it and around it.
 template <class T>
-inline void load_reversed(const InverseCholeskyTask<T>& task, const InverseCholeskyBuffers<T>& s, int64_t i) {
+inline void load_reversed(const InverseCholeskyTask<T>& task, const CholeskySystem<T>& s, int64_t i) {
   const int64_t n = task.columns;
   T* row = s.matrix + i * s.stride;
   const int64_t diagonal = smaller(i, n);
@@ -52,7 +37,7 @@ inline void load_reversed(const InverseCholeskyTask<T>& task, const InverseChole
 }
 
 template <class T>
-inline void store_reversed(const InverseCholeskyTask<T>& task, const InverseCholeskyBuffers<T>& s, int64_t i) {
+inline void store_reversed(const InverseCholeskyTask<T>& task, const CholeskySystem<T>& s, int64_t i) {
   const int64_t n = task.columns;
   const T* source = s.matrix + (n - 1 - i) * s.stride;
   T* row = task.factor + i * n;
@@ -63,7 +48,7 @@ inline void store_reversed(const InverseCholeskyTask<T>& task, const InverseChol
 // Solves the panel's rows [p, end) in one strip of columns. Columns before `end` are V⁻ᵀ's and finished by this; those
 // of the panel itself begin as the identity.
 template <class T>
-inline void solve_columns(const InverseCholeskyBuffers<T>& s, int64_t p, int64_t end, int64_t first) {
+inline void solve_columns(const CholeskySystem<T>& s, int64_t p, int64_t end, int64_t first) {
   const int64_t width = smaller(kStripColumns, s.stride - first);
   T* strip = s.panel.at(first);
   for (int64_t i = 0; i < round_up<int64_t>(s.panel.depth, Tile<T>::rows); ++i) {
@@ -84,8 +69,8 @@ inline void solve_columns(const InverseCholeskyBuffers<T>& s, int64_t p, int64_t
 // Returns 0, or the order of the leading minor of the reversed matrix that is not positive definite.
 template <class T>
 int64_t inverse_cholesky(const InverseCholeskyTask<T>& task, const Parallel& parallel) {
-  InverseCholeskyBuffers<T> s;
-  inverse_cholesky_layout(s, task.columns, task.workspace);
+  Arena<T> arena{task.workspace};
+  CholeskySystem<T> s = take_system(arena, task.columns);
   const int64_t n = task.columns;
   const int64_t depth = s.panel.depth;
   for_chunks(parallel, 0, round_up<int64_t>(n, Tile<T>::rows), kUpdateRows, [&](int64_t first, int64_t last) {

@@ -331,8 +331,8 @@ inline void obs_path_flush(ObsPathState<T>& s) {
       }
     }
     for (int64_t j = i / Tile<T>::cols * Tile<T>::cols; j < columns; j += Tile<T>::cols) {
-      tile_product<-1>(s.panel_size, s.panel + i, s.panel_stride, s.panel + j, s.panel_stride, s.own + i * stride + j,
-                       stride);
+      tile_product<-1, T>(whole_rows(s.panel_size, s.panel_stride, s.panel_stride), s.panel + i, s.panel + j,
+                          s.own + i * stride + j, stride);
     }
   }
 

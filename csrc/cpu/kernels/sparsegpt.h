@@ -155,8 +155,8 @@ void sparsegpt_trailing(const SparseGptTask<T>& task, int64_t begin, int64_t end
     for (int64_t i = 0; i < width; ++i) row[i] = factor[i];
     for (int64_t i = width; i < stride; ++i) row[i] = T(0);
   }
-  product<-1, false>(end - begin, packed, stride, s.error, task.stride, task.weight + first * task.stride, task.stride,
-                     width, round_up<int64_t>(task.rows, Tile<T>::cols));
+  subtract_product(whole_rows(end - begin, stride, task.stride), packed, s.error, task.weight + first * task.stride,
+                   task.stride, width, round_up<int64_t>(task.rows, Tile<T>::cols));
 }
 
 template <class T>

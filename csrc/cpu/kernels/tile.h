@@ -6,9 +6,33 @@
 namespace spade {
 namespace SPADE_ISA {
 
-// c[i][j] += Sign * sum_t a[t * lda + i] * b[t * ldb + j] for a whole tile (Tile::rows x Tile::cols).
-template <int Sign, class T>
-SPADE_INLINE void tile_product(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) {
+// The rows of two operands that a product sums over: `lines` times `count` of them, those of a line `step` values apart
+// and lines `line`.
+struct Walk {
+  int64_t lines, count;
+  int64_t a_line, a_step, b_line, b_step;
+};
+
+// `depth` rows, lda and ldb values apart.
+SPADE_INLINE Walk whole_rows(int64_t depth, int64_t lda, int64_t ldb) {
+  return {1, depth, 0, lda, 0, ldb};
+}
+
+// How the entries of operands are multiplied.
+template <class V>
+struct Entry {
+  static SPADE_INLINE Vec<V> spread(const V* a) {
+    return broadcast(*a);
+  }
+  static SPADE_INLINE void add_product(Vec<V>& sum, Vec<V> a, Vec<V> b) {
+    sum += a * b;
+  }
+};
+
+// c[i][j] += Sign * Σ a(t)[i] b(t)[j] over the rows t of a walk, for a whole tile (Tile::rows x Tile::cols). The sums
+// stay in registers.
+template <int Sign, class V, class T>
+SPADE_INLINE void tile_product(const Walk& walk, const T* a_line, const T* b_line, T* c, int64_t ldc) {
   constexpr int rows = Tile<T>::rows;
   constexpr int lanes = VectorOf<T>::lanes;
   Vec<T> acc0[rows];
@@ -18,17 +42,23 @@ SPADE_INLINE void tile_product(int64_t depth, const T* a, int64_t lda, const T* 
     acc0[i] = Vec<T>{};
     acc1[i] = Vec<T>{};
   }
-  for (int64_t t = 0; t < depth; ++t) {
-    const Vec<T> b0 = load(b);
-    const Vec<T> b1 = load(b + lanes);
+  for (int64_t line = 0; line < walk.lines; ++line) {
+    const T* a = a_line;
+    const T* b = b_line;
+    for (int64_t t = 0; t < walk.count; ++t) {
+      const Vec<T> b0 = load(b);
+      const Vec<T> b1 = load(b + lanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-      const Vec<T> ai = broadcast(a[i]);
-      acc0[i] += ai * b0;
-      acc1[i] += ai * b1;
+      for (int i = 0; i < rows; ++i) {
+        const Vec<T> ai = Entry<V>::spread(a + i);
+        Entry<V>::add_product(acc0[i], ai, b0);
+        Entry<V>::add_product(acc1[i], ai, b1);
+      }
+      a += walk.a_step;
+      b += walk.b_step;
     }
-    a += lda;
-    b += ldb;
+    a_line += walk.a_line;
+    b_line += walk.b_line;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
@@ -43,31 +73,29 @@ SPADE_INLINE void tile_product(int64_t depth, const T* a, int64_t lda, const T* 
   }
 }
 
-// The same for the leading `rows` x `cols` part of a tile; operands may be read to the full tile, c may not.
-template <int Sign, class T>
-inline void partial_tile_product(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
-                                 int64_t rows, int64_t cols) {
+// c -= AᵀB for the leading `rows` x `cols` part of a tile; operands may be read to the full tile, c may not.
+template <class T>
+inline void subtract_partial_tile(const Walk& walk, const T* a, const T* b, T* c, int64_t ldc, int64_t rows,
+                                  int64_t cols) {
   T tile[Tile<T>::rows * Tile<T>::cols] = {};
-  tile_product<Sign>(depth, a, lda, b, ldb, tile, Tile<T>::cols);
+  tile_product<-1, T>(walk, a, b, tile, Tile<T>::cols);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) c[i * ldc + j] += tile[i * Tile<T>::cols + j];
   }
 }
 
-// c[rows x cols] += Sign * Aᵀ B. With Upper, tiles that lie wholly below the diagonal of c are left out; those on it
-// are computed whole. Operands must be readable up to the next multiple of the tile in both directions.
-template <int Sign, bool Upper, class T>
-inline void product(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc, int64_t rows,
-                    int64_t cols) {
+// c[rows x cols] -= AᵀB. Operands must be readable up to the next multiple of the tile in both directions.
+template <class T>
+inline void subtract_product(const Walk& walk, const T* a, const T* b, T* c, int64_t ldc, int64_t rows, int64_t cols) {
   for (int64_t i = 0; i < rows; i += Tile<T>::rows) {
     const int64_t height = smaller<int64_t>(Tile<T>::rows, rows - i);
-    for (int64_t j = Upper ? i / Tile<T>::cols * Tile<T>::cols : 0; j < cols; j += Tile<T>::cols) {
+    for (int64_t j = 0; j < cols; j += Tile<T>::cols) {
       const int64_t width = smaller<int64_t>(Tile<T>::cols, cols - j);
       T* tile = c + i * ldc + j;
       if (height == Tile<T>::rows && width == Tile<T>::cols) {
-        tile_product<Sign>(depth, a + i, lda, b + j, ldb, tile, ldc);
+        tile_product<-1, T>(walk, a + i, b + j, tile, ldc);
       } else {
-        partial_tile_product<Sign>(depth, a + i, lda, b + j, ldb, tile, ldc, height, width);
+        subtract_partial_tile(walk, a + i, b + j, tile, ldc, height, width);
       }
     }
   }
