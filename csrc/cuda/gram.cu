@@ -11,7 +11,7 @@
 #include "kernels/gram_small.cuh"
 #include "launch.h"
 
-namespace spade {
+namespace spade::cuda {
 namespace {
 
 constexpr int64_t kWantedBlocks = 2048;
@@ -191,7 +191,7 @@ void add_gram(const GramBatch& batch, at::Tensor& gram) {
 
 void add_gram(const GramBatch& batch, at::Tensor& gram) {
   if (batch.x.scalar_type() == at::kBFloat16) {
-    add_gram<float, BFloat16, 128>(batch, gram);
+    add_gram<float, Bf16, 128>(batch, gram);
   } else if (gram.scalar_type() == at::kFloat) {
     add_gram<float, float, 128>(batch, gram);
   } else {
@@ -218,9 +218,9 @@ void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_
 }
 
 }  // namespace
-}  // namespace spade
+}  // namespace spade::cuda
 
 SPADE_CUDA_OPS(m) {
-  m.impl("gram_linear_", &spade::gram_linear_);
-  m.impl("gram_conv2d_", &spade::gram_conv2d_);
+  m.impl("gram_linear_", &spade::cuda::gram_linear_);
+  m.impl("gram_conv2d_", &spade::cuda::gram_conv2d_);
 }

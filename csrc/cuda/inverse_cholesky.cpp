@@ -14,7 +14,7 @@
 #include "../common/library.h"
 #include "../common/op_checks.h"
 
-namespace spade {
+namespace spade::cuda {
 namespace {
 
 constexpr int64_t kLargeColumns = 512;
@@ -46,8 +46,8 @@ std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, c
 }
 
 }  // namespace
-}  // namespace spade
+}  // namespace spade::cuda
 
 SPADE_CUDA_OPS(m) {
-  m.impl("inverse_cholesky", &spade::inverse_cholesky);
+  m.impl("inverse_cholesky", &spade::cuda::inverse_cholesky);
 }

@@ -14,7 +14,7 @@
 
 #include "kernels/tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 // Working memory of a call: an eighth of the current device's. The tests' emulator sets less, so that problems go in
 // several parts.
@@ -66,4 +66,4 @@ class Scratch {
   std::vector<at::Tensor> tensors_;
 };
 
-}  // namespace spade
+}  // namespace spade::cuda

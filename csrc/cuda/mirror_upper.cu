@@ -5,7 +5,7 @@
 #include "kernels/mirror_upper.cuh"
 #include "launch.h"
 
-namespace spade {
+namespace spade::cuda {
 namespace {
 
 template <class T>
@@ -28,8 +28,8 @@ void mirror_upper_(at::Tensor& gram) {
 }
 
 }  // namespace
-}  // namespace spade
+}  // namespace spade::cuda
 
 SPADE_CUDA_OPS(m) {
-  m.impl("mirror_upper_", &spade::mirror_upper_);
+  m.impl("mirror_upper_", &spade::cuda::mirror_upper_);
 }

@@ -9,7 +9,7 @@
 #include "kernels/obs_path.cuh"
 #include "launch.h"
 
-namespace spade {
+namespace spade::cuda {
 namespace {
 
 constexpr int64_t kWideTileColumns = 256;
@@ -116,9 +116,9 @@ std::tuple<at::Tensor, at::Tensor> nm_path(const at::Tensor& weight, const at::T
 }
 
 }  // namespace
-}  // namespace spade
+}  // namespace spade::cuda
 
 SPADE_CUDA_OPS(m) {
-  m.impl("obs_path", &spade::obs_path);
-  m.impl("nm_path", &spade::nm_path);
+  m.impl("obs_path", &spade::cuda::obs_path);
+  m.impl("nm_path", &spade::cuda::nm_path);
 }

@@ -8,7 +8,7 @@
 #include "kernels/obs_solution.cuh"
 #include "launch.h"
 
-namespace spade {
+namespace spade::cuda {
 namespace {
 
 template <class T>
@@ -40,7 +40,7 @@ void solve_rows(const at::Tensor& weight, const at::Tensor& hessian, const at::T
   task.place = scratch.take<int32_t>(at_once * columns);
   const size_t shared_bytes = std::max(sizeof(ObsSolutionShared<T>), sizeof(TileShared<T, kStep>));
   for (; task.first_row < rows; task.first_row += at_once) {
-    launch(spade::obs_solution<T>, std::min(at_once, rows - task.first_row), kTileThreads, shared_bytes, task);
+    launch(cuda::obs_solution<T>, std::min(at_once, rows - task.first_row), kTileThreads, shared_bytes, task);
   }
 }
 
@@ -64,8 +64,8 @@ at::Tensor solve(const at::Tensor& weight, const at::Tensor& hessian, const at::
 }
 
 }  // namespace
-}  // namespace spade
+}  // namespace spade::cuda
 
 SPADE_CUDA_OPS(m) {
-  m.impl("obs_solution", &spade::solve);
+  m.impl("obs_solution", &spade::cuda::solve);
 }

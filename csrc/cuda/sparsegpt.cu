@@ -9,7 +9,7 @@
 #include "kernels/sparsegpt.cuh"
 #include "launch.h"
 
-namespace spade {
+namespace spade::cuda {
 namespace {
 
 template <class T>
@@ -62,8 +62,8 @@ std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at:
 }
 
 }  // namespace
-}  // namespace spade
+}  // namespace spade::cuda
 
 SPADE_CUDA_OPS(m) {
-  m.impl("sparsegpt", &spade::sparsegpt);
+  m.impl("sparsegpt", &spade::cuda::sparsegpt);
 }

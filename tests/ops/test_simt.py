@@ -160,7 +160,7 @@ def test_messages_name_the_place(launch: Launch) -> None:
     with pytest.raises(RuntimeError) as caught:
         launch("write_past_end", np.zeros(64, np.float32), _numbers(64), 64, right=False)
     assert str(caught.value) == (
-        "simt: out of bounds write: kernel void spade::(anonymous namespace)::write_past_end<false>"
+        "simt: out of bounds write: kernel void spade::cuda::(anonymous namespace)::write_past_end<false>"
         "(float*, float const*, int), block (0,0,0), thread (63,0,0): "
         f"writes 4 bytes at offset 256 of a buffer of 256 bytes, at {HERE / 'kernels.cu'}:{line}"
     )

@@ -5,7 +5,7 @@
 #include <exception>
 #include <string>
 
-namespace spade {
+namespace spade::cuda {
 
 template <typename T>
 __device__ T& dynamic_shared() {
@@ -346,7 +346,7 @@ constexpr Entry kEntries[] = {SAME(block_sum),
                               BOTH(uninitialised)};
 
 }  // namespace
-}  // namespace spade
+}  // namespace spade::cuda
 
 // Launches a kernel by name, and returns what it failed with, or null.
 extern "C" const char* launch(const char* name, bool right, const unsigned* grid, const unsigned* block,
@@ -356,7 +356,7 @@ extern "C" const char* launch(const char* name, bool right, const unsigned* grid
   config.gridDim = dim3(grid[0], grid[1], grid[2]);
   config.blockDim = dim3(block[0], block[1], block[2]);
   config.dynamicSmemBytes = shared_bytes;
-  for (const auto& entry : spade::kEntries) {
+  for (const auto& entry : spade::cuda::kEntries) {
     if (std::strcmp(entry.name, name)) continue;
     try {
       cudaLaunchKernelEx(&config, right ? entry.right : entry.wrong, out, in, n);

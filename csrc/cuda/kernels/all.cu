@@ -9,7 +9,7 @@
 #include "obs_solution.cuh"
 #include "sparsegpt.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 #define SPADE_GRAM(T, V)                                                                      \
   template __global__ void gram_small(const __grid_constant__ GramTask<T, V>);                \
@@ -27,12 +27,12 @@ namespace spade {
   template __global__ void sparsegpt_trailing(const __grid_constant__ SparseGptTask<T>);
 
 SPADE_GRAM(float, float)
-SPADE_GRAM(float, BFloat16)
+SPADE_GRAM(float, Bf16)
 SPADE_GRAM(double, double)
 SPADE_SOLVERS(float)
 SPADE_SOLVERS(double)
 template __global__ void gram_cells<float, float, 128>(const __grid_constant__ GramCellsTask<float, float>);
-template __global__ void gram_cells<float, BFloat16, 128>(const __grid_constant__ GramCellsTask<float, BFloat16>);
+template __global__ void gram_cells<float, Bf16, 128>(const __grid_constant__ GramCellsTask<float, Bf16>);
 template __global__ void obs_path_flush<float, 128>(const __grid_constant__ ObsPathTask<float>);
 
-}  // namespace spade
+}  // namespace spade::cuda

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace spade {
+namespace spade::cuda {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
@@ -97,4 +97,4 @@ __device__ __forceinline__ int32_t list_marked(int32_t count, RankShared& shared
   return found;
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

@@ -20,7 +20,7 @@
 #include "gram_values.cuh"
 #include "tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 constexpr int kMostCells = 64;  // of an axis; they travel as kernel parameters
 
@@ -97,7 +97,7 @@ struct CellSource {
     return {x, 0, 0};
   }
   __device__ __forceinline__ void advance(GramPosition<V>& at) const {
-    spade::advance(walk, at);
+    cuda::advance(walk, at);
   }
   __device__ __forceinline__ T left(const GramPosition<V>& at, int i) const {
     return T(widen(at.data[left_offsets[i]]));
@@ -214,4 +214,4 @@ __global__ void __launch_bounds__(kTileThreads) gram_combine(const __grid_consta
   task.gram[i] += sum;
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

@@ -11,7 +11,7 @@
 #include "gram_values.cuh"
 #include "tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 template <class T, int N>
 struct GramIm2colShared {
@@ -34,7 +34,7 @@ struct Im2colSource {
     return {positions.x, 0, 0};
   }
   __device__ __forceinline__ void advance(GramPosition<V>& at) const {
-    spade::advance(walk, at);
+    cuda::advance(walk, at);
   }
   __device__ __forceinline__ T left(const GramPosition<V>& at, int i) const {
     return positions.value(at, left_columns[i]);
@@ -76,4 +76,4 @@ __global__ void __launch_bounds__(kTileThreads, 2) gram_im2col(const __grid_cons
   });
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

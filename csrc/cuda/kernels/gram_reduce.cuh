@@ -6,7 +6,7 @@
 
 #include "tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 template <class T>
 struct GramReduceTask {
@@ -25,4 +25,4 @@ __global__ void __launch_bounds__(kTileThreads) gram_reduce(const __grid_constan
   task.gram[i] += sum;
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

@@ -14,7 +14,7 @@
 #include "gram_values.cuh"
 #include "tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 constexpr int kSmallSize = 48;  // largest number of columns
 
@@ -114,4 +114,4 @@ __global__ void __launch_bounds__(kTileThreads, 2) gram_small(const __grid_const
   }
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

@@ -2,15 +2,12 @@
 // convolution over images of a single line.
 #pragma once
 
+#include "../../common/bf16.h"
 #include "tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
-__device__ __forceinline__ float widen(BFloat16 x) {
+__device__ __forceinline__ float widen(Bf16 x) {
   return __uint_as_float(static_cast<unsigned>(x.bits) << 16);
 }
 __device__ __forceinline__ float widen(float x) {
@@ -142,4 +139,4 @@ struct Im2colWalk {
   }
 };
 
-}  // namespace spade
+}  // namespace spade::cuda

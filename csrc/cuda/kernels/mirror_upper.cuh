@@ -7,7 +7,7 @@
 
 #include "tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 constexpr int kSquare = 32;
 constexpr int kSquareRows = 8;
@@ -44,4 +44,4 @@ __global__ void __launch_bounds__(kSquare* kSquareRows, 1) mirror_upper(const __
   }
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

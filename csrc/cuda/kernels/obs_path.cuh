@@ -25,7 +25,7 @@
 #include "block.cuh"
 #include "tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 constexpr int32_t kPanelRows = 64;
 constexpr int kPathThreads = 1024;
@@ -362,4 +362,4 @@ __global__ void __launch_bounds__(kTileThreads, 2) obs_path_flush(const __grid_c
   });
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

@@ -16,7 +16,7 @@
 #include "block.cuh"
 #include "tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 constexpr int kStep = 64;  // rows of the factor at a time
 constexpr int kRegisterRows = 8;
@@ -346,4 +346,4 @@ __global__ void __launch_bounds__(kTileThreads, 2) obs_solution(const __grid_con
   }
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

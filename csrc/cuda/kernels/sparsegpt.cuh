@@ -22,7 +22,7 @@
 #include "block.cuh"
 #include "tile.cuh"
 
-namespace spade {
+namespace spade::cuda {
 
 constexpr int kSweepPanel = 32;
 constexpr int kSweepThreads = 512;
@@ -306,4 +306,4 @@ __global__ void __launch_bounds__(kTileThreads, 2) sparsegpt_trailing(const __gr
   });
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

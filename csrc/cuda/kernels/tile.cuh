@@ -13,11 +13,9 @@
 
 #include <cstdint>
 
-namespace spade {
+#include "../../common/ceil_div.h"
 
-__host__ __device__ __forceinline__ int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+namespace spade::cuda {
 
 constexpr int kTileThreads = 256;
 constexpr int kSlice = 8;
@@ -153,4 +151,4 @@ __device__ __forceinline__ TilePlace upper_tile(int64_t index, int64_t side) {
   return {row, row + index - begin(row)};
 }
 
-}  // namespace spade
+}  // namespace spade::cuda

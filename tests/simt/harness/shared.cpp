@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <cstring>
 
-namespace spade {
+namespace spade::cuda {
 
 alignas(1024) thread_local unsigned char spade_shared[simt::Shared::kMostDynamic];
 
-}  // namespace spade
+}  // namespace spade::cuda
 
 namespace simt {
 
@@ -26,7 +26,7 @@ static int find_segment(dl_phdr_info* library, size_t, void* found) {
 }
 
 Shared::Shared(size_t dynamic_bytes)
-    : dynamic(reinterpret_cast<uintptr_t>(spade::spade_shared)), dynamic_bytes(dynamic_bytes) {
+    : dynamic(reinterpret_cast<uintptr_t>(spade::cuda::spade_shared)), dynamic_bytes(dynamic_bytes) {
   dl_iterate_phdr(find_segment, this);
 }
 

@@ -3,7 +3,7 @@
 // A kernel is a plain function. Every lane of a block is a fibre of one OS thread (harness/fiber.h), so shared memory
 // is simply thread_local: the compiler instruments it like other memory, and the TLS segment of the library is the
 // block's shared memory (harness/shared.h). Dynamic shared memory must be declared as
-//     namespace spade { ... extern __shared__ __align__(16) unsigned char spade_shared[]; ... }
+//     namespace spade::cuda { ... extern __shared__ __align__(16) unsigned char spade_shared[]; ... }
 // and kernels must be launched by cudaLaunchKernelEx, which runs the whole grid before it returns. It throws
 // std::runtime_error for what a GPU would fault on or leave to chance.
 #pragma once
