@@ -45,4 +45,10 @@ inline void check_problem(const char* op, const at::Tensor& weight, const char* 
   check_shape(op, name, matrix, {weight.size(0), weight.size(2), weight.size(2)});
 }
 
+// Blocks of `value` columns must fill the rows of weight.
+inline void check_divides(const char* op, const char* name, int64_t value, const at::Tensor& weight) {
+  TORCH_CHECK_VALUE(value >= 1 && weight.size(2) % value == 0, op, ": ", name, " must divide the ", weight.size(2),
+                    " columns, got ", value);
+}
+
 }  // namespace spade

@@ -1,6 +1,8 @@
-// The library of the ops, and the dispatch key of their CUDA kernels. The tests' emulator of CUDA chooses others.
+// The library of the ops, and the dispatch key and device of their CUDA kernels. The tests' emulator of CUDA chooses
+// others.
 #pragma once
 
+#include <c10/core/DeviceType.h>
 #include <torch/library.h>
 
 #ifndef SPADE_LIBRARY
@@ -12,3 +14,9 @@
 #define SPADE_OPS(m) SPADE_OPS_(SPADE_LIBRARY, m)
 #define SPADE_IMPL_(library, key, m) TORCH_LIBRARY_IMPL(library, key, m)
 #define SPADE_CUDA_OPS(m) SPADE_IMPL_(SPADE_LIBRARY, SPADE_CUDA_KEY, m)
+
+namespace spade {
+
+constexpr c10::DeviceType kCudaDevice = c10::DeviceType::SPADE_CUDA_KEY;
+
+}  // namespace spade

@@ -1,9 +1,7 @@
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/record_function.h>
+#include "../common/inverse_cholesky.h"
+
 #include <torch/library.h>
 
-#include "../common/op_checks.h"
 #include "runtime/dispatch.h"
 #include "runtime/parallel.h"
 
@@ -20,29 +18,25 @@ void factor_problems(const at::Tensor& hessian, const at::Tensor& damp, at::Tens
   const KernelTable<T>& table = kernels_for<T>();
   auto solve = [&](int64_t problem, T* workspace) {
     const int64_t offset = problem * columns * columns;
-    const InverseCholeskyTask<T> task{columns, h + offset, d[problem], u + offset, workspace};
+    const InverseCholeskyTask<T> task{
+        .columns = columns, .hessian = h + offset, .damp = d[problem], .factor = u + offset, .workspace = workspace};
     failed[problem] = static_cast<int32_t>(table.inverse_cholesky(task, kParallel));
   };
   share_problems<T>(hessian.size(0), table.inverse_cholesky_workspace(columns), solve);
 }
 
-std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
-  RECORD_USER_SCOPE("spade_fast.factor");
-  check_inverse_cholesky(hessian, damp);
-  const at::Tensor matrices = hessian.contiguous();
-  at::Tensor factor = at::empty_like(matrices);
-  at::Tensor info = at::empty_like(damp, damp.options().dtype(at::kInt));
-  if (hessian.scalar_type() == at::kFloat) {
-    factor_problems<float>(matrices, damp.contiguous(), factor, info);
-  } else {
-    factor_problems<double>(matrices, damp.contiguous(), factor, info);
+struct InverseCholesky {
+  static std::tuple<at::Tensor, at::Tensor> factor(const at::Tensor& hessian, const at::Tensor& damp) {
+    at::Tensor factor = at::empty_like(hessian);
+    at::Tensor info = at::empty_like(damp, damp.options().dtype(at::kInt));
+    with_type(hessian, [&](auto type) { factor_problems<decltype(type)>(hessian, damp, factor, info); });
+    return {factor, info};
   }
-  return {factor, info};
-}
+};
 
 }  // namespace
 }  // namespace spade
 
 TORCH_LIBRARY_IMPL(spade_fast, CPU, m) {
-  m.impl("inverse_cholesky", &spade::inverse_cholesky);
+  m.impl("inverse_cholesky", &spade::inverse_cholesky<spade::InverseCholesky>);
 }

@@ -1,10 +1,11 @@
+#include "../common/mirror_upper.h"
+
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
-#include "../common/op_checks.h"
+#include "../common/ceil_div.h"
 
 namespace spade {
 namespace {
@@ -21,33 +22,23 @@ void mirror_rows(T* matrix, int64_t size, int64_t begin, int64_t end) {
   }
 }
 
-template <class T>
-void mirror_matrices(T* data, int64_t matrices, int64_t size) {
-  const int64_t bands = (size + kSquare - 1) / kSquare;
-  at::parallel_for(0, matrices * bands, std::max<int64_t>(1, 65536 / (size * kSquare)),
-                   [&](int64_t first, int64_t last) {
-                     for (int64_t i = first; i < last; ++i) {
-                       const int64_t begin = i % bands * kSquare;
-                       mirror_rows(data + i / bands * size * size, size, begin, std::min(size, begin + kSquare));
-                     }
-                   });
-}
-
-void mirror_upper_(at::Tensor& gram) {
-  check_mirror(gram);
-  if (gram.numel() == 0) return;
-  const int64_t size = gram.size(-1);
-  const int64_t matrices = gram.numel() / (size * size);
-  if (gram.scalar_type() == at::kFloat) {
-    mirror_matrices(gram.mutable_data_ptr<float>(), matrices, size);
-  } else {
-    mirror_matrices(gram.mutable_data_ptr<double>(), matrices, size);
+struct Mirror {
+  template <class T>
+  static void mirror(T* matrices, int64_t count, int64_t size) {
+    const int64_t bands = ceil_div(size, kSquare);
+    at::parallel_for(0, count * bands, std::max<int64_t>(1, 65536 / (size * kSquare)),
+                     [&](int64_t first, int64_t last) {
+                       for (int64_t i = first; i < last; ++i) {
+                         const int64_t begin = i % bands * kSquare;
+                         mirror_rows(matrices + i / bands * size * size, size, begin, std::min(size, begin + kSquare));
+                       }
+                     });
   }
-}
+};
 
 }  // namespace
 }  // namespace spade
 
 TORCH_LIBRARY_IMPL(spade_fast, CPU, m) {
-  m.impl("mirror_upper_", &spade::mirror_upper_);
+  m.impl("mirror_upper_", &spade::mirror_upper_<spade::Mirror>);
 }

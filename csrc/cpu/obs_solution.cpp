@@ -1,6 +1,5 @@
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/record_function.h>
+#include "../common/obs_solution.h"
+
 #include <torch/library.h>
 
 #include <algorithm>
@@ -8,23 +7,45 @@
 #include <numeric>
 #include <vector>
 
-#include "../common/op_checks.h"
 #include "runtime/dispatch.h"
 #include "runtime/parallel.h"
 
 namespace spade {
 namespace {
 
+template <class T>
+void check_order(const ObsSolutionCall<T>& call) {
+  const int64_t rows = call.problems * call.rows;
+  const int64_t blocks = call.columns / call.block;
+  std::vector<int32_t> most(rows, 0);
+  for (int64_t i = 0; i < call.levels * rows; ++i) {
+    const int32_t count = call.counts[i];
+    TORCH_CHECK_VALUE(count >= 0 && count <= call.steps, "obs_solution: counts must lie in 0..", call.steps,
+                      " (the length of order), got ", count);
+    most[i % rows] = std::max(most[i % rows], count);
+  }
+  std::vector<int64_t> seen_in(blocks, -1);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < most[row]; ++i) {
+      const int32_t k = call.order[row * call.steps + i];
+      TORCH_CHECK_VALUE(k >= 0 && k < blocks, "obs_solution: order must hold block indices 0..", blocks - 1, ", got ",
+                        k);
+      TORCH_CHECK_VALUE(seen_in[k] != row, "obs_solution: order removes block ", k, " of a row twice");
+      seen_in[k] = row;
+    }
+  }
+}
+
 // How many columns of a row are gone at each level, ascending, and the level that each entry is.
 struct Levels {
   std::vector<int64_t> removed, level;
 
-  Levels(const int32_t* counts, int64_t levels, int64_t rows, int64_t row, int64_t block)
-      : removed(levels), level(levels) {
-    auto count = [&](int64_t k) { return counts[k * rows + row]; };
+  template <class T>
+  Levels(const ObsSolutionCall<T>& call, int64_t row) : removed(call.levels), level(call.levels) {
+    auto count = [&](int64_t k) { return call.counts[k * call.problems * call.rows + row]; };
     std::iota(level.begin(), level.end(), 0);
     std::stable_sort(level.begin(), level.end(), [&](int64_t a, int64_t b) { return count(a) < count(b); });
-    for (int64_t i = 0; i < levels; ++i) removed[i] = count(level[i]) * block;
+    for (int64_t i = 0; i < call.levels; ++i) removed[i] = count(level[i]) * call.block;
   }
 };
 
@@ -43,92 +64,50 @@ std::vector<int32_t> order_columns(const int32_t* blocks, int64_t removed, int64
   return order;
 }
 
-// Returns a row whose system is not positive definite, or -1.
-template <class T>
-int64_t solve_rows(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& hinv, const at::Tensor& order,
-                   const at::Tensor& counts, int64_t block, at::Tensor& pruned) {
-  const int64_t rows = weight.size(0) * weight.size(1);
-  const int64_t columns = weight.size(2);
-  const int64_t levels = counts.numel() / rows;
-  const int32_t* blocks = order.const_data_ptr<int32_t>();
-  const int32_t* count = counts.const_data_ptr<int32_t>();
-  const T* w = weight.const_data_ptr<T>();
-  const T* h = hessian.const_data_ptr<T>();
-  const T* inverse = hinv.const_data_ptr<T>();
-  T* out = pruned.mutable_data_ptr<T>();
-  const KernelTable<T>& table = kernels_for<T>();
-  int64_t size = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    const Levels row(count, levels, rows, r, block);
-    size = std::max(size, table.obs_solution_workspace(columns, levels, row.removed.data()));
-  }
-  std::atomic<int64_t> failed{-1};
-  share(rows, [&](auto& next) {
-    std::vector<T*> solutions(levels);
-    Workspace<T> workspace(size);
-    for (int64_t r = next(); r >= 0; r = next()) {
-      const Levels row(count, levels, rows, r, block);
-      const std::vector<int32_t> in_order =
-          order_columns(blocks + r * order.size(2), row.removed.back(), block, columns);
-      for (int64_t k = 0; k < levels; ++k) solutions[k] = out + (row.level[k] * rows + r) * columns;
-      const int64_t offset = r / weight.size(1) * columns * columns;
-      const bool solved = table.obs_solution({columns, levels, row.removed.data(), in_order.data(), h + offset,
-                                              inverse + offset, w + r * columns, solutions.data(), workspace.data()});
-      if (!solved) failed = r;
+struct Solutions {
+  template <class T>
+  static void solve(const ObsSolutionCall<T>& call) {
+    check_order(call);
+    const int64_t rows = call.problems * call.rows;
+    const int64_t columns = call.columns;
+    const KernelTable<T>& table = kernels_for<T>();
+    int64_t size = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      size = std::max(size, table.obs_solution_workspace(columns, call.levels, Levels(call, r).removed.data()));
     }
-  });
-  return failed;
-}
-
-void check_order(const at::Tensor& order, const at::Tensor& counts, int64_t blocks) {
-  const int32_t* removed = order.const_data_ptr<int32_t>();
-  const int32_t* count = counts.const_data_ptr<int32_t>();
-  const int64_t rows = order.size(0) * order.size(1);
-  const int64_t steps = order.size(2);
-  std::vector<int32_t> most(rows, 0);
-  for (int64_t i = 0; i < counts.numel(); ++i) {
-    TORCH_CHECK_VALUE(count[i] >= 0 && count[i] <= steps, "obs_solution: counts must lie in 0..", steps,
-                      " (the length of order), got ", count[i]);
-    most[i % rows] = std::max(most[i % rows], count[i]);
+    std::atomic<int64_t> failed{-1};  // a row whose system is not positive definite
+    share(rows, [&](auto& next) {
+      std::vector<T*> solutions(call.levels);
+      Workspace<T> workspace(size);
+      for (int64_t r = next(); r >= 0; r = next()) {
+        const Levels row(call, r);
+        const std::vector<int32_t> in_order =
+            order_columns(call.order + r * call.steps, row.removed.back(), call.block, columns);
+        for (int64_t k = 0; k < call.levels; ++k) solutions[k] = call.pruned + (row.level[k] * rows + r) * columns;
+        const int64_t problem = r / call.rows;
+        const bool solved = table.obs_solution({
+            .columns = columns,
+            .levels = call.levels,
+            .removed = row.removed.data(),
+            .order = in_order.data(),
+            .hessian = call.hessian + problem * columns * columns,
+            .hinv = call.hinv + problem * columns * columns,
+            .weight = call.weight + r * columns,
+            .pruned = solutions.data(),
+            .workspace = workspace.data(),
+        });
+        if (!solved) failed = r;
+      }
+    });
+    TORCH_CHECK_LINALG(failed < 0, "obs_solution: the Hessian of problem ", failed / call.rows,
+                       " restricted to the columns of row ", failed % call.rows,
+                       " is not positive definite in this precision; increase its damping");
   }
-  std::vector<int64_t> seen_in(blocks, -1);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t i = 0; i < most[row]; ++i) {
-      const int32_t k = removed[row * steps + i];
-      TORCH_CHECK_VALUE(k >= 0 && k < blocks, "obs_solution: order must hold block indices 0..", blocks - 1, ", got ",
-                        k);
-      TORCH_CHECK_VALUE(seen_in[k] != row, "obs_solution: order removes block ", k, " of a row twice");
-      seen_in[k] = row;
-    }
-  }
-}
-
-at::Tensor obs_solution(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& hinv,
-                        const at::Tensor& order, const at::Tensor& counts, int64_t block) {
-  RECORD_USER_SCOPE("spade_fast.solution");
-  check_obs_solution(weight, hessian, hinv, order, counts, block);
-  std::vector<int64_t> shape = counts.sizes().vec();
-  shape.push_back(weight.size(2));
-  at::Tensor pruned = at::empty(shape, weight.options());
-  if (pruned.numel() == 0) return pruned;
-  const at::Tensor order32 = order.to(at::kInt).contiguous();
-  const at::Tensor counts32 = counts.to(at::kInt).contiguous();
-  check_order(order32, counts32, weight.size(2) / block);
-  const at::Tensor w = weight.contiguous();
-  const at::Tensor h = hessian.contiguous();
-  const at::Tensor inverse = hinv.contiguous();
-  const int64_t failed = weight.scalar_type() == at::kFloat
-                             ? solve_rows<float>(w, h, inverse, order32, counts32, block, pruned)
-                             : solve_rows<double>(w, h, inverse, order32, counts32, block, pruned);
-  TORCH_CHECK_LINALG(failed < 0, "obs_solution: the Hessian of problem ", failed / weight.size(1),
-                     " restricted to the columns of row ", failed % weight.size(1),
-                     " is not positive definite in this precision; increase its damping");
-  return pruned;
-}
+};
 
 }  // namespace
 }  // namespace spade
 
 TORCH_LIBRARY_IMPL(spade_fast, CPU, m) {
-  m.impl("obs_solution", &spade::obs_solution);
+  m.impl("obs_solution", &spade::obs_solution<spade::Solutions>);
 }

@@ -1,10 +1,8 @@
-#include <ATen/core/Tensor.h>
-#include <ATen/record_function.h>
+#include "../common/gram.h"
 
 #include <algorithm>
 
 #include "../common/library.h"
-#include "../common/op_checks.h"
 #include "kernels/gram_cells.cuh"
 #include "kernels/gram_im2col.cuh"
 #include "kernels/gram_reduce.cuh"
@@ -84,7 +82,7 @@ void sum_parts(GramTask<T, V> task, at::Tensor& gram, int64_t blocks, void (*ker
   const int64_t splits = choose_splits(blocks, positions, gram.nbytes());
   task.split_length = ceil_div(positions, splits);
   task.splits = ceil_div(positions, task.split_length);
-  Scratch scratch(gram);
+  Scratch scratch;
   T* sums = gram.mutable_data_ptr<T>();
   task.sums = task.splits == 1 ? sums : scratch.take<T>(task.splits * gram.numel());
   launch(kernel, task.splits * blocks, kTileThreads, shared_bytes, task);
@@ -164,7 +162,7 @@ bool sum_cells(const GramBatch& batch, at::Tensor& gram) {
   task.splits = choose_splits(blocks, batch.positions(), at_once * values * sizeof(T));
   const bool direct = single && task.splits == 1;
   const int64_t of_sample = gram.numel() / gram.size(0);
-  Scratch scratch(gram);
+  Scratch scratch;
   task.sums = direct ? nullptr : scratch.take<T>(task.splits * at_once * values);
   for (int64_t first = 0; first < gram.size(0); first += at_once) {
     const int64_t samples = std::min(at_once, gram.size(0) - first);
@@ -179,8 +177,9 @@ bool sum_cells(const GramBatch& batch, at::Tensor& gram) {
   return true;
 }
 
-template <class T, class V, int kWide>
+template <class T, class V>
 void add_gram(const GramBatch& batch, at::Tensor& gram) {
+  constexpr int kWide = sizeof(T) == 4 ? 128 : kTile;
   if (gram.size(2) <= kSmallSize) return sum_small<T, V>(batch, gram);
   const int64_t channels = batch.x.size(2) / gram.size(1);
   const bool done = channels >= kWideTileChannels ? sum_cells<T, V, kWide>(batch, gram)
@@ -189,38 +188,24 @@ void add_gram(const GramBatch& batch, at::Tensor& gram) {
   if (!done) sum_im2col<T, V>(batch, gram);
 }
 
-void add_gram(const GramBatch& batch, at::Tensor& gram) {
-  if (batch.x.scalar_type() == at::kBFloat16) {
-    add_gram<float, Bf16, 128>(batch, gram);
-  } else if (gram.scalar_type() == at::kFloat) {
-    add_gram<float, float, 128>(batch, gram);
-  } else {
-    add_gram<double, double, kTile>(batch, gram);
+struct Gram {
+  template <class T, class V>
+  static void linear(at::Tensor& gram, const at::Tensor& x) {
+    at::Tensor of_group = gram.unsqueeze(1);
+    const at::Tensor lines = x.permute({0, 2, 1}).unsqueeze(1).unsqueeze(3);
+    add_gram<T, V>({lines, {1, 1, 1, 0, 1}, {x.size(1), 1, 1, 0, 1}}, of_group);
   }
-}
 
-void gram_linear_(at::Tensor& gram, const at::Tensor& x) {
-  RECORD_USER_SCOPE("spade_fast.gram");
-  const c10::cuda::OptionalCUDAGuard device_guard(gram.device());
-  check_gram_linear(gram, x);
-  if (x.numel() == 0) return;
-  at::Tensor of_group = gram.unsqueeze(1);
-  add_gram({x.permute({0, 2, 1}).unsqueeze(1).unsqueeze(3), {1, 1, 1, 0, 1}, {x.size(1), 1, 1, 0, 1}}, of_group);
-}
-
-void gram_conv2d_(at::Tensor& gram, const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                  at::IntArrayRef padding, at::IntArrayRef dilation) {
-  RECORD_USER_SCOPE("spade_fast.gram");
-  const c10::cuda::OptionalCUDAGuard device_guard(gram.device());
-  const auto [rows, columns] = check_gram_conv2d(gram, x, kernel_size, stride, padding, dilation);
-  if (x.numel() == 0) return;
-  add_gram({x.unflatten(0, {gram.size(0), x.size(0) / gram.size(0)}), rows, columns}, gram);
-}
+  template <class T, class V>
+  static void conv2d(at::Tensor& gram, const at::Tensor& x, const Axis& rows, const Axis& columns) {
+    add_gram<T, V>({x, rows, columns}, gram);
+  }
+};
 
 }  // namespace
 }  // namespace spade::cuda
 
 SPADE_CUDA_OPS(m) {
-  m.impl("gram_linear_", &spade::cuda::gram_linear_);
-  m.impl("gram_conv2d_", &spade::cuda::gram_conv2d_);
+  m.impl("gram_linear_", &spade::gram_linear_<spade::cuda::Gram>);
+  m.impl("gram_conv2d_", &spade::gram_conv2d_<spade::cuda::Gram>);
 }

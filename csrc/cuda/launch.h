@@ -4,7 +4,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime.h>
 
@@ -12,6 +11,7 @@
 #include <limits>
 #include <vector>
 
+#include "../common/library.h"
 #include "kernels/tile.cuh"
 
 namespace spade::cuda {
@@ -33,7 +33,9 @@ inline int64_t working_bytes() {
     }
     return bytes;
   }();
-  return of_devices[c10::cuda::current_device()];
+  int device = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  return of_devices[device];
 #endif
 }
 
@@ -50,19 +52,18 @@ void launch(void (*kernel)(Task), int64_t blocks, int threads, size_t shared_byt
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Memory from torch's allocator, which hands it on in the stream's order: it may be given back before the kernels ran.
+// Memory of the current device from torch's allocator, which hands it on in the stream's order: it may be given back
+// before the kernels ran.
 class Scratch {
  public:
-  explicit Scratch(const at::Tensor& like) : options_(like.options().dtype(at::kByte)) {}
-
   template <class T>
   T* take(int64_t values) {
-    tensors_.push_back(at::empty({values * static_cast<int64_t>(sizeof(T))}, options_));
+    const at::TensorOptions options = at::TensorOptions(kCudaDevice).dtype(at::kByte);
+    tensors_.push_back(at::empty({values * static_cast<int64_t>(sizeof(T))}, options));
     return static_cast<T*>(tensors_.back().mutable_data_ptr());
   }
 
  private:
-  at::TensorOptions options_;
   std::vector<at::Tensor> tensors_;
 };
 

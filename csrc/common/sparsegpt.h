@@ -1,0 +1,86 @@
+// The front of sparsegpt. The device's part: sweep(SparseGptCall<T>) does the work, stride<T>(rows) is the length at
+// which it wants the columns of weights stored, and check_counts refuses counts where it can look at their values.
+#pragma once
+
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "ceil_div.h"
+#include "front.h"
+
+namespace spade {
+
+// Weights are stored transposed, so that a column is contiguous.
+template <class T>
+struct SparseGptCall {
+  int64_t problems, rows, columns;
+  int64_t stride;  // of a column; what is behind its rows is 0
+  int64_t mask_block, n, m;
+  bool include_ties;
+  const int64_t* counts;  // [problems][mask blocks] weights to remove
+  const T* factor;        // [problems][columns][columns]
+  T* weight;              // [problems][columns][stride] in: dense, out: pruned
+  T* losses;              // [problems][rows] in: 0, out: sum of the removals' losses
+};
+
+// Returns the columns of a mask block.
+inline int64_t check_sparsegpt(const at::Tensor& weight, const at::Tensor& factor, const at::Tensor& counts,
+                               int64_t mask_block, int64_t n, int64_t m) {
+  const char* op = "sparsegpt";
+  check_problem(op, weight, "factor", factor);
+  const int64_t columns = weight.size(2);
+  TORCH_CHECK_VALUE(mask_block >= 1, op, ": mask_block must be at least 1, got ", mask_block);
+  TORCH_CHECK_VALUE(m >= 0 && n >= 0 && n <= m, op, ": n and m must fulfil 0 <= n <= m, got n = ", n, ", m = ", m);
+  if (m > 0) check_divides(op, "m", m, weight);
+  const int64_t width = std::min(m > 0 ? m : mask_block, std::max<int64_t>(columns, 1));
+  if (m == 0) {
+    check_integer(op, "counts", counts);
+    check_same_device(op, "counts", counts, "weight", weight);
+    check_shape(op, "counts", counts, {weight.size(0), ceil_div(columns, width)});
+  }
+  return width;
+}
+
+template <class Device>
+std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at::Tensor& factor,
+                                             const at::Tensor& counts, int64_t mask_block, int64_t n, int64_t m,
+                                             bool include_ties) {
+  RECORD_USER_SCOPE("spade_fast.sweep");
+  const c10::OptionalDeviceGuard device_guard(weight.device());
+  const int64_t width = check_sparsegpt(weight, factor, counts, mask_block, n, m);
+  const int64_t problems = weight.size(0);
+  const int64_t rows = weight.size(1);
+  const int64_t columns = weight.size(2);
+  const at::Tensor counts64 = m == 0 ? counts.to(at::kLong).contiguous()
+                                     : at::zeros({problems, columns / width}, weight.options().dtype(at::kLong));
+  if (m == 0) Device::check_counts(counts64, rows, columns, width);
+  at::Tensor losses = at::zeros({problems, rows}, weight.options());
+  if (weight.numel() == 0) return {weight.clone(), losses};
+  const at::Tensor u = factor.contiguous();
+  return with_type(weight, [&](auto type) -> std::tuple<at::Tensor, at::Tensor> {
+    using T = decltype(type);
+    const int64_t stride = Device::template stride<T>(rows);
+    at::Tensor transposed = at::zeros({problems, columns, stride}, weight.options());
+    at::Tensor view = transposed.narrow(2, 0, rows);
+    view.copy_(weight.transpose(1, 2));
+    Device::sweep(SparseGptCall<T>{
+        .problems = problems,
+        .rows = rows,
+        .columns = columns,
+        .stride = stride,
+        .mask_block = width,
+        .n = n,
+        .m = m,
+        .include_ties = include_ties,
+        .counts = counts64.const_data_ptr<int64_t>(),
+        .factor = u.const_data_ptr<T>(),
+        .weight = transposed.mutable_data_ptr<T>(),
+        .losses = losses.mutable_data_ptr<T>(),
+    });
+    return {view.transpose(1, 2).contiguous(), losses};
+  });
+}
+
+}  // namespace spade
