@@ -79,6 +79,12 @@ def sources(with_cuda: bool) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in [*cpp, *(ROOT.glob("csrc/cuda/*.cu") if with_cuda else [])])
 
 
+def headers() -> list[str]:
+    """All headers. A change to one compiles what includes it (without ninja, everything); an sdist holds them."""
+    found = (path for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".cuh", ".inc"))
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
 def extension():
     found = toolkit()
     use_cuda, decision = decide_cuda(os.environ.get("SPADE_FAST_CUDA", "auto"), torch.version.cuda, found)
@@ -98,6 +104,7 @@ def extension():
     return make(
         "spade_fast.ops._C",
         sources(use_cuda),
+        depends=headers(),
         include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,
         extra_compile_args=flags,
