@@ -12,6 +12,8 @@
 namespace spade::cuda {
 namespace {
 
+// These choose the method, its tiles and the parts that positions are summed in. Chosen by counting (see the headers of
+// the kernels), not measured on a GPU.
 constexpr int64_t kWantedBlocks = 2048;
 constexpr int64_t kLongestSum = 8192;  // positions that one float32 sum takes in, memory allowing
 constexpr int64_t kShortestSum = 256;

@@ -15,7 +15,10 @@
 namespace spade::cuda {
 namespace {
 
+// torch solves up to 8 systems of 64 columns or more one after the other, and more than 8 by a routine for small
+// matrices. From which size on to stay below that was not measured on a GPU.
 constexpr int64_t kLargeColumns = 512;
+constexpr int64_t kLargeBatch = 8;
 
 struct InverseCholesky {
   static std::tuple<at::Tensor, at::Tensor> factor(const at::Tensor& hessian, const at::Tensor& damp) {
@@ -24,9 +27,8 @@ struct InverseCholesky {
     reversed.diagonal(0, 1, 2).add_(damp.unsqueeze(1));
     const at::Tensor lower = std::get<0>(at::linalg_cholesky_ex(reversed));
     const at::Tensor identity = at::eye(columns, hessian.options());
-    // Batches of more than 8 go to a routine for small matrices.
     std::vector<at::Tensor> inverses;
-    for (const at::Tensor& part : lower.split(columns >= kLargeColumns ? 8 : lower.size(0))) {
+    for (const at::Tensor& part : lower.split(columns >= kLargeColumns ? kLargeBatch : lower.size(0))) {
       inverses.push_back(at::linalg_solve_triangular(part, identity.expand_as(part), /*upper=*/false));
     }
     const at::Tensor factor = at::cat(inverses).flip({1, 2}).contiguous();

@@ -9,6 +9,8 @@
 namespace spade::cuda {
 namespace {
 
+// From here on, tiles of 128: more of their instructions multiply (obs_path.cuh), but more of them lies outside a small
+// matrix. Chosen by counting, not measured on a GPU.
 constexpr int64_t kWideTileColumns = 256;
 
 template <class T, int N>

@@ -16,7 +16,7 @@
 
 namespace spade::cuda {
 
-constexpr int kSmallSize = 48;  // largest number of columns
+constexpr int kSmallSize = 48;  // largest number of columns; not measured on a GPU
 
 template <class T>
 struct alignas(16) GramSmallShared {
