@@ -1,4 +1,4 @@
-"""Freed memory is used again."""
+"""Freed memory is reused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_large_blocks_are_used_again():
     assert before >= 80 * 32 and after < before / 10
 
 
-def test_other_systems_are_left_alone(monkeypatch):
+def test_other_systems_are_skipped(monkeypatch):
     class Library:
         """A C library without mallopt."""
 

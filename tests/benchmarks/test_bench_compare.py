@@ -1,4 +1,4 @@
-"""The comparison of saved benchmark runs, on made-up runs; and benchmarks on a stand-in for a GPU."""
+"""The comparison of saved benchmark runs, on invented runs; and benchmarks on a stand-in for a GPU."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_noise_is_the_spread_of_both_runs(compare):
     assert compare(run_of({"a": 1.0}), run_of(slow), "--noise", "0.4").returncode == 0
 
 
-def test_missing_and_new_benchmarks_are_said(compare):
+def test_missing_and_new_benchmarks_are_reported(compare):
     done = compare(run_of({"a": 1.0, "gone": 1.0}), run_of({"a": 1.0, "added": 1.0}))
     assert done.returncode == 0
     assert "missing   op gone" in done.stdout and "new       op added" in done.stdout
@@ -98,7 +98,7 @@ def test_different_devices_are_not_compared(compare):
     assert compare(on("cpu", run_of({"a": 1.0})), run_of({"a": 1.0})).returncode == 0
 
 
-# What torch.cuda tells on a GPU, told on the CPU, where the tensors stay.
+# What torch.cuda reports on a GPU, imitated on the CPU, where the tensors stay.
 STAND_IN = """
 import time, types
 import device, torch
@@ -152,7 +152,7 @@ def test_a_benchmark_runs_on_a_stand_in_for_a_gpu(tmp_path):
 
 
 @pytest.mark.parametrize(("chosen", "sentence"), [("gpu", "must be cpu or cuda, got 'gpu'"), ("cuda", "finds no CUDA")])
-def test_a_device_that_is_not_there_is_refused(chosen, sentence):
+def test_an_unavailable_device_is_refused(chosen, sentence):
     environment = {**os.environ, "SPADE_BENCH_DEVICE": chosen, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "bench_sparsegpt.py", "--collect-only"]
     done = subprocess.run(command, cwd=SCRIPT.parent, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The drop-in classes reproduce the figures of the published ones."""
+"""The drop-in classes reproduce the saved results of the published ones."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_groups_share_each_threshold(name: str, blocksize: int) -> None:
         block = after[:, :, start : start + blocksize]
         assert (block == 0).sum() == block.numel() // 2 + 1
     for weight, hessian, pruned in zip(before, solver.H.double(), after, strict=True):
-        # The oracle, told how many weights of each block this group lost, removes the same ones.
+        # Given how many weights of each block this group lost, the oracle removes the same ones.
         factor, _ = reference.inverse_cholesky(hessian[None], 0.01 * hessian.diagonal().mean())
         counts = torch.stack([(block == 0).sum() for block in pruned.split(blocksize, 1)])
         expected, _ = reference.sparsegpt(weight[None], factor, counts[None], blocksize)

@@ -36,7 +36,7 @@ def test_accelerate_twice_changes_nothing() -> None:
     assert script.TrueOBS is compat.TrueOBS
 
 
-def test_accelerate_errors_leave_every_module_alone() -> None:
+def test_accelerate_errors_change_no_module() -> None:
     script = module("script", TrueOBS=published("TrueOBS"))
     original = script.TrueOBS
     with pytest.raises(ValueError, match="module 'empty' has no class called TrueOBS"):

@@ -25,7 +25,7 @@ def collected(layer: nn.Module, x: Tensor, **settings: object) -> TrueOBS:
 
 
 def stacked(solver: TrueOBS) -> Tensor:
-    """Hessian as ``[groups, columns, columns]`` as the solver starts from it."""
+    """The Hessian ``[groups, columns, columns]`` from which the solver starts."""
     return solver.H.float().double().reshape(-1, solver.columns, solver.columns)
 
 
@@ -184,7 +184,7 @@ def test_rows_with_zeros_escape_the_damping_of_a_singular_hessian(tmp_path: Path
     layer.weight.data[1, 4:] = 0
     layer.weight.data[3, 2:10] = 0
     solver = collected(layer, torch.randn(5, 12), log_file=str(tmp_path / "log"))
-    solver.H[range(12), range(12)] -= 1e-3  # below zero, so that rounding does not decide
+    solver.H[range(12), range(12)] -= 1e-3  # below zero, so that rounding does not matter
     solver.H[:4, :4] += 0.1 * torch.eye(4)
     solver.H[10:, 10:] += 0.1 * torch.eye(2)
     weight, hessian = matrices(layer), stacked(solver)

@@ -136,7 +136,7 @@ def test_batches_sizes_dtypes():
     assert grey.shape == (3, 1, 8, 8)
 
 
-def test_far_off_colours_warn():
+def test_colours_far_out_of_range_warn():
     with pytest.warns(UserWarning, match="mean and std"):
         ImageAugmenter(n=1)(photo() * 5 - 2)
 

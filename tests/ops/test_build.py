@@ -1,4 +1,4 @@
-"""What the build decides, and what the import says when it does not fit."""
+"""What the build decides, and the error on import when it does not match torch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_build_info():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenMP is used on Linux")
 def test_ops_run_on_several_threads():
-    """Without OpenMP at build time torch's parallel loops are compiled to plain ones."""
+    """Without OpenMP at build time torch's parallel loops are compiled to serial ones."""
     assert _native._C.build_info()["threads"] == "OpenMP"
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels compile for every architecture asked for, without spills; what is built loads without a GPU."""
+"""The CUDA kernels compile for every default architecture without spills; the build loads without a GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPS = (
     "obs_solution",
     "sparsegpt",
 )
-THREADS = {"sm_75": 1024, "sm_80": 2048, "sm_90": 2048}  # that a multiprocessor may have
+THREADS = {"sm_75": 1024, "sm_80": 2048, "sm_90": 2048}  # that a multiprocessor can hold
 needs_toolkit = pytest.mark.skipif(TOOLKIT is None, reason="needs a CUDA toolkit")
 needs_cuda_build = pytest.mark.skipif(
     _native._C.build_info()["cuda"] is None, reason="spade_fast was built without CUDA kernels (make cuda-check)"
@@ -37,7 +37,7 @@ needs_cuda_build = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the assembler says of a kernel; `threads` is the largest block it is compiled for."""
+    """What the assembler reports about a kernel; `threads` is the largest block it is compiled for."""
 
     registers: int
     stack: int
@@ -59,7 +59,7 @@ def nvcc(*arguments: str | Path) -> str:
 
 
 def entries(ptx: str) -> dict[str, int]:
-    """Threads of a block of each kernel."""
+    """Threads per block of each kernel."""
     found = re.findall(r"\.entry (\w+)\(.*?\.maxntid (\d+)", ptx, re.S)
     assert len(found) == ptx.count(".entry ")
     return {name: int(threads) for name, threads in found}
@@ -67,7 +67,7 @@ def entries(ptx: str) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def virtual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """Kernels in the PTX of the oldest architecture, which any tool may read."""
+    """Threads per block of each kernel, from the PTX of the oldest architecture."""
     ptx = tmp_path_factory.mktemp("ptx") / "all.ptx"
     nvcc("-arch=sm_75", "-ptx", KERNELS, "-o", ptx)
     return entries(ptx.read_text())

@@ -1,4 +1,4 @@
-"""What only the CUDA kernels do: orders of execution, wide tiles, work in parts, values that no host looks at.
+"""What only the CUDA kernels do: orders of execution, wide tiles, work in parts, values that no host code reads.
 
 The tests of each op (test_gram.py, test_obs_path.py, ...) run on them as well.
 """
@@ -103,7 +103,7 @@ def test_wide_gram_tiles(dtype: torch.dtype, layout: str) -> None:
 
 
 def test_sums_in_parts() -> None:
-    """Long sums are cut, for their rounding and to make work for all multiprocessors."""
+    """Long sums are split, to limit rounding errors and to occupy all multiprocessors."""
     x = torch.randn(2, 20001, 5)
     assert_upper_close(ops.gram_linear_(torch.zeros(2, 5, 5), x), reference.gram_linear(x), 2e-6)
     assert_upper_close(*gram(Conv(1, 7, (70, 60), (3, 3), padding=(1, 1))), 2e-6)
@@ -111,7 +111,7 @@ def test_sums_in_parts() -> None:
 
 
 def test_samples_in_parts() -> None:
-    """The sums of the cells of seven samples do not fit the working memory of the emulator at once."""
+    """The sums of the cells of seven samples do not fit into the emulator's working memory at once."""
     assert_upper_close(*gram(Conv(1, 40, (6, 5), (3, 3), padding=(1, 1), samples=7, images=1)), 2e-6)
 
 
@@ -138,7 +138,7 @@ def test_solutions_in_parts() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 9])
-def test_a_row_does_not_depend_on_its_company(block: int) -> None:
+def test_a_row_does_not_depend_on_other_rows(block: int) -> None:
     weight, hessian, hinv = random_problem(2, 6, 135, seed=3)
     order, losses = ops.obs_path(weight, hinv, block)
     alone = ops.obs_path(weight[1:, 4:5], hinv[1:], block)
@@ -159,8 +159,8 @@ def test_a_problem_does_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize("removed", [2, 7])
-def test_rows_without_a_solution_are_not_a_number(removed: int) -> None:
-    """On the CPU this is an error; here nothing looks at values before the caller does."""
+def test_rows_without_a_solution_are_nan(removed: int) -> None:
+    """On the CPU this is an error; on a GPU no value is read before the caller reads the result."""
     weight = torch.ones(2, 2, 9)
     hessian = torch.stack([torch.eye(9), -torch.eye(9)])
     order = torch.arange(9).expand(2, 2, 9)
@@ -173,7 +173,7 @@ def test_rows_without_a_solution_are_not_a_number(removed: int) -> None:
 
 
 def test_counts_and_orders_out_of_range_touch_no_other_memory() -> None:
-    """Values are not checked here. What they give is not specified, but the emulator watches every access."""
+    """Values are not checked here, and their results are unspecified, but the emulator checks every access."""
     weight, hessian, hinv = random_problem(1, 3, 12)
     order = torch.tensor([[[0, 0, 1, 99], [-5, 2, 3, 4], [11, 10, 9, 8]]])
     for counts in ([4, 4, 4], [99, -1, 2]):

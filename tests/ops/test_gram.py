@@ -25,14 +25,14 @@ class Conv:
     """A convolution's geometry and the batch it sees."""
 
     groups: int
-    channels: int  # of a group
+    channels: int  # per group
     image: tuple[int, int]
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     samples: int = 1
-    images: int = 2  # of a sample
+    images: int = 2  # per sample
 
     @property
     def geometry(self) -> tuple[tuple[int, int], ...]:
@@ -171,7 +171,7 @@ CASES = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_error_of_float32(name: str, layout: str, backend: str) -> None:
-    """At most twice the error of im2col and a matrix product, give or take four units in the last place."""
+    """At most twice the error of im2col and a matrix product, plus four units in the last place."""
     conv = CASES[name]
     x = conv.input(layout=layout)
     truth = conv.truth(x)
@@ -209,7 +209,7 @@ def test_threads_do_not_change_a_bit(name: str) -> None:
 
 
 def test_what_lies_beside_the_channels_does_not_leak(backend: str) -> None:
-    """NaN next to the data, in memory that a vector may reach, must not show."""
+    """NaN beside the data, in memory that a vector load may reach, must not affect the result."""
     for channels in CHANNELS:
         x = torch.full((1, 40, channels + 64), torch.nan)
         x[..., 32 : 32 + channels] = 1
@@ -226,7 +226,7 @@ def test_mirror(columns: int, backend: str) -> None:
 
 
 def test_strides_of_dimensions_of_one_do_not_matter(backend: str) -> None:
-    """A tensor is contiguous whatever they are."""
+    """Whether a tensor is contiguous does not depend on them."""
     x = torch.randn(1, 600, 64)
     gram = torch.zeros(64, 1, 64).transpose(0, 1)
     assert gram.is_contiguous() and gram.stride(0) == 64

@@ -26,7 +26,7 @@ def test_float64(backend, columns, damp):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_float32_is_as_good_as_the_published_chain(seed, backend):
-    """Cholesky, inverse, Cholesky in float32 is what the published code does; rule: at most twice its error."""
+    """The published code computes Cholesky, inverse, Cholesky in float32; ours has at most twice its error."""
     _, hessian, _ = random_problem(1, 1, 200, seed=seed, damp=1e-2)
     truth, _ = reference.inverse_cholesky(hessian.double())
     chain = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
@@ -35,7 +35,7 @@ def test_float32_is_as_good_as_the_published_chain(seed, backend):
 
 
 def test_deep_panels(backend):
-    """Large matrices go by panels of 192 rows instead of 96."""
+    """Large matrices are factorised in panels of 192 rows instead of 96."""
     _, hessian, _ = random_problem(1, 1, 1537, seed=1)
     factor, info = ops.inverse_cholesky(hessian, 0.1)
     assert info[0] == 0

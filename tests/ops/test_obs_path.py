@@ -17,7 +17,7 @@ BLOCKS = [(1, 9), (2, 9), (7, 9), (20, 9), (33, 2), (5, 25), (17, 4), (3, 49), (
 
 
 def assert_path_agrees(weight, hinv, block, order, losses, band):
-    """Orders are permutations, equal up to the first near-tie of a row: there the two scores lie within `band`."""
+    """Orders are permutations, equal up to the first near-tie of each row, where two scores lie within `band`."""
     true_order, true_losses = reference.obs_path(weight.double(), hinv.double(), block)
     scale = true_losses.amax(2, keepdim=True)
     for b in range(order.shape[0]):
@@ -122,7 +122,7 @@ def test_nearly_singular_hessian_gives_a_permutation(backend):
         assert losses.isfinite().all()
 
 
-def test_a_row_does_not_depend_on_its_company():
+def test_a_row_does_not_depend_on_other_rows():
     weight, _, hinv = random_problem(2, 9, 150, seed=3)
     threads = torch.get_num_threads()
     try:

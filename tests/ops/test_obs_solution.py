@@ -28,7 +28,7 @@ def test_float64(backend, columns, block):
 
 @pytest.mark.parametrize(("columns", "block"), [(1, 1), (24, 3), (110, 1), (230, 1)])
 def test_levels_of_one_call(backend, columns, block):
-    """Levels share factorisations; in any order, they are what single calls give."""
+    """Levels share factorisations; in any order, their results are those of single calls."""
     weight, hessian, hinv = random_problem(2, 3, columns, torch.float64, seed=columns)
     order, _ = ops.obs_path(weight, hinv, block)
     counts = torch.randint(0, columns // block + 1, (2, 4, 2, 3), generator=torch.Generator().manual_seed(columns))

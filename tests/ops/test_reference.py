@@ -173,7 +173,7 @@ def test_obs_solution_is_the_least_squares_fit(block: int) -> None:
 @settings(max_examples=20, deadline=None)
 @given(columns=st.integers(1, 8), mask_block=st.integers(1, 9), seed=st.integers(0, 1000))
 def test_sparsegpt_fits_the_later_columns(columns: int, mask_block: int, seed: int) -> None:
-    """The last kept columns are optimal for the mask, and the losses sum up to the whole increase."""
+    """The last kept columns are optimal for the mask, and the losses add up to the whole increase."""
     weight, hessian, _ = problem(2, 3, columns, seed)
     factor, _ = reference.inverse_cholesky(hessian, 0.0)
     blocks = -(-columns // mask_block)
@@ -183,7 +183,7 @@ def test_sparsegpt_fits_the_later_columns(columns: int, mask_block: int, seed: i
     assert (pruned == 0).flatten(1).sum(1).tolist() == counts.sum(1).tolist()
     torch.testing.assert_close(increase(hessian, pruned - weight), losses)
     for b, r in itertools.product(range(2), range(3)):
-        # Column j is frozen once it was passed: what follows the last removed column is the fit given all before it.
+        # Column j is final once the sweep has passed it: columns after the last removed one are the fit given all others.
         gone = (pruned[b, r] == 0).nonzero().flatten().tolist()
         after = range(gone[-1] + 1 if gone else columns, columns)
         gradient = hessian[b] @ (pruned[b, r] - weight[b, r])

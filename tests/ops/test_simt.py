@@ -1,5 +1,6 @@
-"""The harness that runs CUDA kernels on the CPU (simt/): kernels that are right give right results, and each kernel
-that is wrong on purpose is caught, while its corrected twin is not."""
+"""The harness that runs CUDA kernels on the CPU (simt/): correct kernels give correct results, and each kernel with a
+deliberate fault is caught, while its corrected twin is not.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture
 def launch(library: ctypes.CDLL) -> Launch:
-    """Runs a kernel of simt/kernels.cu. RuntimeError with the harness's message if it fails."""
+    """Run a kernel of simt/kernels.cu; if it fails, raise RuntimeError with the harness's message."""
 
     def run(
         name: str,

@@ -1,4 +1,4 @@
-"""sparsegpt against the column by column sweep in float64."""
+"""sparsegpt against the column-by-column sweep in float64."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_float64(backend, problems, rows, columns, mask_block, share):
 
 
 def test_float32_masks(backend):
-    """float32 masks are those of float64 except for a weight in a thousand, and the layer error is the same."""
+    """Masks in float32 are those in float64 except for one weight in a thousand; the layer error is the same."""
     weight, hessian, _ = random_problem(2, 64, 256, seed=8)
     factor, _ = ops.inverse_cholesky(hessian)
     counts = mask_counts(2, 64, 256, 1, 0.8)

@@ -110,7 +110,7 @@ def test_patches_lie_inside_and_reach_every_border(emojis):
 
 
 class Cells(nn.Module):
-    """Classifies an image by its largest channel, so that a photo of one colour has a class."""
+    """Classifies an image by its largest channel, so that a photo of a single colour has a class."""
 
     def forward(self, images):
         return 100 * images.mean((2, 3))
