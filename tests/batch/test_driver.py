@@ -121,7 +121,7 @@ def failing_data():
     [
         ("latin.csv", ValueError, "latin.csv is no list of comma-separated values in UTF-8"),
         ("long.csv", ValueError, "long.csv is no list of comma-separated values"),
-        ("test_batch:failing_data", ValueError, "test_batch:failing_data failed with RuntimeError: no such split"),
+        ("test_driver:failing_data", ValueError, "test_driver:failing_data failed with RuntimeError: no such split"),
         ("absent", FileNotFoundError, "no such file or folder: absent"),
         ("absent/*.png", FileNotFoundError, "no file matches"),
         ("empty", FileNotFoundError, "no images in folder empty"),

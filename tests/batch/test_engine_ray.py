@@ -23,7 +23,7 @@ if importlib.util.find_spec("ray") is None:
 
 from batches import contents, make_photos, no_leftovers, run_small, settings
 from batches_network import FOLDER, Deadly
-from test_batch_processes import MODEL, PATIENCE, gone, kill_both_waiting, start, wait_for, waiting
+from test_engine_processes import MODEL, PATIENCE, gone, kill_both_waiting, start, wait_for, waiting
 from typer.testing import CliRunner
 
 from spade_fast.batch import OutputError, run
