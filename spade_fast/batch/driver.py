@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from spade_fast._util.checks import integer
 from spade_fast._util.signatures import with_fields_of
-from spade_fast.batch.engine import open_engine
+from spade_fast.batch.engine import drive, open_engine
 from spade_fast.batch.index import can_index, write_index
 from spade_fast.batch.job import bytes_per_sample, make_job
 from spade_fast.batch.memory import samples_together
@@ -180,7 +180,8 @@ def run(
         store.remove_leftovers()
         try:
             if todo:
-                with closing(place.outcomes(job, network, Schedule(todo, together), workers, together)) as outcomes:
+                team = place.team(job, network, workers, together)
+                with closing(drive(team, Schedule(todo, together), sharing)) as outcomes:
                     _follow(outcomes, store, source.ids, summary, progress)
             if pack is not None:
                 patiently(partial(store.pack_all, pack))

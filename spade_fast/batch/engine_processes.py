@@ -1,4 +1,4 @@
-"""Engine for one machine: processes with a network each. One that dies is replaced, its samples are tried again."""
+"""Engine for one machine: each worker is a process with a network of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
@@ -17,70 +17,41 @@ import torch
 
 from spade_fast._util.malloc import keep_freed_memory
 from spade_fast.batch.job import Job, not_sendable
-from spade_fast.batch.schedule import POLL, Schedule, Starts
+from spade_fast.batch.schedule import POLL, WorkerDied
 from spade_fast.batch.worker import DeviceError, Outcome, Worker, describe
 
 _END = 5.0  # seconds that a process has to end
-_JOB = "job"
+_JOB, _IDLE = "job", "idle"  # what a worker asks for: its job; a task
 
 
-def run_processes(job: Job, schedule: Schedule, workers: int, samples_per_solve: int) -> Generator[Outcome, None, None]:
-    """Work through a schedule with several processes, and give the final outcomes.
+class Processes:
+    """A team of processes of this machine."""
 
-    Raises
-    ------
-    TypeError
-        The samples cannot be sent to a process.
-    ChildProcessError
-        No worker begins to work.
+    def __init__(self, job: Job, samples_per_solve: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._job = job, samples_per_solve
 
-    Others are those of `Worker`.
-    """
-    context = multiprocessing.get_context("spawn")
-    starts = Starts(workers)
-    team: dict[int, _Process] = {}
-    try:
-        for number in range(workers):
-            team[number] = _Process(context, number)
-        while not schedule.done:
-            for member in team.values():
-                if member.idle:
-                    member.give(schedule.task())
-            ready = wait([member.connection for member in team.values()], POLL)
-            for number, member in list(team.items()):
-                if member.connection not in ready:
-                    continue
-                message = member.receive()
-                if isinstance(message, ChildProcessError):
-                    del team[number]
-                    if member.began or not starts.failed(number, str(message)):
-                        team[number] = _Process(context, number)
-                    yield from schedule.died(member.task, str(message))
-                    continue
-                if message == _JOB:
-                    member.send_job(job, samples_per_solve)
-                    continue
-                if isinstance(message, BaseException):
-                    raise message
-                if isinstance(message, Outcome):
-                    member.task.remove(message.index)
-                    if schedule.take(message):
-                        yield message
-                else:
-                    starts.began(number)
-                    member.began = member.idle = True
-    finally:
-        for member in team.values():
+    def start(self, number: int) -> _Process:
+        return _Process(self._context, number, self._job)
+
+    def ready(self, members: Mapping[int, _Process]) -> list[int]:
+        found = wait([member.connection for member in members.values()], POLL)
+        return [number for number, member in members.items() if member.connection in found]
+
+    def end(self, members: Sequence[_Process]) -> None:
+        for member in members:
             member.process.terminate()
-        for member in team.values():
-            member.end()
+        for member in members:
+            member.join()
 
 
 class _Process:
-    """A worker's process as its parent sees it; `task` holds the samples whose outcome is not known yet."""
+    """A worker's process, as its parent sees it."""
 
-    def __init__(self, context: SpawnContext, number: int) -> None:
-        self.task, self.idle, self.began = list[int](), False, False
+    def __init__(self, context: SpawnContext, number: int, job: tuple[Job, int]) -> None:
+        self.idle = False
+        self._job = job
+        self._hint = " (does the script call it under __name__ == '__main__'?)"
         self.connection, theirs = context.Pipe()
         # The job is not among the arguments: these go through a pipe that keeps the parent waiting for the child.
         self.process = context.Process(target=_work, args=(number, theirs), daemon=True)
@@ -89,34 +60,40 @@ class _Process:
         finally:
             theirs.close()
 
-    def send_job(self, job: Job, samples_per_solve: int) -> None:
-        """Send what it asks for first; TypeError if that cannot be sent."""
-        try:
-            with suppress(OSError):  # it died, which is noticed where messages are received
-                self.connection.send((job, samples_per_solve))
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise not_sendable(error) from error
+    def give(self, task: Sequence[int]) -> None:
+        self.idle = False
+        self._send(task)
 
-    def give(self, task: list[int]) -> None:
-        """Send a task, if there is one."""
-        if task:
-            self.task, self.idle = task, False
-            with suppress(OSError):  # as above
-                self.connection.send(task)
-
-    def receive(self) -> Any:
-        """Return its next message; a ChildProcessError that says how it ended, if it has."""
+    def receive(self) -> Outcome | None:
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
-            hint = "" if self.began else " (does the script call it under __name__ == '__main__'?)"
-            return ChildProcessError(f"exit code {self.end()}{hint}")
+            raise WorkerDied(f"exit code {self.join()}{self._hint}") from None
         if isinstance(message, DeviceError):
-            self.end()
-        return message
+            self.join()
+            raise WorkerDied(str(message))
+        if isinstance(message, BaseException):
+            raise message
+        if message == _JOB:
+            self._send_job()
+        elif message == _IDLE:
+            self.idle, self._hint = True, ""
+        else:
+            return message
+        return None
 
-    def end(self) -> int | None:
-        """Make sure that the process has ended, and return its exit code."""
+    def _send_job(self) -> None:
+        try:
+            self._send(self._job)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise not_sendable(error) from error
+
+    def _send(self, message: Any) -> None:
+        with suppress(OSError):  # it died, which the next `receive` finds
+            self.connection.send(message)
+
+    def join(self) -> int | None:
+        """Wait until the process has ended, or kill it if that takes long; return its exit code."""
         self.connection.close()
         self.process.join(_END)
         if self.process.is_alive():
@@ -126,7 +103,7 @@ class _Process:
 
 
 def _work(number: int, connection: Connection) -> None:
-    """Ask for the job, then send None before and outcomes of each task that comes in; or what ends the run."""
+    """Ask for the job, then for one task after another, and send their outcomes; or an error that ends the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
@@ -138,7 +115,7 @@ def _work(number: int, connection: Connection) -> None:
         torch.set_num_threads(job.facts["threads"])
         worker = Worker(job, samples_per_solve)
         while True:
-            connection.send(None)
+            connection.send(_IDLE)
             for outcome in worker.run(connection.recv()):
                 connection.send(outcome)
     except EOFError:

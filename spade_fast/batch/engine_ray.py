@@ -1,4 +1,4 @@
-"""Engine for a Ray cluster: an actor a worker, with a network each. One that dies is replaced, its samples tried again.
+"""Engine for a Ray cluster: each worker is an actor with a network of its own.
 
 A cluster that is started here listens on loopback and has no dashboard.
 """
@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from spade_fast._util.malloc import keep_freed_memory
 from spade_fast.batch.job import Job, not_sendable
-from spade_fast.batch.schedule import POLL, Schedule, Starts
+from spade_fast.batch.schedule import POLL, WorkerDied
 from spade_fast.batch.worker import DeviceError, Outcome, Worker
 from spade_fast.inputs.networks import LoadedModel
 
@@ -56,57 +56,8 @@ class RayCluster:
 
         return int(ray.cluster_resources().get("memory", 0))
 
-    def outcomes(
-        self, job: Job, model: LoadedModel, schedule: Schedule, workers: int, samples_per_solve: int
-    ) -> Generator[Outcome, None, None]:
-        """Work through a schedule with actors, and give the final outcomes.
-
-        Raises
-        ------
-        ChildProcessError
-            No worker begins to work.
-
-        Others are those of `Worker`.
-        """
-        import ray
-        from ray.exceptions import RayError
-
-        try:
-            shared = ray.put(job)
-        except TypeError as error:
-            raise not_sendable(error.__cause__ or error) from error
-        starts = Starts(workers)
-        team: dict[int, _Member] = {}
-        try:
-            for number in range(workers):
-                team[number] = _Member(shared, job, samples_per_solve)
-            while not schedule.done:
-                for member in team.values():
-                    if member.outcomes is None:
-                        member.give(schedule.task())
-                numbers = {member.outcomes: number for number, member in team.items() if member.outcomes is not None}
-                for outcomes in _ready(list(numbers)):
-                    number = numbers[outcomes]
-                    member = team[number]
-                    try:
-                        outcome = member.receive()
-                    except RayError as error:
-                        end = _end(error)
-                        member.end()
-                        del team[number]
-                        if member.began or not starts.failed(number, end):
-                            team[number] = _Member(shared, job, samples_per_solve)
-                        yield from schedule.died(member.task, end.partition(". ")[0])
-                        continue
-                    if member.began:
-                        starts.began(number)
-                    if outcome is not None and schedule.take(outcome):
-                        yield outcome
-            for member in team.values():
-                member.finish()
-        finally:
-            for member in team.values():
-                member.end()
+    def team(self, job: Job, model: LoadedModel, workers: int, samples_per_solve: int) -> Actors:
+        return Actors(job, samples_per_solve)
 
 
 @contextmanager
@@ -188,51 +139,74 @@ def _check_address(address: str) -> None:
             raise ConnectionError(f"there is no Ray cluster at {address}: {error}") from error
 
 
-class _Member:
-    """An actor as the driver sees it; `task` holds the samples whose outcome is not known yet."""
+class Actors:
+    """A team of actors of the cluster.
 
-    def __init__(self, shared: Any, job: Job, samples_per_solve: int) -> None:
+    Raises
+    ------
+    TypeError
+        The samples cannot be sent to other processes.
+    """
+
+    def __init__(self, job: Job, samples_per_solve: int) -> None:
         import ray
 
-        options = {"num_cpus": job.facts["threads"], "num_gpus": _gpus(job), "scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(_Actor)
-        self.actor = actor.options(**options).remote(shared, samples_per_solve)
-        self.task: list[int] = []
-        self.began = False
-        self.outcomes: Any = self.actor.begin.options(num_returns="streaming").remote()
+        self._actor = actor.options(num_cpus=job.facts["threads"], num_gpus=_gpus(job), scheduling_strategy="SPREAD")
+        try:
+            self._arguments = ray.put(job), samples_per_solve
+        except TypeError as error:
+            raise not_sendable(error.__cause__ or error) from error
 
-    def give(self, task: list[int]) -> None:
-        """Send a task, if there is one."""
-        if task:
-            self.task = task
-            self.outcomes = self.actor.run.options(num_returns="streaming").remote(task)
+    def start(self, number: int) -> _Member:
+        return _Member(self._actor.remote(*self._arguments))
+
+    def ready(self, members: Mapping[int, _Member]) -> list[int]:
+        numbers = {member.outcomes: number for number, member in members.items() if not member.idle}
+        return [numbers[outcomes] for outcomes in _ready(list(numbers))]
+
+    def end(self, members: Sequence[_Member]) -> None:
+        for member in members:
+            member.kill()
+
+
+class _Member:
+    """An actor, as the driver sees it; `outcomes` is None while it is idle."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self.outcomes: Any = actor.begin.options(num_returns="streaming").remote()
+
+    @property
+    def idle(self) -> bool:
+        return self.outcomes is None
+
+    def give(self, task: Sequence[int]) -> None:
+        self.outcomes = self._actor.run.options(num_returns="streaming").remote(task)
 
     def receive(self) -> Outcome | None:
-        """Return the next outcome of the task, None at its end."""
         import ray
+        from ray.exceptions import RayError, RayTaskError
 
         try:
-            outcome = ray.get(next(self.outcomes))
+            return ray.get(next(self.outcomes))
         except StopIteration:
-            self.outcomes, self.began = None, True
+            self.outcomes = None
             return None
-        self.task.remove(outcome.index)
-        return outcome
+        except RayTaskError as error:
+            if not isinstance(error.cause, DeviceError):
+                raise (error.cause if isinstance(error.cause, Exception) else error) from None
+            how = str(error.cause)
+        except RayError as error:
+            how = " ".join(str(error).split())
+        self.kill()
+        raise WorkerDied(how)
 
-    def finish(self) -> None:
-        """Wait until it has given up its claims; all outcomes of its task are known."""
-        from ray.exceptions import RayError
-
-        with suppress(RayError):
-            while self.began and self.outcomes is not None:
-                self.receive()
-
-    def end(self) -> None:
-        """End the actor."""
+    def kill(self) -> None:
         import ray
 
         with suppress(Exception):  # it may have died, or the cluster
-            ray.kill(self.actor)
+            ray.kill(self._actor)
 
 
 class _Actor:
@@ -251,17 +225,6 @@ class _Actor:
     def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
         """Work on samples."""
         yield from self._worker.run(indices)
-
-
-def _end(error: Any) -> str:
-    """Return how an actor ended; what its worker raised is raised, unless its device is lost."""
-    from ray.exceptions import RayTaskError
-
-    if not isinstance(error, RayTaskError):
-        return " ".join(str(error).split())
-    if isinstance(error.cause, DeviceError):
-        return str(error.cause)
-    raise (error.cause if isinstance(error.cause, Exception) else error) from None
 
 
 def _ready(generators: list[Any]) -> list[Any]:

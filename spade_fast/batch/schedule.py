@@ -69,6 +69,10 @@ class Schedule:
         return [Outcome(index, "killed", f"killed its worker {DEADLY} times, at last with {end}") for index in given_up]
 
 
+class WorkerDied(Exception):
+    """A worker has ended, as the text says; its samples and its place are not lost."""
+
+
 class Starts:
     """Counts, for each place of a team, workers that die one after the other without having begun to work."""
 
