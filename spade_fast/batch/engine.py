@@ -30,7 +30,7 @@ class Member(Protocol):
         """Send samples to an idle worker, which is idle again after it has sent the outcome of each."""
 
     def receive(self) -> Outcome | None:
-        """Receive a message, and return the outcome if there is one in it.
+        """Receive a message; return the outcome in it, or None.
 
         Raises
         ------
@@ -61,7 +61,7 @@ class Engine(Protocol):
     """One machine or several."""
 
     def count_workers(self, job: Job, model: LoadedModel, requested: int | None) -> int:
-        """Return how many workers to start, 0 for this process alone; None requests as many as there is room for."""
+        """Return how many workers to start, 0 for this process alone; None requests as many as fit."""
 
     def free_bytes(self, job: Job) -> int:
         """Return the memory of all workers together."""

@@ -20,7 +20,7 @@ from spade_fast.batch.job import Job, not_sendable
 from spade_fast.batch.schedule import POLL, WorkerDied
 from spade_fast.batch.worker import DeviceError, Outcome, Worker, describe
 
-_END = 5.0  # seconds that a process has to end
+_END = 5.0  # seconds that a process is given to end
 _JOB, _IDLE = "job", "idle"  # what a worker asks for: its job; a task
 
 
@@ -104,7 +104,7 @@ class _Process:
 
 def _work(number: int, connection: Connection) -> None:
     """Ask for the job, then for one task after another, and send their outcomes; or an error that ends the run."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     try:
@@ -134,9 +134,9 @@ def _use_gpu(number: int) -> None:
 def _send(connection: Connection, error: Exception) -> None:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # an error of the user's own network or dataset may not be picklable, and fail in any way
+    except Exception:  # the error of a user's network or dataset may not be picklable, and may fail in any way
         error = RuntimeError(describe(error))
-    with suppress(OSError):  # nobody listens any more
+    with suppress(OSError):  # the parent has ended
         connection.send(error)
 
 

@@ -1,6 +1,6 @@
 """Engine for a Ray cluster: each worker is an actor with a network of its own.
 
-A cluster that is started here listens on loopback and has no dashboard.
+A cluster started here listens on loopback and has no dashboard.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from spade_fast.batch.worker import DeviceError, Outcome, Worker
 from spade_fast.inputs.networks import LoadedModel
 
 _LOOPBACK = "127.0.0.1"
-# Where this is 0 when Ray is imported, a cluster that Ray starts is for this machine only. It goes for Linux too.
+# If this is 0 when Ray is imported, a cluster that Ray starts is limited to this machine; also on Linux.
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-_REACH = 5.0  # seconds to reach a cluster
-_OBJECT_STORE = 100 * 2**20  # bytes; results are files, so that it holds little more than the job
+_REACH = 5.0  # seconds within which a cluster must answer
+_OBJECT_STORE = 100 * 2**20  # bytes; results are files, so it holds little more than the job
 
 
 class RayCluster:
     """The cluster that this process is connected to."""
 
     def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
-        """Return how many workers to start; those without room wait for it. ValueError if there can be none at all."""
+        """Return how many workers to start; those that do not fit wait. ValueError if no node has room for one."""
         import ray
 
         if asked == 0:
@@ -51,7 +51,7 @@ class RayCluster:
         return sum(rooms) if asked is None else asked
 
     def free_bytes(self, job: Job) -> int:
-        """Return the memory of all nodes together; how much GPUs have, Ray does not know."""
+        """Return the main memory of all nodes together; Ray does not know the memory of GPUs."""
         import ray
 
         return int(ray.cluster_resources().get("memory", 0))
@@ -62,15 +62,15 @@ class RayCluster:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[RayCluster]:
-    """Connect to a cluster; None: to the one this process uses already, or to one that is started for the block.
+    """Connect to a cluster; None: the one this process is connected to, or else one that is started for the block.
 
     Raises
     ------
     ImportError
         Ray is missing.
     ValueError
-        An address that is not HOST:PORT or ``"auto"``, one that Ray would take for another, or that of another cluster
-        than the one this process is connected to.
+        The address is not HOST:PORT or ``"auto"``, Ray would replace it by another, or this process is connected to
+        another cluster.
     ConnectionError
         There is no cluster at the address, or it could not be started on loopback.
     """
@@ -94,17 +94,17 @@ def connected(address: str | None) -> Iterator[RayCluster]:
         else:
             try:
                 ray.init(address=address, **quiet)
-            except ConnectionError as error:  # Ray says why on stderr, but not what to do
+            except ConnectionError as error:  # Ray prints the reason on stderr, but not the remedy
                 raise ConnectionError(f"{error}; if it has a token, set RAY_AUTH_MODE=token here too") from error
     try:
         if address is None and ray.util.get_node_ip_address() != _LOOPBACK:
             raise ConnectionError(
-                "Ray was imported before, and would not stay on loopback: import it later, "
+                "Ray was imported earlier and would listen beyond loopback: import it later, "
                 f"set {_CLUSTERS}=0, or call ray.init yourself"
             )
         yield RayCluster()
     except SystemExit:
-        signal.alarm(0)  # where SIGTERM is the reason, Ray has set one that aborts the process while it is cleaning up
+        signal.alarm(0)  # after SIGTERM, Ray has set one that would abort the process during the cleanup
         raise
     finally:
         ray.shutdown()
@@ -123,13 +123,13 @@ def _resolved(address: str) -> tuple[str, str]:
 
 
 def _check_address(address: str) -> None:
-    """Try to reach a cluster: where it cannot be, Ray ends the whole process."""
+    """Check that a cluster can be reached; if it cannot, Ray would end the whole process."""
     host, _, port = address.rpartition(":")
     if address != "auto" and (not host or "://" in address):
         raise ValueError(f"address must be HOST:PORT or 'auto', on a node of the cluster, got {address!r}")
     if host in (_LOOPBACK, "localhost") and os.environ.get(_CLUSTERS) != "0":
         raise ValueError(
-            f"Ray takes {host} for this machine's outer address: give the one that `ray start` printed, or, "
+            f"Ray replaces {host} by this machine's external address: pass the one that `ray start` printed, or, "
             f"if the cluster was started with {_CLUSTERS}=0, set that here too"
         )
     if host:
@@ -210,7 +210,7 @@ class _Member:
 
 
 class _Actor:
-    """A worker in a process of Ray's."""
+    """A worker in a process that Ray started."""
 
     def __init__(self, job: Job, samples_per_solve: int) -> None:
         self._job, self._samples_per_solve = job, samples_per_solve

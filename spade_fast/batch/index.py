@@ -1,4 +1,4 @@
-"""The table of a batch, ``index.parquet``: one row a sample, made from the files of its folder alone."""
+"""The table of a batch, ``index.parquet``: one row per sample, made from the files of its folder alone."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
 COLUMNS = {
     "id": "string",
     "state": "string",  # finished, failed or damaged
-    "file": "string",  # with the trace, inside the folder: its own, or a zip file
+    "file": "string",  # that contains the trace, relative to the folder: its own, or a zip file
     "error": "string",
     "sparsity": "double",  # of all pruned layers together
     "layers": "int32",  # that were pruned
     "mean_error": "double",  # relative output errors of the pruned layers
     "largest_error": "double",
-    "fallbacks": "int32",  # layers left alone, or damped more than asked for
-    "class_before": "int32",  # what the dense network decides on
+    "fallbacks": "int32",  # layers that were skipped, or damped more than requested
+    "class_before": "int32",  # that the dense network predicts
     "probability_before": "double",
-    "class_after": "int32",  # what the trace decides on
+    "class_after": "int32",  # that the trace predicts
     "probability_after": "double",
     "probability_after_of_class_before": "double",
     "warnings": "string",
     "worker": "string",  # machine and process
-    "together": "int32",  # samples of its solve
+    "together": "int32",  # samples in its solve
     **{f"seconds_{stage}": "double" for stage in STAGES},
 }
-_ROWS_A_GROUP = 10_000
+_ROWS_PER_GROUP = 10_000
 
 
 def can_index() -> bool:
@@ -48,7 +48,7 @@ def write_index(folder: str | Path) -> Counter[str]:
     Raises
     ------
     ValueError
-        It is not the folder of a batch.
+        `folder` is not that of a batch.
     OutputError
         The file cannot be written.
     ImportError
@@ -66,13 +66,13 @@ def write_index(folder: str | Path) -> Counter[str]:
     sink = pyarrow.BufferOutputStream()
     rows = _rows(results, folder)
     with parquet.ParquetWriter(sink, schema) as writer:
-        while group := list(islice(rows, _ROWS_A_GROUP)):
+        while group := list(islice(rows, _ROWS_PER_GROUP)):
             states.update(row["state"] for row in group)
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
     with writing(folder / INDEX):
         try:
             write_whole(folder / INDEX, sink.getvalue(), "the index")
-        except FileNotFoundError:  # a run that begins or ends took the temporary file for a leftover
+        except FileNotFoundError:  # a run that began or ended removed the temporary file as a leftover
             write_whole(folder / INDEX, sink.getvalue(), "the index")
     return states
 
@@ -83,13 +83,13 @@ def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
         stems.add(found.stem)
         try:
             row = {**_finished(found.header), **_report(found.report)}
-        except (AttributeError, KeyError, TypeError):  # no header, or another than was written
+        except (AttributeError, KeyError, TypeError):  # no header, or not the one that was written
             row = {"state": "damaged"}
         yield {"file": found.file, **row}
     for path in sorted(folder.glob("errors/*.json")):
         if path.stem not in stems:
             error = read_json(path)
-            if error:  # another run may do the sample at this moment
+            if error:  # another run may be working on the sample at this moment
                 yield {"state": "failed", "id": error.get("id"), "error": error.get("error")}
 
 

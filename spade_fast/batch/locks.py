@@ -1,4 +1,4 @@
-"""Who is at what in the folder of a batch: locks that end with their process."""
+"""Claims of processes on samples in the folder of a batch: file locks, which end with their process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from spade_fast.batch.results import writing
 
 _FILE = ".locks"
-_OPENING = 1 << 60  # behind the places of all names
+_OPENING = 1 << 60  # beyond the offsets of all names
 
 
 class Claims:
-    """What this process claims in a folder, as bytes of one file that it has locked.
+    """The claims of this process in a folder: bytes of one file that it has locked.
 
-    On a file system without locks all claims succeed: work may then be done twice, with the same result.
+    On a file system without locks all claims succeed: samples may then be done twice, with the same result.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,7 @@ class Claims:
 
     @contextmanager
     def of(self, stems: Sequence[str]) -> Iterator[list[bool]]:
-        """Claim files by their stems for the length of a ``with`` block; for each, whether no other process has it.
+        """Claim files by their stems during a ``with`` block; yields for each whether no other process has claimed it.
 
         Raises
         ------
@@ -50,7 +50,7 @@ class Claims:
 
     @contextmanager
     def of_all(self) -> Iterator[None]:
-        """Keep other processes out of another such block; OutputError as above."""
+        """Keep other processes out of such a block; OutputError as above."""
         locked = self._lock(_OPENING, wait=True)
         try:
             yield

@@ -1,4 +1,4 @@
-"""How much memory there is, and how many samples and workers it allows."""
+"""Free memory, and how many samples and workers fit into it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-_SHARE = 0.5  # of the memory that is free now; the rest is for networks, their outputs and everyone else
-_PROCESS = 500 * 10**6  # bytes of a process that has loaded torch
+_SHARE = 0.5  # of the free memory; the rest is for networks, their outputs and other processes
+_PROCESS = 500 * 10**6  # bytes of a process that has imported torch
 _MOST_SAMPLES = 8  # solved together
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: str) -> int:
-    """Return the memory of a device that is free (``"cuda"``: of all GPUs), within the limits of this process."""
+    """Return the free memory of a device (``"cuda"``: of all GPUs), within the limits of this process."""
     if torch.device(device).type == "cuda":
         count = torch.cuda.device_count() if torch.device(device).index is None else 1
         return count * torch.cuda.mem_get_info(torch.device(device))[0]
@@ -31,7 +31,7 @@ def free_bytes(device: str) -> int:
 
 
 def _left_by_limits() -> Iterator[int]:
-    """What each control group that this process is in leaves of its memory; files that it caches count as free."""
+    """Yield the memory that each control group of this process leaves free; cached files count as free."""
     try:
         own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
     except OSError:
@@ -45,18 +45,18 @@ def _left_by_limits() -> Iterator[int]:
         yield limit - used + (int(cached[1]) if cached else 0)
 
 
-def samples_together(threads: int, device: str, bytes_a_sample: int, free: int) -> int:
-    """Return how many samples a worker with so much free memory is to solve together.
+def samples_together(threads: int, device: str, bytes_per_sample: int, free: int) -> int:
+    """Return the samples per solve of a worker with this much free memory.
 
-    On processors more than one a thread are no faster (`benchmarks/batch.py`), and more are lost if it is killed.
+    On a CPU, more than one per thread is not faster (`benchmarks/batch.py`), and more are lost if the worker is killed.
     """
     most = _MOST_SAMPLES if torch.device(device).type == "cuda" else min(_MOST_SAMPLES, threads)
-    return max(1, min(most, int(_SHARE * free) // max(1, bytes_a_sample)))
+    return max(1, min(most, int(_SHARE * free) // max(1, bytes_per_sample)))
 
 
-def count_workers(threads: int, device: str, bytes_a_worker: int, free: int) -> int:
-    """Return the number of workers for this machine: one a GPU, or one for each `threads` processors that fits."""
+def count_workers(threads: int, device: str, bytes_per_worker: int, free: int) -> int:
+    """Return the number of workers for this machine: one per GPU; or one per `threads` processors, as memory allows."""
     if torch.device(device).type == "cuda":
         return torch.cuda.device_count() if torch.device(device).index is None else 1
-    fitting = int(_SHARE * free) // (bytes_a_worker + _PROCESS)
+    fitting = int(_SHARE * free) // (bytes_per_worker + _PROCESS)
     return max(1, min(len(os.sched_getaffinity(0)) // threads, fitting))

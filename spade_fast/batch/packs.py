@@ -1,4 +1,4 @@
-"""Files of many samples in one: zip files without compression, which ``unzip`` turns into single files again."""
+"""Zip files, uncompressed, that hold the files of many samples; ``unzip`` restores the single files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _DAMAGE = (EOFError, RuntimeError, ValueError, struct.error, zlib.error, lzma.LZ
 
 
 class Packs:
-    """The zip files of a batch. Their members are samples' files, by the names they had in the batch's folder.
+    """The zip files of a batch. Their members are the files of samples, under their names in the batch's folder.
 
     Parameters
     ----------
     folder
-        Of the batch; the zip files are in ``packs``.
+        Folder of the batch; the zip files are in ``packs``.
     run
-        Hash of the run, which each of them has as its comment.
+        Hash of the run, which is the comment of each zip file.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
@@ -37,13 +37,13 @@ class Packs:
         self._seen: set[str] = set()
 
     def refresh(self) -> None:
-        """Look for new zip files; ValueError if one is of another run."""
+        """Read new zip files; ValueError if one belongs to another run."""
         for name in self._names() - self._seen:
             self._read(self._folder / "packs" / name)
             self._seen.add(name)
 
     def paths(self) -> list[Path]:
-        """Return all zip files, damaged ones too."""
+        """Return all zip files, also damaged ones."""
         return [self._folder / "packs" / name for name in sorted(self._names())]
 
     def _names(self) -> set[str]:
@@ -56,15 +56,15 @@ class Packs:
         return stem in self._members
 
     def pack(self, stem: str) -> Path:
-        """Return the zip file of a sample; KeyError if none has it."""
+        """Return the zip file that contains a sample; KeyError if none does."""
         return self._members[stem][0]
 
     def note(self, stem: str) -> str:
-        """Return what was noted of a packed sample."""
+        """Return the note of a packed sample."""
         return self._members[stem][1]
 
     def write(self, notes: Mapping[str, str], names: Sequence[str]) -> None:
-        """Copy samples' files into a new zip file, with notes of samples; OSError if that fails."""
+        """Copy files of samples into a new zip file, with a note for each sample; OSError if that fails."""
         path = self._folder / "packs" / f"{pack_stem(notes)}.zip"
         path.parent.mkdir(exist_ok=True)
         with whole_file(path, "a pack") as file, ZipFile(file, "w") as archive:
@@ -96,11 +96,11 @@ def is_trace(name: str) -> bool:
 
 @contextmanager
 def damage_as_one_error() -> Iterator[None]:
-    """Raise BadZipFile for all that `zipfile` raises where a zip file is damaged."""
+    """Raise BadZipFile for every error that `zipfile` raises for a damaged zip file."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # none: bad bzip2; EINVAL: a place before the file's beginning
+        if error.errno not in (None, errno.EINVAL):  # None: bad bzip2; EINVAL: an offset before the file begins
             raise
         raise BadZipFile(str(error)) from error
     except _DAMAGE as error:
@@ -108,5 +108,5 @@ def damage_as_one_error() -> Iterator[None]:
 
 
 def pack_stem(stems: Iterable[str]) -> str:
-    """Return the name of the zip file for samples: the same one for the same samples."""
+    """Return the name of the zip file for samples: the same for the same samples."""
     return hashlib.sha256("\n".join(sorted(stems)).encode()).hexdigest()[:32]

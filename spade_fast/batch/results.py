@@ -1,4 +1,4 @@
-"""What is in the folder of a batch, and what its files are called."""
+"""Reads the folder of a batch: names of its files, and `Results`."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ def trace_name(stem: str) -> str:
 
 
 def maps_name(stem: str) -> str:
-    """Name of the file with a sample's explanations."""
+    """Name of the file with the explanations of a sample."""
     return f"maps/{stem}.safetensors"
 
 
 def report_name(stem: str) -> str:
-    """Name of the file with what is known of a sample besides its results."""
+    """Name of the file with the seconds, worker and warnings of a sample."""
     return f"reports/{stem}.json"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A finished sample as it lies in the folder.
+    """A finished sample in the folder.
 
     Attributes
     ----------
     stem
         Its `file_name`; empty for a zip file that cannot be read.
     file
-        That of the trace, or the zip file it is in, relative to the folder.
+        File of the trace, or the zip file that contains it, relative to the folder.
     header
-        What the trace's file says of itself; None if it is damaged.
+        Metadata of the trace's file; None if it is damaged.
     report
-        What else is known of the sample; nothing if that is lost.
+        Seconds, worker and warnings; empty if they are lost.
     """
 
     stem: str
@@ -65,7 +65,7 @@ class Stored:
 
 
 class Results(Mapping[str, Trace]):
-    """The traces of a batch by sample id, from single files or packed ones; also while the batch is running.
+    """The traces of a batch by sample id, from single or packed files; also while the batch is running.
 
     >>> results = Results("traces")                    # doctest: +SKIP
     >>> with results["cat.jpg"].applied(model): ...    # doctest: +SKIP
@@ -73,7 +73,7 @@ class Results(Mapping[str, Trace]):
     Raises
     ------
     ValueError
-        It is not the folder of a batch. For an item: its file is damaged.
+        `folder` is not that of a batch; or, for an item, its file is damaged.
     KeyError
         For an item: the sample is not finished, or was not explained.
     """
@@ -93,7 +93,7 @@ class Results(Mapping[str, Trace]):
         return sum(1 for _ in self)
 
     def maps(self, sample_id: str) -> dict[str, Tensor]:
-        """Return a sample's explanations by name: ``"dense.METHOD"`` and ``"trace.METHOD"``, each ``[H, W]``."""
+        """Return the explanations of a sample, each ``[H, W]``, by name: ``"dense.METHOD"`` and ``"trace.METHOD"``."""
         name = maps_name(file_name(sample_id))
         try:
             return from_safetensors(self._read(sample_id, name))
@@ -101,12 +101,12 @@ class Results(Mapping[str, Trace]):
             raise ValueError(f"{self._folder / name} is damaged: {error}") from error
 
     def stored(self) -> Iterator[Stored]:
-        """Look at all finished samples, those in single files first, each once."""
+        """Iterate over all finished samples, each once, those in single files first."""
         self._packs.refresh()
         single = set()
         for path in sorted(self._folder.glob(trace_name("[!.]*"))):
             header = read_header(path)
-            # A worker may pack it at this moment.
+            # A worker may be packing it at this moment.
             if path.stem not in self._packs and (header is not None or path.exists()):
                 single.add(path.stem)
                 report = read_json(self._folder / report_name(path.stem))
@@ -134,7 +134,7 @@ class Results(Mapping[str, Trace]):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors of writing a file or into a folder into OutputErrors."""
+    """Raise OutputError for errors of writing a file or into a folder."""
     try:
         yield
     except OSError as error:
@@ -153,7 +153,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """Read what a trace file says of itself; None if it is not there or not whole."""
+    """Read the metadata of a trace file; None if it does not exist or is incomplete."""
     try:
         with path.open("rb") as file:
             return _header(file, path.stat().st_size)
@@ -178,14 +178,14 @@ def _packed(archive: ZipFile, file: str) -> Iterator[Stored]:
 
 
 def _member(archive: ZipFile, name: str, read: Callable[[IO[bytes]], _Read]) -> _Read | None:
-    """Read a file in a zip file; None if it is not there or damaged."""
+    """Read a file in a zip file; None if it does not exist or is damaged."""
     with suppress(KeyError, BadZipFile), damage_as_one_error(), archive.open(name) as member:
         return read(member)
     return None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the entries of a JSON file; none if it is not there or damaged."""
+    """Read the entries of a JSON file; none if it does not exist or is damaged."""
     try:
         return _entries(path.read_bytes())
     except FileNotFoundError:

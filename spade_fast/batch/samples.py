@@ -1,4 +1,4 @@
-"""What a batch is made of: samples with names, which any worker can load."""
+"""The samples of a batch: how they are found and named, and how a worker loads one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import open_photo
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Names of files may have 255 bytes; the folder adds a suffix and, while it writes, a prefix.
+# File names may have 255 bytes; the folder adds a suffix and, while writing, a prefix.
 _LONGEST_NAME = 200
 _GLOB = "*?["
 
@@ -33,7 +33,7 @@ class Source(Protocol):
         """Return a sample as the network takes it: ``[1, C, H, W]``, on the CPU."""
 
     def size(self, index: int) -> int | None:
-        """Return the bytes of a sample's file; None if there is none."""
+        """Return the size of a sample's file in bytes; None if it has none."""
 
 
 class Photos:
@@ -46,7 +46,7 @@ class Photos:
     """
 
     def __init__(self, paths: Sequence[Path], ids: Sequence[str]) -> None:
-        # As text: of a million, paths take twice the memory and 30 times as long to be sent.
+        # As text: a million `Path` objects take twice the memory and 30 times as long to send.
         self.paths, self.ids = [str(path.absolute()) for path in paths], _unique(ids)
 
     def load(self, index: int, model: LoadedModel) -> Tensor:
@@ -60,7 +60,7 @@ class Photos:
 
 
 class Items:
-    """Items of a torch `Dataset`, with their index as id.
+    """Items of a torch `Dataset`, each with its index as id.
 
     An item is a PIL image or the network's input ``[C, H, W]`` (floating point, normalised), or a tuple that begins
     with one.
@@ -92,11 +92,11 @@ def find_samples(given: Any) -> Source:
     Parameters
     ----------
     given
-        A folder (its images, those of its folders too); a file name or a pattern with ``*``, ``?``, ``[...]`` and
-        ``**``; a ``.csv`` or ``.parquet`` file with a column ``path``, relative to the file's folder, and perhaps one
-        ``id``; a dataset with ``__len__`` and ``__getitem__``, or ``module:callable``, which returns one. Where no ids
-        are given, a file's is its path relative to the folder, to the part of the pattern before its first wildcard, or
-        as the list has it.
+        A folder (its images, also those in subfolders); a file name or a pattern with ``*``, ``?``, ``[...]`` and
+        ``**``; a ``.csv`` or ``.parquet`` file with a column ``path``, relative to the file's folder, and optionally a
+        column ``id``; a dataset with ``__len__`` and ``__getitem__``, or ``module:callable``, which returns one. If no
+        ids are given, the id of a file is its path: relative to the folder, relative to the part of the pattern before
+        its first wildcard, or as written in the list.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def find_samples(given: Any) -> Source:
     ValueError
         No samples, two of the same id, or a list without a column ``path`` or with an empty path.
     TypeError
-        Something else.
+        Anything else.
     ImportError
         A Parquet file, but pyarrow is missing.
     """
@@ -146,27 +146,27 @@ def _dataset(module: str, attribute: str) -> Any:
 
 
 def _images(folder: Path) -> list[Path]:
-    """All images in a folder and those below, also behind links, sorted; OSError if one cannot be read."""
+    """All images in a folder and its subfolders, also through links, sorted; OSError if a folder cannot be read."""
     found, seen = [], set()
 
     def refuse(error: OSError) -> None:
         raise error
 
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders.sort()  # ids must not depend on which of two links to a folder is met first
+        folders.sort()  # ids must not depend on which of two links to a folder is visited first
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
-            folders.clear()  # a link to a folder that was there already
+            folders.clear()  # a link to a folder that was already visited
             continue
         seen.add((status.st_dev, status.st_ino))
         paths = [Path(place, name) for name in files]
-        # A link to a file that is not there is a sample too: one that fails.
+        # A link to a missing file is also a sample: one that fails.
         found += [path for path in paths if path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink())]
     return sorted(found)
 
 
 def file_name(sample_id: str) -> str:
-    """Return the id as a file's name: one name an id, without separators, never hidden, of bounded length."""
+    """Return an id as a file name: a different one per id, without separators, never hidden, of bounded length."""
     name = quote(sample_id, safe="")
     if name.startswith("."):
         name = "%2E" + name[1:]
@@ -196,7 +196,7 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
             reader = csv.DictReader(file)
             rows = list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no list of comma-separated values in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not a list of comma-separated values in UTF-8: {error}") from error
     return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
 
 
@@ -209,17 +209,15 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
         columns = [name for name in parquet.read_schema(path).names if name in ("path", "id")]
         return parquet.read_table(path, columns=columns).to_pydict()
     except ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file, or a damaged one: {error}") from error
+        raise ValueError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
 
 
 def _unique(ids: Sequence[str]) -> list[str]:
     if not ids:
         raise ValueError("there are no samples")
-    # File names may hold bytes that are no text; headers may not.
+    # File names may contain bytes that are not text; headers may not.
     names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in ids]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(
-            f"sample ids must differ, but {len(twice)} are there more than once, the first is {twice[0]!r}"
-        )
+        raise ValueError(f"sample ids must differ, but {len(twice)} occur more than once, the first is {twice[0]!r}")
     return names

@@ -1,4 +1,4 @@
-"""Which samples a worker gets next, and what happens to those of a worker that died; the same for all engines."""
+"""Which samples a worker gets next, and which are tried again or given up when it dies; the same for all engines."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterable, Sequence
 
 from spade_fast.batch.worker import Outcome
 
-POLL = 0.2  # seconds after which an engine looks whether there is something to do
-DEADLY = 2  # workers that a sample, alone, may kill before it is given up
+POLL = 0.2  # seconds that an engine waits for messages at a time
+DEADLY = 2  # workers that a sample may kill, as their only one, before it is given up
 _FAILED_STARTS = 3
-_PAUSE = 1.0  # seconds before asking again for a sample that another run has
+_PAUSE = 1.0  # seconds before another try at a sample that another run has claimed
 
 
 class Schedule:
-    """The samples of a run that are not done yet.
+    """The samples of a run that are not finished yet.
 
     Parameters
     ----------
     indices
-        Of the samples.
+        Indices of the samples.
     group
-        Samples given to a worker at once.
+        Samples per task.
     """
 
     def __init__(self, indices: Iterable[int], group: int) -> None:
@@ -39,7 +39,7 @@ class Schedule:
         return not self._open
 
     def task(self) -> list[int]:
-        """Return samples for an idle worker; none if all that are left are in other hands, or asked for too early."""
+        """Return samples for an idle worker; none if the rest is with other workers, or with other runs and not due."""
         if self._waiting:
             return [self._waiting.popleft() for _ in range(min(self._group, len(self._waiting)))]
         if self._alone:
@@ -50,7 +50,7 @@ class Schedule:
         return due
 
     def take(self, outcome: Outcome) -> bool:
-        """Note an outcome; True if it is final."""
+        """Record an outcome; True if it is final."""
         if outcome.state == "busy":
             self._busy.append((time.monotonic() + _PAUSE, outcome.index))
             return False
@@ -58,7 +58,7 @@ class Schedule:
         return True
 
     def died(self, left: Sequence[int], end: str) -> list[Outcome]:
-        """Note how a worker died over samples, which are tried alone then; return those that are given up."""
+        """Record how a worker died with samples, which are then tried one by one; return those that are given up."""
         if len(left) == 1:
             self._kills[left[0]] += 1
         elif left:
@@ -66,30 +66,30 @@ class Schedule:
         given_up = [index for index in left if self._kills[index] >= DEADLY]
         self._open.difference_update(given_up)
         self._alone.extend(index for index in left if index not in given_up)
-        return [Outcome(index, "killed", f"killed its worker {DEADLY} times, at last with {end}") for index in given_up]
+        return [Outcome(index, "killed", f"killed its worker {DEADLY} times, last with {end}") for index in given_up]
 
 
 class WorkerDied(Exception):
-    """A worker has ended, as the text says; its samples and its place are not lost."""
+    """A worker has ended; the message says how. Another takes its place and tries its samples again."""
 
 
 class Starts:
-    """Counts, for each place of a team, workers that die one after the other without having begun to work."""
+    """Counts, for each place in a team, successive workers that die before they begin to work."""
 
     def __init__(self, places: int) -> None:
         self._failed, self._places = Counter[int](), places
 
     def began(self, place: int) -> None:
-        """Note that a worker began to work."""
+        """Record that a worker began to work."""
         self._failed[place] = 0
 
     def failed(self, place: int, end: str) -> bool:
-        """Note how a worker ended that had not begun to work.
+        """Record how a worker ended before it began to work.
 
         Returns
         -------
         bool
-            Whether its place, of a device or node that is broken perhaps, is given up.
+            Whether its place is given up, perhaps that of a broken device or node.
 
         Raises
         ------

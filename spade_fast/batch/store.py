@@ -1,8 +1,8 @@
-"""The folder of a batch: what is finished, what failed, and for which settings.
+"""Writes the folder of a batch: which samples are finished, which failed, and for which settings.
 
-``run.json`` says what the results depend on. A sample is finished when its file is in ``traces``, where it appears
-whole. Beside it are ``maps`` (explanations, safetensors), ``reports`` (JSON: seconds, worker; no result depends on
-them) and ``errors`` (JSON). A zip file in ``packs`` holds the files of many finished samples instead.
+``run.json`` contains what the results depend on. A sample is finished when its file is in ``traces``, where it appears
+complete. The other folders are ``maps`` (explanations, safetensors), ``reports`` (JSON: seconds, worker; no result
+depends on them) and ``errors`` (JSON). A zip file in ``packs`` contains the files of many finished samples instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TEMPORARY = ".*.tmp"
 
 
 class Store:
-    """The folder of a job; `open` makes it ready, workers only use it.
+    """The folder of a job; `open` prepares it, workers only use it.
 
     Raises
     ------
@@ -56,7 +56,7 @@ class Store:
         Raises
         ------
         ValueError
-            It belongs to others, or holds other things.
+            It belongs to others, or contains other files.
         """
         self.check()
         with writing(self.folder):
@@ -72,7 +72,7 @@ class Store:
         self._claims.close()
 
     def check(self) -> None:
-        """Raise ValueError if results of this job may not be in the folder."""
+        """Raise ValueError if results of this job may not be written into the folder."""
         path = self.folder / RUN_FILE
         if not path.exists():
             entries = self.folder.iterdir() if self.folder.is_dir() else ()
@@ -89,21 +89,21 @@ class Store:
             )
 
     def check_writable(self) -> None:
-        """Raise OutputError if nothing could be written, without writing anything."""
+        """Raise OutputError if the folder cannot be written, without writing anything."""
         place = next(place for place in (self.folder, *self.folder.parents) if place.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
-            raise OutputError(errno.EACCES, "it is no folder that can be written", str(place))
+            raise OutputError(errno.EACCES, "it is not a folder that can be written", str(place))
 
     def trace_path(self, sample_id: str) -> Path:
-        """Where the sample's trace lies once it is finished."""
+        """Path of a sample's trace."""
         return self.folder / trace_name(file_name(sample_id))
 
     def maps_path(self, sample_id: str) -> Path:
-        """Where the sample's explanations lie."""
+        """Path of a sample's explanations."""
         return self.folder / maps_name(file_name(sample_id))
 
     def refresh(self) -> None:
-        """See what other processes have packed since."""
+        """Read what other processes have packed since."""
         self._packs.refresh()
 
     def todo(self, source: Source) -> list[int]:
@@ -114,7 +114,7 @@ class Store:
         return [index for index, found in enumerate(there) if not (found and self.finished(source, index))]
 
     def finished(self, source: Source, index: int) -> bool:
-        """Whether a sample's file is there, whole and of this run.
+        """Whether a sample's file exists, complete and of this run.
 
         Raises
         ------
@@ -161,7 +161,7 @@ class Store:
             with self._claims.of([pack_stem(new)]), writing(self.folder):
                 if new:
                     self._packs.write(new, [name for stem in new for name in self._names(stem)])
-                # A process may have been killed at this: the trace is the last to go, so that another finds the rest.
+                # A process may have been killed here: the trace is removed last, so that another finds the rest.
                 for name in [name for stem in mine if stem in self._packs for name in reversed(self._names(stem))]:
                     (self.folder / name).unlink(missing_ok=True)
 
@@ -170,17 +170,17 @@ class Store:
         return [name for name in names if (self.folder / name).exists()]
 
     def pack_all(self, count: int) -> None:
-        """Move all finished samples' files into zip files of `count` samples."""
+        """Move the files of all finished samples into zip files of `count` samples."""
         stems = sorted(path.stem for path in self.folder.glob(trace_name("[!.]*")))
         for start in range(0, len(stems), count):
             self.pack(stems[start : start + count])
 
     def record(self, sample_id: str, report: dict[str, Any]) -> None:
-        """Write down what is to be known of a sample besides its results."""
+        """Write the report of a sample: seconds, worker and warnings."""
         self._write(self.folder / report_name(file_name(sample_id)), {"id": sample_id, **report})
 
     def record_error(self, sample_id: str, error: str) -> None:
-        """Write down why a sample failed."""
+        """Write why a sample failed."""
         self._write(self._error_path(sample_id), {"id": sample_id, "error": error})
 
     def forget_error(self, sample_id: str) -> None:
@@ -189,11 +189,11 @@ class Store:
             self._error_path(sample_id).unlink(missing_ok=True)
 
     def claimed(self, sample_ids: Sequence[str]) -> AbstractContextManager[list[bool]]:
-        """Claim samples for the length of a ``with`` block; for each, whether no other process has it at the moment."""
+        """Claim samples during a ``with`` block; yields for each whether no other process has claimed it."""
         return self._claims.of([file_name(sample_id) for sample_id in sample_ids])
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes have left: temporary files, and errors of samples that are finished now."""
+        """Remove leftovers of killed processes: temporary files, and errors of samples that are now finished."""
         for path in [*self.folder.glob(_TEMPORARY), *self.folder.glob(f"*/{_TEMPORARY}")]:
             with self._claims.of([path.name[1:].rsplit(".", 3)[0]]) as (free,), writing(path):
                 if free:

@@ -1,4 +1,4 @@
-"""Turns samples into files: one network, several samples a solve, and what to do if something fails."""
+"""A worker: loads samples, traces and explains them with its network, writes the results, and handles failures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from spade_fast.pruning.tracing import trace_batch
 State = Literal["finished", "failed", "killed", "busy"]
 _Result = TypeVar("_Result")
 
-_PAUSES = (0.5, 2.0)  # seconds before another try, where that may help
+_PAUSES = (0.5, 2.0)  # seconds before each retry
 _TRANSIENT = {
     errno.EAGAIN,
     errno.EBUSY,
@@ -59,12 +59,12 @@ _NO_MEMORY = (
 
 
 class DeviceError(ChildProcessError):
-    """The device of this process is lost to it; another process may go on."""
+    """This process can no longer use its device; another process may."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a sample; one that killed its workers has no error written yet, a busy one is in other hands."""
+    """What became of a sample. A killed one has no error written yet; a busy one is claimed by another process."""
 
     index: int
     state: State
@@ -83,19 +83,19 @@ class _Sample:
 
 
 class Worker:
-    """Holds the network of a job and works on its samples.
+    """Holds the network of a job, and works on its samples.
 
     Parameters
     ----------
     model
-        The network, if it is loaded already.
+        The network, if it is already loaded.
     samples_per_solve
-        At most; halved when memory runs out.
+        The maximum; halved when memory runs out.
 
     Raises
     ------
     TypeError, ValueError, OSError, ImportError
-        The network cannot be loaded, is another one than the run's, or the folder is not the run's.
+        The network cannot be loaded or is not that of the run, or the folder belongs to another run.
     DeviceError
         The device fails whatever is asked of it.
     """
@@ -114,7 +114,7 @@ class Worker:
         self._prepared = False
 
     def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
-        """Work on samples, and give each one's outcome once it is known.
+        """Work on samples, and yield the outcome of each as soon as it is known.
 
         Raises
         ------
@@ -125,9 +125,9 @@ class Worker:
         DeviceError
             The device fails whatever is asked of it.
         ValueError, OSError
-            What is there of a sample is of another run or sample, or cannot be read.
+            Existing files of a sample belong to another run or sample, or cannot be read.
         """
-        # Not after the work: with the last outcome of a run its workers are ended.
+        # Not after the work: the end of a run waits for that, and packs the rest itself.
         if self.job.pack and len(self._unpacked) >= self.job.pack:
             patiently(lambda: self.store.pack(self._unpacked))
             self._unpacked = []
@@ -196,7 +196,7 @@ class Worker:
             for sample in samples:
                 yield from self._solve([sample])
         elif memory and not last_try:
-            time.sleep(_PAUSES[-1])  # another process may need less soon
+            time.sleep(_PAUSES[-1])  # another process may soon need less
             yield from self._solve(samples, last_try=True)
         else:
             yield Outcome(samples[0].index, "failed", failure)
@@ -208,11 +208,11 @@ class Worker:
                 data.append(self._augmenter(sample.image.to(self.job.facts["device"]), sample.id))
             sample.warnings += [warning for warning in noted if warning not in sample.warnings]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FallbackWarning)  # the reports of the layers say it too
+            warnings.simplefilter("ignore", FallbackWarning)  # the reports of the layers contain it
             return trace_batch(self.module, data, sample_ids=[sample.id for sample in samples], **self.job.options)
 
     def _finish(self, sample: _Sample, made: Trace, together: int) -> Outcome:
-        """Look at a trace, explain on it and write the files."""
+        """Predict and explain with a trace, and write the files."""
         seconds = {**sample.seconds, **made.header["seconds"]}
         start = time.perf_counter()
         try:
@@ -277,7 +277,7 @@ class Worker:
 
 
 def patiently(action: Callable[[], _Result]) -> _Result:
-    """Return what `action` returns, after some tries if it raises OSErrors that may pass."""
+    """Return what `action` returns; retry a few times if it raises an OSError that may be temporary."""
     for pause in _PAUSES:
         try:
             return action()
@@ -289,7 +289,7 @@ def patiently(action: Callable[[], _Result]) -> _Result:
 
 
 def _with_memory(action: Callable[[], _Result]) -> _Result:
-    """Return what `action` returns, after another try if memory runs out: another process may need less soon."""
+    """Return what `action` returns; retry once if memory runs out, since another process may soon need less."""
     try:
         return action()
     except Exception as error:
@@ -308,7 +308,7 @@ def _free_memory() -> None:
 
 @contextmanager
 def _noted_warnings() -> Iterator[list[str]]:
-    """Collect what is warned of in a ``with`` block."""
+    """Collect the warnings of a ``with`` block."""
     noted: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -318,7 +318,7 @@ def _noted_warnings() -> Iterator[list[str]]:
 
 @contextmanager
 def _noticing_a_lost_device() -> Iterator[None]:
-    """Raise DeviceError after an error of CUDA's, which every later call repeats, unless memory ran out."""
+    """Raise DeviceError for a CUDA error other than out of memory, since every later call would repeat it."""
     accelerator = getattr(torch, "AcceleratorError", ())
     try:
         yield

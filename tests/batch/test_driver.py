@@ -119,8 +119,8 @@ def failing_data():
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ("latin.csv", ValueError, "latin.csv is no list of comma-separated values in UTF-8"),
-        ("long.csv", ValueError, "long.csv is no list of comma-separated values"),
+        ("latin.csv", ValueError, "latin.csv is not a list of comma-separated values in UTF-8"),
+        ("long.csv", ValueError, "long.csv is not a list of comma-separated values"),
         ("test_driver:failing_data", ValueError, "test_driver:failing_data failed with RuntimeError: no such split"),
         ("absent", FileNotFoundError, "no such file or folder: absent"),
         ("absent/*.png", FileNotFoundError, "no file matches"),
@@ -128,7 +128,7 @@ def failing_data():
         ("columns.csv", ValueError, "must have a column 'path', got 'file'"),
         ("none.csv", ValueError, "no samples"),
         ("hole.csv", ValueError, "no path or no id in row 2"),
-        ("twice.csv", ValueError, "1 are there more than once, the first is 'a'"),
+        ("twice.csv", ValueError, "1 occur more than once, the first is 'a'"),
         (5, TypeError, "got int"),
         ("no_such_module:data", ValueError, "no_such_module:data is neither a file nor a function"),
         ("json:data", ValueError, "json:data is neither a file nor a function"),
@@ -250,7 +250,7 @@ def test_other_samples_under_the_same_id(small, photos, tmp_path):
         run_small(photos, tmp_path / "single", small)
 
 
-def test_a_longer_dataset_goes_on(small, tmp_path):
+def test_a_longer_dataset_continues(small, tmp_path):
     images = [torch.rand(3, 16, 16) for _ in range(11)]
     assert run_small(images[:9], tmp_path / "out", small).finished == 9
     summary = run_small(images, tmp_path / "out", small)
@@ -415,7 +415,7 @@ def test_a_sample_too_large_to_write_fails_alone(small, photos, tmp_path, monkey
     assert summary.failed == {"01.png": "MemoryError: too large"} and summary.finished == 4
 
 
-def test_errors_that_may_pass_are_tried_again(monkeypatch):
+def test_temporary_errors_are_tried_again(monkeypatch):
     monkeypatch.setattr(worker, "_PAUSES", (0.0, 0.0))
     errors = [OSError(errno.EIO, "io"), OSError(errno.ESTALE, "stale")]
     assert patiently(lambda: "read" if not errors else (_ for _ in ()).throw(errors.pop())) == "read"
@@ -495,10 +495,10 @@ def test_schedule(monkeypatch):
     assert schedule.died([2, 3], "x") == [] and schedule.task() == [4, 5], "smaller groups after a death"
     for index in (4, 5):
         assert schedule.take(Outcome(index, "finished"))
-    assert [schedule.task() for _ in range(4)] == [[6], [2], [3], []], "those of a dead worker alone"
+    assert [schedule.task() for _ in range(4)] == [[6], [2], [3], []], "those of a dead worker one by one"
     assert schedule.died([2], "x") == [] and schedule.task() == [2]
     assert schedule.died([2], "exit code 7") == [
-        Outcome(2, "killed", "killed its worker 2 times, at last with exit code 7")
+        Outcome(2, "killed", "killed its worker 2 times, last with exit code 7")
     ]
     now[0] = 2.0
     assert schedule.task() == [1] and not schedule.done
@@ -559,7 +559,7 @@ def test_a_dry_run_sees_that_nothing_can_be_written(small, photos, small_disk):
 def test_a_dry_run_sees_that_the_output_is_a_file(small, photos, tmp_path):
     (tmp_path / "out").touch()
     result = invoke(photos, "--model", small, "--augmentations", 4, "--out", tmp_path / "out", "--dry-run")
-    assert result.exit_code == 2 and "it is no folder that can be written" in result.stderr
+    assert result.exit_code == 2 and "it is not a folder that can be written" in result.stderr
 
 
 def test_unforeseen_errors_end_with_2(small, photos, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from spade_fast.batch.engine_processes import _send, _use_gpu
 from spade_fast.batch.worker import DeviceError
 
 MODEL = "batches_network:loaded"
-PATIENCE = 300  # seconds for what takes some, since the machine may be busy
+PATIENCE = 300  # seconds, since the machine may be busy
 COMMAND = "from spade_fast.cli.app import main; main()"
 
 
@@ -40,7 +40,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def watched(tmp_path, monkeypatch) -> Path:
-    """Where the network looks for the gate and notes what it does."""
+    """The folder in which the network looks for the gate and records what it does."""
     monkeypatch.setenv(FOLDER, str(tmp_path))
     return tmp_path
 
@@ -68,7 +68,7 @@ def start(photos: Path, out: Path, **options: object) -> subprocess.Popen:
 
 
 def wait_for(condition, *runs: subprocess.Popen, seconds: float = PATIENCE):
-    """Wait until something is true, while runs go on, and return it."""
+    """Wait until something is true, while the runs continue, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "nothing happened"
@@ -159,7 +159,7 @@ def test_a_gpu_that_cannot_be_used(monkeypatch, count, number):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_sample_that_kills_its_workers_is_given_up(watched, workers):
     summary = run_small(Deadly(), watched / "out", MODEL, workers=workers, samples_per_solve=2)
-    assert summary.failed == {"2": "killed its worker 2 times, at last with exit code -9"} and summary.finished == 3
+    assert summary.failed == {"2": "killed its worker 2 times, last with exit code -9"} and summary.finished == 3
     assert (watched / "out/errors/2.json").exists()
 
 
@@ -187,7 +187,7 @@ def test_errors_that_cannot_be_sent():
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_driver_goes_on(photos, watched, expected, how, workers):
+def test_a_stopped_driver_resumes(photos, watched, expected, how, workers):
     (watched / "gate").touch()
     out = watched / "out"
     driver = start(photos, out, workers=workers)

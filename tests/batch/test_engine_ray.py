@@ -43,7 +43,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory) -> Path:
-    """Where the network looks for the gate, in this process and in those of the cluster."""
+    """The folder in which the network looks for the gate, in this process and in those of the cluster."""
     folder = tmp_path_factory.mktemp("notes")
     os.environ[FOLDER] = str(folder)
     return folder
@@ -75,7 +75,7 @@ def expected(photos, notes, tmp_path_factory) -> dict[str, bytes]:
     ("address", "message"),
     [
         (None, "engine 'ray' needs Ray: pip install 'spade_fast[cluster]'"),
-        ("127.0.0.1:1", "Ray takes 127.0.0.1 for this machine's outer address"),
+        ("127.0.0.1:1", "Ray replaces 127.0.0.1 by this machine's external address"),
         ("127.0.0.2:1", "there is no Ray cluster at 127.0.0.2:1: [Errno 111]"),
         ("host:x", "there is no Ray cluster at host:x"),
         ("ray://127.0.0.1:1", "address must be HOST:PORT or 'auto'"),
@@ -94,7 +94,7 @@ def test_clusters_that_cannot_be_used(photos, notes, tmp_path, monkeypatch, addr
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_driver_goes_on(photos, gate, expected, tmp_path, how):
+def test_a_stopped_driver_resumes(photos, gate, expected, tmp_path, how):
     out = tmp_path / "out"
     driver = start(photos, out, engine="ray", workers=1)
     held = wait_for(lambda: waiting(gate), driver)
@@ -200,7 +200,7 @@ def test_a_cluster_with_a_token_that_is_not_given(photos, nodes, tmp_path, monke
     assert driver.returncode == 2 and "if it has a token, set RAY_AUTH_MODE=token here too" in output
 
 
-def test_a_run_goes_on_without_a_node_that_died(photos, gate, nodes, expected, tmp_path):
+def test_a_run_continues_without_a_node_that_died(photos, gate, nodes, expected, tmp_path):
     out = tmp_path / "out"
     driver = start(photos, out, engine="ray", address=nodes.address, workers=2)
     held = wait_for(lambda: len(waiting(gate)) == 2 and waiting(gate), driver)
@@ -217,7 +217,7 @@ def test_a_sample_that_kills_its_workers_is_given_up(cluster, gate, tmp_path):
     (gate / "gate").unlink()
     summary = run_small(Deadly(), tmp_path / "out", MODEL, engine="ray", workers=1)
     end = "The actor died unexpectedly before finishing this task"
-    assert summary.failed == {"2": f"killed its worker 2 times, at last with {end}"} and summary.finished == 3
+    assert summary.failed == {"2": f"killed its worker 2 times, last with {end}"} and summary.finished == 3
 
 
 def test_workers_that_cannot_be_started(cluster, gate, tmp_path):

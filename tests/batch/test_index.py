@@ -35,7 +35,7 @@ def out(small, tmp_path):
     return tmp_path / "out"
 
 
-def test_one_row_a_sample(out):
+def test_one_row_per_sample(out):
     table = parquet.read_table(out / "index.parquet")
     assert table.column_names == list(COLUMNS)
     rows = {row["id"]: row for row in table.to_pylist()}
@@ -126,6 +126,6 @@ def test_lists_in_parquet(tmp_path):
     parquet.write_table(pyarrow.table(columns), tmp_path / "list.parquet")
     listed = find_samples(tmp_path / "list.parquet")
     assert listed.ids == ["7", "8"] and listed.paths == [str(tmp_path / f"photos/0{i}.png") for i in (0, 1)]
-    (tmp_path / "list.parquet").write_text("no table")
-    with pytest.raises(ValueError, match=r"list.parquet is no Parquet file"):
+    (tmp_path / "list.parquet").write_text("not a table")
+    with pytest.raises(ValueError, match=r"list.parquet is not a Parquet file"):
         find_samples(tmp_path / "list.parquet")

@@ -1,4 +1,4 @@
-"""Finished samples in zip files: the same results, and nothing lost in moving them."""
+"""Finished samples in zip files: the same results, and nothing is lost while they are moved."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def photos(tmp_path) -> Path:
 
 
 def packs(out: Path) -> list[int]:
-    """The number of samples in each zip file, of which none is there twice."""
+    """The number of samples in each zip file; none is in two of them."""
     sizes, seen = [], set()
     for path in out.glob("packs/[!.]*"):
         with ZipFile(path) as archive:
@@ -41,7 +41,7 @@ def packs(out: Path) -> list[int]:
 
 @pytest.fixture
 def two_layouts(small, photos, tmp_path) -> tuple[Path, Path]:
-    """The same batch in single files, and packed by two."""
+    """The same batch in single files, and in packs of two."""
     options = settings(small, methods=["saliency"])
     single, packed = tmp_path / "single", tmp_path / "packed"
     run(photos, single, **options, workers=0, samples_per_solve=2)
@@ -67,7 +67,7 @@ def test_packed_results_are_the_same(two_layouts, tmp_path):
     assert contents(tmp_path / "unzipped") == contents(single) and "sub%2F02.png.json" in unzipped
 
 
-def test_a_run_goes_on_after_packs(small, two_layouts, photos):
+def test_a_run_resumes_after_packs(small, two_layouts, photos):
     single, packed = two_layouts
     options = settings(small, methods=["saliency"])
     assert run(photos, packed, **options, workers=0, pack=2).before == 5
@@ -79,7 +79,7 @@ def test_a_run_goes_on_after_packs(small, two_layouts, photos):
     assert contents(single) == contents(packed)
 
 
-def test_what_is_not_there(small, two_layouts, photos, tmp_path):
+def test_missing_results(small, two_layouts, photos, tmp_path):
     for out in two_layouts:
         with pytest.raises(KeyError, match="no traces of sample 'absent'"):
             Results(out)["absent"]
@@ -178,7 +178,7 @@ def test_killed_while_it_packs(small, photos, tmp_path, moment):
     assert packs(out) == ([2, 3] if moment == "write" else [5])
 
 
-def test_samples_of_others_are_left_alone(small, photos, tmp_path):
+def test_samples_claimed_by_others_are_skipped(small, photos, tmp_path):
     out = tmp_path / "out"
     job, _ = small_job(photos, out, small)
     run_small(photos, out, small)
