@@ -25,6 +25,7 @@ from spade_fast._util.errors import (
     OutputError,
     TraceAppliedError,
     UnknownLayerError,
+    UnknownSampleError,
     UserError,
     WorkerError,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "TraceAppliedError",
     "Tuning",
     "UnknownLayerError",
+    "UnknownSampleError",
     "UserError",
     "WorkerError",
     "compat",

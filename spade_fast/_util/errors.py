@@ -24,6 +24,13 @@ class UnknownLayerError(UserError, KeyError, ValueError):
         return str(self.args[0])
 
 
+class UnknownSampleError(UserError, KeyError):
+    """A sample that a batch has not finished, or has not explained."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder to be read does not exist."""
 

@@ -21,13 +21,29 @@ def check_file(path: Path, what: str) -> None:
         raise OutputError(f"cannot write {what}: {why}")
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a file; an OSError names it."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise InputError, or MissingFileError, for an OSError inside the ``with`` block; it names the file or folder."""
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else InputError
-        raise kind(error.errno, f"cannot read: {error.strerror}", str(path)) from error
+        raise kind(error.errno, f"cannot be read: {error.strerror or error}", str(path)) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise OutputError for an OSError inside the ``with`` block; it names the file or folder."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file; errors as of :func:`reading`."""
+    with reading(path):
+        return path.read_bytes()
 
 
 def write_whole(path: Path, contents: bytes, what: str) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.extras import extra_for
+
 _CELL, _GAP, _MARGIN, _ROW_LABEL, _HEAD, _LINE, _FOOT = 2.5, 0.12, 0.25, 0.42, 1.02, 0.17, 0.62  # inches
 _DPI = 160
 _INK, _SOFT_INK = "#1a1a1a", "#5c5c5c"
@@ -59,10 +62,8 @@ def draw(
     ValueError
         A map is not finite or not two-dimensional.
     """
-    try:
+    with extra_for("pictures need"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'spade_fast[cli]'") from error
 
     cell_height = _CELL * photo.shape[0] / photo.shape[1]
     width = 2 * _MARGIN + _ROW_LABEL + (len(columns) + 1) * (_CELL + _GAP) - _GAP
@@ -133,7 +134,7 @@ def normalise(attribution: np.ndarray) -> np.ndarray:
         The map is not finite or not two-dimensional.
     """
     if attribution.ndim != 2 or not np.isfinite(attribution).all():
-        raise ValueError(f"an attribution map must be finite and two-dimensional, got shape {attribution.shape}")
+        raise InvalidValueError(f"an attribution map must be finite and two-dimensional, got shape {attribution.shape}")
     top = np.percentile(attribution, 99.5)
     if top <= 0:
         top = attribution.max()

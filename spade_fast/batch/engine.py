@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from spade_fast._util.checks import check_names
+from spade_fast._util.errors import InvalidValueError
 from spade_fast.batch import memory
 from spade_fast.batch.engine_inline import Inline
 from spade_fast.batch.engine_processes import Processes
@@ -100,7 +101,7 @@ def open_engine(name: str, address: str | None) -> Iterator[Engine]:
     check_names("engine", [name], ENGINES)
     if name == "local":
         if address is not None:
-            raise ValueError("engine 'local' has no address: use engine 'ray'")
+            raise InvalidValueError("engine 'local' has no address: use engine 'ray'")
         yield Local()
     else:
         with connected(address) as cluster:

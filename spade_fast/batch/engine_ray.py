@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from spade_fast._util.errors import ClusterError, InvalidValueError
+from spade_fast._util.extras import extra_for
 from spade_fast._util.malloc import keep_freed_memory
 from spade_fast.batch.job import Job, not_sendable
 from spade_fast.batch.schedule import POLL, WorkerDied
@@ -37,9 +39,11 @@ class RayCluster:
         import ray
 
         if asked == 0:
-            raise ValueError("engine 'ray' needs at least 1 worker, got 0")
+            raise InvalidValueError("engine 'ray' needs at least 1 worker, got 0")
         if torch.device(job.facts["device"]).index is not None:
-            raise ValueError(f"with engine 'ray' device must be 'cuda', which Ray numbers, got {job.facts['device']!r}")
+            raise InvalidValueError(
+                f"with engine 'ray' device must be 'cuda', which Ray numbers, got {job.facts['device']!r}"
+            )
 
         threads, gpus = job.facts["threads"], _gpus(job)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -47,7 +51,9 @@ class RayCluster:
         if gpus:
             rooms = [min(room, int(node.get("GPU", 0))) for room, node in zip(rooms, nodes, strict=True)]
         if sum(rooms) == 0:
-            raise ValueError(f"no node of the cluster has {threads} processors{' and a GPU' * gpus} for a worker")
+            raise InvalidValueError(
+                f"no node of the cluster has {threads} processors{' and a GPU' * gpus} for a worker"
+            )
         return sum(rooms) if asked is None else asked
 
     def free_bytes(self, job: Job) -> int:
@@ -78,14 +84,14 @@ def connected(address: str | None) -> Iterator[RayCluster]:
         _check_address(address)
     local = {"RAY_USAGE_STATS_ENABLED": "0", _CLUSTERS: "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with _environment(local if address is None else {}):
-        try:
+        with extra_for("engine 'ray' needs"):
             import ray
-        except ImportError as error:
-            raise ImportError("engine 'ray' needs Ray: pip install 'spade_fast[cluster]'") from error
         if ray.is_initialized():
             own = ray.get_runtime_context().gcs_address
             if address not in (None, "auto") and _resolved(address) != _resolved(own):
-                raise ValueError(f"this process is connected to the Ray cluster at {own}, got address {address!r}")
+                raise InvalidValueError(
+                    f"this process is connected to the Ray cluster at {own}, got address {address!r}"
+                )
             yield RayCluster()
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -95,10 +101,10 @@ def connected(address: str | None) -> Iterator[RayCluster]:
             try:
                 ray.init(address=address, **quiet)
             except ConnectionError as error:  # Ray prints the reason on stderr, but not the remedy
-                raise ConnectionError(f"{error}; if it has a token, set RAY_AUTH_MODE=token here too") from error
+                raise ClusterError(f"{error}; if it has a token, set RAY_AUTH_MODE=token here too") from error
     try:
         if address is None and ray.util.get_node_ip_address() != _LOOPBACK:
-            raise ConnectionError(
+            raise ClusterError(
                 "Ray was imported earlier and would listen beyond loopback: import it later, "
                 f"set {_CLUSTERS}=0, or call ray.init yourself"
             )
@@ -126,9 +132,9 @@ def _check_address(address: str) -> None:
     """Check that a cluster can be reached; if it cannot, Ray would end the whole process."""
     host, _, port = address.rpartition(":")
     if address != "auto" and (not host or "://" in address):
-        raise ValueError(f"address must be HOST:PORT or 'auto', on a node of the cluster, got {address!r}")
+        raise InvalidValueError(f"address must be HOST:PORT or 'auto', on a node of the cluster, got {address!r}")
     if host in (_LOOPBACK, "localhost") and os.environ.get(_CLUSTERS) != "0":
-        raise ValueError(
+        raise InvalidValueError(
             f"Ray replaces {host} by this machine's external address: pass the one that `ray start` printed, or, "
             f"if the cluster was started with {_CLUSTERS}=0, set that here too"
         )
@@ -136,7 +142,7 @@ def _check_address(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), _REACH).close()
         except (OSError, ValueError) as error:
-            raise ConnectionError(f"there is no Ray cluster at {address}: {error}") from error
+            raise ClusterError(f"there is no Ray cluster at {address}: {error}") from error
 
 
 class Actors:

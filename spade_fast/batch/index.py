@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from spade_fast._util.files import write_whole
-from spade_fast.batch.results import Results, read_json, writing
+from spade_fast._util.extras import extra_for, is_installed
+from spade_fast._util.files import write_whole, writing
+from spade_fast.batch.results import Results, read_json
 
 INDEX = "index.parquet"
 STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
@@ -39,7 +39,7 @@ _ROWS_PER_GROUP = 10_000
 
 def can_index() -> bool:
     """Whether pyarrow is installed."""
-    return importlib.util.find_spec("pyarrow") is not None
+    return is_installed("pyarrow")
 
 
 def write_index(folder: str | Path) -> Counter[str]:
@@ -56,11 +56,9 @@ def write_index(folder: str | Path) -> Counter[str]:
     """
     folder = Path(folder)
     results = Results(folder)
-    try:
+    with extra_for("the index needs"):
         import pyarrow
         from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError("the index needs pyarrow: pip install 'spade_fast[cluster]'") from error
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
     states: Counter[str] = Counter()
     sink = pyarrow.BufferOutputStream()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from spade_fast.batch.results import writing
+from spade_fast._util.files import writing
 
 _FILE = ".locks"
 _OPENING = 1 << 60  # beyond the offsets of all names

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
+from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.files import whole_file
 
 _COPIED = 1 << 20  # bytes at a time
@@ -83,7 +84,7 @@ class Packs:
         except BadZipFile:
             return
         if run != self._run.encode():
-            raise ValueError(f"{path} was made by a run of other settings or another model, or is damaged")
+            raise InvalidValueError(f"{path} was made by a run of other settings or another model, or is damaged")
         for name, note in entries.items():
             if is_trace(name):
                 self._members[PurePosixPath(name).stem] = path, note

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
-from spade_fast._util.errors import OutputError
+from spade_fast._util.errors import InvalidValueError, UnknownSampleError
+from spade_fast._util.files import read_bytes, reading
 from spade_fast._util.safetensors_file import safetensors_metadata
 from spade_fast.batch.packs import Packs, damage_as_one_error, is_trace
 from spade_fast.batch.samples import file_name
@@ -98,7 +99,7 @@ class Results(Mapping[str, Trace]):
         try:
             return from_safetensors(self._read(sample_id, name))
         except SafetensorError as error:
-            raise ValueError(f"{self._folder / name} is damaged: {error}") from error
+            raise InvalidValueError(f"{self._folder / name} is damaged: {error}") from error
 
     def stored(self) -> Iterator[Stored]:
         """Iterate over all finished samples, each once, those in single files first."""
@@ -121,41 +122,34 @@ class Results(Mapping[str, Trace]):
 
     def _read(self, sample_id: str, name: str) -> bytes:
         with suppress(FileNotFoundError):
-            return (self._folder / name).read_bytes()
+            return read_bytes(self._folder / name)
         self._packs.refresh()
         try:
             with damage_as_one_error(), ZipFile(self._packs.pack(file_name(sample_id))) as archive:
                 return archive.read(name)
         except KeyError:
-            raise KeyError(f"{self._folder} has no {name.partition('/')[0]} of sample {sample_id!r}") from None
+            raise UnknownSampleError(
+                f"{self._folder} has no {name.partition('/')[0]} of sample {sample_id!r}"
+            ) from None
         except BadZipFile as error:
-            raise ValueError(f"the pack with sample {sample_id!r} is damaged: {error}") from error
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise OutputError for errors of writing a file or into a folder."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(error.errno, error.strerror or str(error), str(path)) from error
+            raise InvalidValueError(f"the pack with sample {sample_id!r} is damaged: {error}") from error
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """Read ``run.json``; ValueError if the folder is not that of a batch."""
     try:
-        run = json.loads((folder / RUN_FILE).read_bytes())
+        run = json.loads(read_bytes(folder / RUN_FILE))
         if run["format"] == FORMAT and isinstance(run["hash"], str) and isinstance(run["settings"], dict):
             return run
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"{folder} is not the folder of a batch: {RUN_FILE} is missing or damaged")
+    raise InvalidValueError(f"{folder} is not the folder of a batch: {RUN_FILE} is missing or damaged")
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
     """Read the metadata of a trace file; None if it does not exist or is incomplete."""
     try:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             return _header(file, path.stat().st_size)
     except FileNotFoundError:
         return None
@@ -187,7 +181,7 @@ def _member(archive: ZipFile, name: str, read: Callable[[IO[bytes]], _Read]) -> 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the entries of a JSON file; none if it does not exist or is damaged."""
     try:
-        return _entries(path.read_bytes())
+        return _entries(read_bytes(path))
     except FileNotFoundError:
         return {}
 

@@ -15,6 +15,9 @@ from urllib.parse import quote
 
 from torch import Tensor
 
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError, MissingFileError
+from spade_fast._util.extras import extra_for
+from spade_fast._util.files import reading
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import open_photo
 
@@ -76,10 +79,12 @@ class Items:
             item = item[0]
         if isinstance(item, Tensor):
             if not item.is_floating_point() or item.dim() != 3:
-                raise TypeError(f"the dataset must give floating-point [C, H, W], got {item.dtype} {list(item.shape)}")
+                raise InvalidTypeError(
+                    f"the dataset must give floating-point [C, H, W], got {item.dtype} {list(item.shape)}"
+                )
             return item.detach()[None].cpu()
         if not hasattr(item, "convert"):
-            raise TypeError(f"the dataset must give PIL images or tensors, got {type(item).__name__}")
+            raise InvalidTypeError(f"the dataset must give PIL images or tensors, got {type(item).__name__}")
         return model.preprocess(item)[0]
 
     def size(self, index: int) -> int | None:
@@ -112,12 +117,12 @@ def find_samples(given: Any) -> Source:
     if not isinstance(given, str | os.PathLike):
         if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
             return Items(given)
-        raise TypeError(f"samples must be a path, a pattern or a dataset, got {type(given).__name__}")
+        raise InvalidTypeError(f"samples must be a path, a pattern or a dataset, got {type(given).__name__}")
     path = Path(given)
     if path.is_dir():
         found = _images(path)
         if not found:
-            raise FileNotFoundError(f"no images in folder {path} ({', '.join(SUFFIXES)})")
+            raise MissingFileError(f"no images in folder {path} ({', '.join(SUFFIXES)})")
         return _photos(found, path)
     if path.is_file():
         return _listed(path) if path.suffix.lower() in (".csv", ".parquet") else _photos([path], path.parent)
@@ -126,10 +131,10 @@ def find_samples(given: Any) -> Source:
     if attribute and all(part.isidentifier() for part in module.split(".")):
         return find_samples(_dataset(module, attribute))
     if not any(character in pattern for character in _GLOB):
-        raise FileNotFoundError(f"no such file or folder: {path}")
+        raise MissingFileError(f"no such file or folder: {path}")
     found = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(file)]
     if not found:
-        raise FileNotFoundError(f"no file matches {pattern}")
+        raise MissingFileError(f"no file matches {pattern}")
     fixed = pattern[: min(pattern.find(character) for character in _GLOB if character in pattern)]
     return _photos(found, Path(os.path.dirname(fixed)))
 
@@ -138,11 +143,13 @@ def _dataset(module: str, attribute: str) -> Any:
     try:
         make = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"{module}:{attribute} is neither a file nor a function with a dataset: {error}") from error
+        raise InvalidValueError(
+            f"{module}:{attribute} is neither a file nor a function with a dataset: {error}"
+        ) from error
     try:
         return make()
     except Exception as error:
-        raise ValueError(f"{module}:{attribute} failed with {type(error).__name__}: {error}") from error
+        raise InvalidValueError(f"{module}:{attribute} failed with {type(error).__name__}: {error}") from error
 
 
 def _images(folder: Path) -> list[Path]:
@@ -150,7 +157,8 @@ def _images(folder: Path) -> list[Path]:
     found, seen = [], set()
 
     def refuse(error: OSError) -> None:
-        raise error
+        with reading(Path(error.filename)):
+            raise error
 
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders.sort()  # ids must not depend on which of two links to a folder is visited first
@@ -182,42 +190,42 @@ def _photos(paths: Sequence[Path], folder: Path) -> Photos:
 def _listed(path: Path) -> Photos:
     columns = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     if "path" not in columns:
-        raise ValueError(f"{path} must have a column 'path', got {', '.join(map(repr, columns)) or 'none'}")
+        raise InvalidValueError(f"{path} must have a column 'path', got {', '.join(map(repr, columns)) or 'none'}")
     files, ids = columns["path"], columns.get("id", columns["path"])
     for row, cells in enumerate(zip(files, ids, strict=True), start=1):
         if None in cells or "" in cells:
-            raise ValueError(f"{path} has no path or no id in row {row}")
+            raise InvalidValueError(f"{path} has no path or no id in row {row}")
     return Photos([path.parent / str(file) for file in files], [str(name) for name in ids])
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with reading(path), path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a list of comma-separated values in UTF-8: {error}") from error
+        raise InvalidValueError(f"{path} is not a list of comma-separated values in UTF-8: {error}") from error
     return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    try:
+    with extra_for("lists in Parquet need"):
         from pyarrow import ArrowInvalid, parquet
-    except ImportError as error:
-        raise ImportError("lists in Parquet need pyarrow: pip install 'spade_fast[cluster]'") from error
     try:
         columns = [name for name in parquet.read_schema(path).names if name in ("path", "id")]
         return parquet.read_table(path, columns=columns).to_pydict()
     except ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
+        raise InvalidValueError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
 
 
 def _unique(ids: Sequence[str]) -> list[str]:
     if not ids:
-        raise ValueError("there are no samples")
+        raise InvalidValueError("there are no samples")
     # File names may contain bytes that are not text; headers may not.
     names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in ids]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"sample ids must differ, but {len(twice)} occur more than once, the first is {twice[0]!r}")
+        raise InvalidValueError(
+            f"sample ids must differ, but {len(twice)} occur more than once, the first is {twice[0]!r}"
+        )
     return names

@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
+from spade_fast._util.errors import WorkerError
 from spade_fast.batch.worker import Outcome
 
 POLL = 0.2  # seconds that an engine waits for messages at a time
@@ -101,7 +102,7 @@ class Starts:
             return False
         self._places -= 1
         if self._places == 0:
-            raise ChildProcessError(
+            raise WorkerError(
                 f"no worker began to work: the last was started {_FAILED_STARTS} times, and ended with {end}"
             )
         return True

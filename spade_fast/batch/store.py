@@ -15,21 +15,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from spade_fast._util.files import write_whole
+from spade_fast._util.errors import InvalidValueError, OutputError
+from spade_fast._util.files import write_whole, writing
 from spade_fast.batch.job import Job
 from spade_fast.batch.locks import Claims
 from spade_fast.batch.packs import Packs, pack_stem
-from spade_fast.batch.results import (
-    FORMAT,
-    RUN_FILE,
-    OutputError,
-    maps_name,
-    read_header,
-    read_run,
-    report_name,
-    trace_name,
-    writing,
-)
+from spade_fast.batch.results import FORMAT, RUN_FILE, maps_name, read_header, read_run, report_name, trace_name
 from spade_fast.batch.samples import Source, file_name
 
 _FOLDERS = ("traces", "maps", "reports", "errors", "packs")
@@ -77,14 +68,14 @@ class Store:
         if not path.exists():
             entries = self.folder.iterdir() if self.folder.is_dir() else ()
             if any(entry.name not in _FOLDERS and not entry.name.startswith(".") for entry in entries):
-                raise ValueError(f"{self.folder} is not empty, and not the folder of a batch")
+                raise InvalidValueError(f"{self.folder} is not empty, and not the folder of a batch")
             return
         run = read_run(self.folder)
         if run["hash"] != self.hash:
             old, new = run["settings"], self._facts
             names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
             changes = [f"{name} {_short(old.get(name))} there, {_short(new.get(name))} now" for name in names]
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.folder} holds results of another run ({'; '.join(changes)}): choose another folder"
             )
 
@@ -130,11 +121,11 @@ class Store:
             if header is None:
                 return False
             if header["sample_id"] != name:
-                raise ValueError(f"{self.trace_path(name)} was made from sample {header['sample_id']!r}")
+                raise InvalidValueError(f"{self.trace_path(name)} was made from sample {header['sample_id']!r}")
             made_from = str(header.get("file_bytes"))
         size = str(source.size(index))
         if size != made_from and "None" not in (size, made_from):
-            raise ValueError(
+            raise InvalidValueError(
                 f"sample {name!r} is a file of {size} bytes now, and was one of {made_from} when it was finished in "
                 f"{self.folder}: choose another folder or id"
             )
@@ -148,7 +139,7 @@ class Store:
             return None
         header = found["header"]
         if header.get("run") != self.hash:
-            raise ValueError(f"{path} was made by a run of other settings or another model")
+            raise InvalidValueError(f"{path} was made by a run of other settings or another model")
         return header
 
     def pack(self, stems: Sequence[str]) -> None:

@@ -18,13 +18,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from spade_fast._util.errors import FallbackWarning
-from spade_fast._util.files import write_whole
+from spade_fast._util.errors import FallbackWarning, WorkerError
+from spade_fast._util.files import write_whole, writing
 from spade_fast._util.safetensors_file import safetensors_file
 from spade_fast.attribution.methods import Question, attribution_map
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.batch.job import Job, make_augmenter
-from spade_fast.batch.results import writing
 from spade_fast.batch.samples import file_name
 from spade_fast.batch.store import Store
 from spade_fast.inputs.networks import LoadedModel, predict
@@ -58,7 +57,7 @@ _NO_MEMORY = (
 )
 
 
-class DeviceError(ChildProcessError):
+class DeviceError(WorkerError):
     """This process can no longer use its device; another process may."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from spade_fast._util.errors import MissingExtraError
+
 
 def main() -> None:
     """Run the command line; the entry point ``spade-fast``."""
-    from spade_fast._util.errors import MissingExtraError
 
     try:
         from spade_fast.cli.app import run

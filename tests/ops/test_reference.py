@@ -183,7 +183,7 @@ def test_sparsegpt_fits_the_later_columns(columns: int, mask_block: int, seed: i
     assert (pruned == 0).flatten(1).sum(1).tolist() == counts.sum(1).tolist()
     torch.testing.assert_close(increase(hessian, pruned - weight), losses)
     for b, r in itertools.product(range(2), range(3)):
-        # Column j is final once the sweep has passed it: columns after the last removed one are the fit given all others.
+        # Column j is final once the sweep has passed it: columns after the last removed one fit given all others.
         gone = (pruned[b, r] == 0).nonzero().flatten().tolist()
         after = range(gone[-1] + 1 if gone else columns, columns)
         gradient = hessian[b] @ (pruned[b, r] - weight[b, r])
