@@ -12,7 +12,9 @@ namespace SPADE_ISA {
 // A multiple of the rows and of the columns of every register tile, so that panels and strips begin on its grid.
 constexpr int64_t kStripColumns = 96;
 
-// Deeper panels pass over the trailing matrix less often; it matters once that has left the cache.
+// Deeper panels pass over the trailing matrix less often; it matters once that has left the cache. Measured with
+// inverse_cholesky in float32 on one core of an AMD EPYC of family 25 (Zen 4) with AVX-512: twice the depth takes 10 %
+// more at 1024 columns, as much at 1400, 6 % less at 2048 and 12 % less at 3072.
 SPADE_INLINE int64_t cholesky_depth(int64_t columns) {
   return columns < 1500 ? kStripColumns : 2 * kStripColumns;
 }

@@ -12,7 +12,9 @@
 namespace spade {
 namespace SPADE_ISA {
 
-constexpr int64_t kUpdateRows = 48;  // rows updated together, while a strip is in the nearest cache
+// Rows updated together, while a strip is in the nearest cache. 24 and 96 are within 5 % of it for 512 to 2048 columns
+// (measured as cholesky_depth).
+constexpr int64_t kUpdateRows = 48;
 
 template <class T>
 int64_t inverse_cholesky_workspace(int64_t columns) {
