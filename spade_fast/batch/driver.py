@@ -130,7 +130,7 @@ def run(
     progress
         Called with the summary so far, at the start and after each sample.
     solver, layers, block, damping, precision, memory_limit, seed, strict
-        The other fields of `spade_fast.PruneConfig`.
+        The other fields of `spade_fast.PruneConfig`; `seed`, of the augmentations, is 0 by default.
 
     Returns
     -------
@@ -155,6 +155,7 @@ def run(
         if number is not None:
             integer(name, number, 1)
     source = find_samples(samples)
+    options.setdefault("seed", 0)
     config = PruneConfig(sparsity=sparsity, **options)
     setup = Setup(model, device, augmentations)
     here = engine == "local"

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from spade_fast._util.errors import FallbackWarning, WorkerError
+from spade_fast._util.errors import FallbackWarning, UserError, WorkerError
 from spade_fast._util.files import write_whole, writing
 from spade_fast._util.safetensors_file import safetensors_file
 from spade_fast.attribution.methods import Question, attribution_map
@@ -328,8 +328,9 @@ def _noticing_a_lost_device() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one line."""
-    return f"{type(error).__name__.lstrip('_')}: {' '.join(str(error).split())}"
+    """Return an error as one line, with its type unless the message alone is meant for users."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, UserError) else f"{type(error).__name__.lstrip('_')}: {message}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -536,17 +536,17 @@ def test_command(small, photos, tmp_path):
     options = ["--model", small, "--augmentations", 6, "--workers", 0, "--out", tmp_path / "out"]
     result = invoke(photos, *options, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert result.stdout == "5 samples, 0 finished, 5 to do (workers: 0, samples a solve: 1)\n"
+    assert result.stdout == "5 samples, 0 finished, 5 to do (workers: 0, samples per solve: 1)\n"
     assert not (tmp_path / "out").exists()
     result = invoke(photos, *options)
     assert result.exit_code == 0, result.output
-    assert result.stderr == "5 samples, 0 finished, 5 to do (workers: 0, samples a solve: 1)\n"
+    assert result.stderr == "5 samples, 0 finished, 5 to do (workers: 0, samples per solve: 1)\n"
     assert "5 samples: 5 finished (0 before), 0 failed" in result.stdout
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out")
     (photos / "bad.png").write_text("x")
     result = invoke(photos, *options)
     assert result.exit_code == 1 and "6 samples: 5 finished (5 before), 1 failed" in result.stdout
-    assert "  bad.png: ValueError: not an image file" in result.stdout
+    assert "  bad.png: not an image file" in result.stdout
     assert "Killed at any moment" in CliRunner().invoke(app, ["batch", "--help"]).stdout
 
 
@@ -580,7 +580,7 @@ def test_unforeseen_errors_end_with_2(small, photos, tmp_path, monkeypatch):
         ({"--methods": "magic"}, "unknown method 'magic'"),
         ({"--augmentations": "0"}, "augmentations must be at least 1"),
         ({"--device": "gpu"}, "device 'gpu' cannot be used"),
-        ({"--precision": "half"}, "precision must be one of"),
+        ({"--precision": "half"}, "unknown precision"),
         ({"--workers": "-1"}, "workers must be at least 0, got -1"),
         ({"--samples-per-solve": "0"}, "samples_per_solve must be at least 1, got 0"),
         ({"--engine": "magic"}, "unknown engine 'magic': allowed are local, ray"),

@@ -28,7 +28,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "cpu":
         yield
         return
-    monkeypatch.setattr(solvers, "_looking_is_free", lambda device: False)
+    monkeypatch.setattr(solvers, "_reading_is_free", lambda device: False)
     with running_on("emulated"):
         yield
 
@@ -450,7 +450,7 @@ class _Looks(TorchDispatchMode):
 @pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_nothing_is_looked_at_before_a_layer_is_done(name, solver, monkeypatch):
-    monkeypatch.setattr(solvers, "_looking_is_free", lambda device: False)
+    monkeypatch.setattr(solvers, "_reading_is_free", lambda device: False)
     layer = layer_of(LAYERS[name])
     weight, grams = problem(layer, samples=2)
     zeros = solvers.count_zeros(weight)

@@ -230,7 +230,7 @@ def test_memory_limit_splits_layers(model, images, solver, caplog):
 def test_memory_limit_splits_samples(model):
     samples = [torch.randn(12, 3, 6, 6) for _ in range(5)]
     plain = trace_batch(model, samples, sparsity=0.5, layers=LAYERS)
-    with pytest.warns(FallbackWarning, match=r"2 samples together"):
+    with pytest.warns(FallbackWarning, match=r"2 samples per solve"):
         split = trace_batch(model, samples, sparsity=0.5, layers=LAYERS, memory_limit=2 * 4 * 27**2 + 1)
     for one, other in zip(plain, split, strict=True):
         assert one.layers == other.layers
@@ -335,10 +335,10 @@ def test_bad_arguments(model, images):
     refuse(ValueError, "layers is empty", layers=[])
     refuse(ValueError, "unknown solver 'obs': allowed are exact, sparsegpt", solver="obs")
     refuse(ValueError, "block must be at least 1, got 0", block=0)
-    refuse(TypeError, "block must be a whole number or None, got 2.5", block=2.5)
+    refuse(TypeError, "block must be an integer, got 2.5", block=2.5)
     for value in (-1, math.nan, math.inf, "x"):
         refuse(ValueError, "damping must be a number of at least 0", damping=value)
-    refuse(ValueError, "precision must be one of 'float32', 'bf16', got 'half'", precision="half")
+    refuse(ValueError, "unknown precision 'half': allowed are float32, bf16", precision="half")
     refuse(TypeError, "seed must be a whole number or None", seed="x")
     refuse(ValueError, "empty", batches=[])
     refuse(ValueError, "empty", batches=images[:0])

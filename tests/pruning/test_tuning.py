@@ -157,7 +157,7 @@ def test_one_path_a_layer_and_chunk_of_samples(model, samples, score, monkeypatc
     tune(model, samples, score)
     assert {name: calls.count(name) for name in set(calls)} == {"obs_path": 6, "obs_solution": 6, "inverse_cholesky": 6}
     calls.clear()
-    with pytest.warns(FallbackWarning, match="2 samples together"):
+    with pytest.warns(FallbackWarning, match="2 samples per solve"):
         limited = tune(model, samples, score, memory_limit=2 * 4 * 72**2)
     assert calls.count("obs_path") == calls.count("obs_solution") == 12
     calls.clear()
@@ -303,7 +303,7 @@ def test_bad_arguments(model, samples, score):
     refuse(TypeError, "candidates must be numbers", candidates=0.5)
     refuse(ValueError, "candidates must have a sparsity above 0", candidates=[0])
     refuse(ValueError, "rounds must be at least 1", rounds=0)
-    refuse(TypeError, "rounds must be a whole number", rounds=1.5)
+    refuse(TypeError, "rounds must be an integer", rounds=1.5)
     refuse(ValueError, "stages must be 'blocks', 'layers' or a mapping", stages="parts")
     refuse(UnknownLayerError, "'haed'", stages={"a": "haed"})
     refuse(ValueError, "unknown solver 'obs'", solver="obs")
@@ -354,7 +354,7 @@ def test_files_written_by_hand(tmp_path, model, samples):
     path.write_text('sparsity:\n  "body.*": 0.5\n  head: 1\n')
     assert load_sparsity(path) == {"body.*": 0.5, "head": 1.0}
     assert len(trace(model, samples[0], sparsity=load_sparsity(path)).layers) == 5
-    with pytest.raises(ValueError, match=r"own.yml is no whole result of a search"):
+    with pytest.raises(ValueError, match=r"own.yml has sparsities, but is not the complete result of a search"):
         Tuning.load(path)
     for text in ("", "0.5", "sparsity: 0.5", "sparsity: {}", "other: {a: 0.5}", "[1]"):
         refuse(text, "own.yml has no entry 'sparsity'")
