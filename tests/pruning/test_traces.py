@@ -139,7 +139,7 @@ def test_foreign_models_are_refused(model, made):
     refused(model[:1], "'3.weight'")
     refused(small_model().double(), "float32.*in the trace, float64.*in the model")
     longer = small_model().append(nn.Linear(2, 2))
-    refused(longer, "'4.weight' differs first .not there there")
+    refused(longer, "'4.weight' differs first .missing in the trace")
     changed = small_model()
     with torch.no_grad():
         changed[3].bias[2] += 1

@@ -339,7 +339,7 @@ def test_bad_arguments(model, images):
     for value in (-1, math.nan, math.inf, "x"):
         refuse(ValueError, "damping must be a number of at least 0", damping=value)
     refuse(ValueError, "unknown precision 'half': allowed are float32, bf16", precision="half")
-    refuse(TypeError, "seed must be a whole number or None", seed="x")
+    refuse(TypeError, "seed must be an integer", seed="x")
     refuse(ValueError, "empty", batches=[])
     refuse(ValueError, "empty", batches=images[:0])
     refuse(ValueError, "batch 1 has NaN", batches=[images, images / 0])

@@ -358,8 +358,8 @@ def test_files_written_by_hand(tmp_path, model, samples):
         Tuning.load(path)
     for text in ("", "0.5", "sparsity: 0.5", "sparsity: {}", "other: {a: 0.5}", "[1]"):
         refuse(text, "own.yml has no entry 'sparsity'")
-    refuse("sparsity: {", "own.yml is no YAML file")
-    refuse("sparsity: {\xe9: 1}", "own.yml is no YAML file")
+    refuse("sparsity: {", "own.yml is not a YAML file")
+    refuse("sparsity: {\xe9: 1}", "own.yml is not a YAML file")
     refuse("sparsity: {0: 0.5}", 'a layer name must be text, write "0" in quotes')
     refuse("sparsity: {head: 1.5}", "own.yml: the sparsity of 'head' must lie between 0 and 1, got 1.5")
     refuse("sparsity: {head: much}", "own.yml: the sparsity of 'head' must be a number")
