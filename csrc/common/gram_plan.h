@@ -14,14 +14,6 @@
 
 namespace spade {
 
-struct Axis {
-  int64_t size, kernel, stride, padding, dilation;
-
-  int64_t outputs() const {
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
-  }
-};
-
 struct TapPair {
   int64_t first, second;
 };

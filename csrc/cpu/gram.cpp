@@ -5,22 +5,10 @@
 #include <algorithm>
 
 #include "../common/ceil_div.h"
-#include "gram/gram.h"
+#include "gram/problem.h"
 
 namespace spade {
 namespace {
-
-// The memory of a tensor that is not empty, with any strides.
-template <class V>
-const V* begin_of(const at::Tensor& x) {
-  return static_cast<const V*>(x.const_data_ptr());
-}
-template <class V>
-const V* end_of(const at::Tensor& x) {
-  const V* end = begin_of<V>(x) + 1;
-  for (int64_t i = 0; i < x.dim(); ++i) end += (x.size(i) - 1) * x.stride(i);
-  return end;
-}
 
 // x [samples, positions, channels]: a sample is one image of a single line.
 struct Linear {
@@ -28,11 +16,10 @@ struct Linear {
 
   // The problem of all positions, or of the first `2 * positions` of bfloat16, the two halves of a line as two images.
   template <class T, class V = T>
-  GramProblem<T, V> problem(const at::Tensor& x, int64_t positions) const {
+  GramProblem<T, GramSource<V>> problem(const at::Tensor& x, int64_t positions) const {
     return {
         .gram = gram.mutable_data_ptr<T>(),
-        .source = {.data = begin_of<V>(x),
-                   .end = end_of<V>(x),
+        .source = {.data = static_cast<const V*>(x.const_data_ptr()),
                    .image = x.stride(0),
                    .line = 0,
                    .column = x.stride(1),
@@ -67,16 +54,15 @@ struct Convolution {
 
   // The problem of all images, or of the first `2 * images` of bfloat16 in pairs.
   template <class T, class V = T>
-  GramProblem<T, V> problem(const at::Tensor& x, int64_t images) const {
+  GramProblem<T, GramSource<V>> problem(const at::Tensor& x, int64_t images) const {
     Axis down = rows;
     Axis across = columns;
-    GramSource<T, V> source{.data = begin_of<V>(x),
-                            .end = end_of<V>(x),
-                            .image = x.stride(1),
-                            .line = x.stride(3),
-                            .column = x.stride(4),
-                            .channel = x.stride(2),
-                            .partner = images * x.stride(1)};
+    GramSource<V> source{.data = static_cast<const V*>(x.const_data_ptr()),
+                         .image = x.stride(1),
+                         .line = x.stride(3),
+                         .column = x.stride(4),
+                         .channel = x.stride(2),
+                         .partner = images * x.stride(1)};
     const int64_t line_step = down.kernel == 1 ? down.stride : 1;
     const int64_t column_step = across.kernel == 1 ? across.stride : 1;
     const int64_t offset = keep_visited(down) * source.line + keep_visited(across) * source.column;

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None or not CPU.exists(),
 
 
 # program: sources in csrc beside the kernels
-SANITIZED = {"kernels": [], "gram": ["cpu/gram/gram.cpp", "common/gram_plan.cpp"]}
+SANITIZED = {"kernels": [], "gram": ["cpu/gram/method.cpp", "common/gram_plan.cpp"]}
 
 
 @pytest.mark.parametrize("name", SANITIZED)

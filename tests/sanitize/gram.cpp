@@ -1,6 +1,6 @@
 // Runs the Gram methods of every instruction set on awkward geometries in exactly sized heap blocks, on three threads,
 // for the sanitizers, and compares them with sums over im2col in plain loops. Exit code 0 and "ok" if all is well.
-#include "../../csrc/cpu/gram/gram.h"
+#include "../../csrc/cpu/gram/problem.h"
 
 #include <cmath>
 #include <cstdio>
@@ -37,7 +37,7 @@ struct Batch {
     values.resize(last + 1);
     for (T& value : values) value = static_cast<T>(normal(generator));
     values.shrink_to_fit();
-    source = {values.data(), values.data() + values.size(), image, line, column, channel};
+    source = {values.data(), image, line, column, channel};
   }
 
   double at(int64_t image, int64_t channel, int64_t y, int64_t x) const {

@@ -1,6 +1,8 @@
-// Copies of pieces of images with any strides into strips whose channels are contiguous.
+// Copies pieces of images with any strides into strips whose channels are contiguous: values, pairs of bfloat16, and
+// im2col rows.
 #pragma once
 
+#include "gram_task.h"
 #include "simd.h"
 
 namespace spade {
@@ -22,36 +24,6 @@ template <int Half, class T, int... I>
 SPADE_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, Indices<I...>) {
   constexpr int lanes = VectorOf<T>::lanes;
   return __builtin_shufflevector(a, b, (I / 2 + I % 2 * lanes + Half * (lanes / 2))...);
-}
-
-// The values of two vectors in even (Odd = 0) or odd (Odd = 1) places.
-template <int Odd, class T, int... I>
-SPADE_INLINE Vec<T> every_second(Vec<T> a, Vec<T> b, Indices<I...>) {
-  return __builtin_shufflevector(a, b, (2 * I + Odd)...);
-}
-
-// dst[c][i] = src[i][c] for all lanes i and a power of two of columns, which are contiguous in src and `stride` apart
-// in dst.
-template <int Columns, class T>
-SPADE_INLINE void separate_columns(const T* src, T* dst, int64_t stride) {
-  constexpr int lanes = VectorOf<T>::lanes;
-  typedef typename MakeIndices<lanes>::type All;
-  Vec<T> v[Columns];
-  Vec<T> w[Columns];
-#pragma GCC unroll 8
-  for (int i = 0; i < Columns; ++i) v[i] = load(src + i * lanes);
-#pragma GCC unroll 4
-  for (int step = 1; step < Columns; step *= 2) {
-#pragma GCC unroll 4
-    for (int i = 0; i < Columns / 2; ++i) {
-      w[i] = every_second<0, T>(v[2 * i], v[2 * i + 1], All());
-      w[i + Columns / 2] = every_second<1, T>(v[2 * i], v[2 * i + 1], All());
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < Columns; ++i) v[i] = w[i];
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < Columns; ++i) store(dst + i * stride, v[i]);
 }
 
 // dst[j][i] = src[i][j * step] for all lanes i and all j with j < rows and j * step < lanes. Interleaving the two
@@ -132,27 +104,86 @@ inline void pack_line(const T* src, int64_t column, int64_t channel, int64_t pos
   }
 }
 
-// dst[p][c][g] = src[p * column + (g * channels + c) * channel], planes c of dst `plane` apart and positions `stride`.
 template <class T>
-inline void pack_groups(const T* src, int64_t column, int64_t channel, int64_t positions, int64_t channels,
-                        int64_t groups, const T* end, T* dst, int64_t plane, int64_t stride) {
-  if (channel == 1 && groups == VectorOf<T>::lanes && (channels == 2 || channels == 4 || channels == 8)) {
-    for (int64_t p = 0; p < positions; ++p, src += column, dst += stride) {
-      switch (channels) {
-        case 2:
-          separate_columns<2>(src, dst, plane);
-          break;
-        case 4:
-          separate_columns<4>(src, dst, plane);
-          break;
-        default:
-          separate_columns<8>(src, dst, plane);
+SPADE_INLINE void pack_positions(const GramSource<T>& s, const T* src, int64_t positions, int64_t channels, T* dst,
+                                 int64_t stride) {
+  pack_line(src, s.column, s.channel, positions, channels, s.end, dst, stride);
+}
+
+#ifdef SPADE_BF16
+// dst[p][c] = the pair of src[p * column + c * channel], rows of dst `stride` apart.
+inline void pack_positions(const GramSource<Bf16>& s, const Bf16* src, int64_t positions, int64_t channels, float* dst,
+                           int64_t stride) {
+  typedef uint16_t Half __attribute__((vector_size(SPADE_VEC_BYTES / 2)));
+  constexpr int64_t lanes = VectorOf<float>::lanes;
+  for (int64_t p = 0; p < positions; ++p) {
+    const Bf16* first = src + p * s.column;
+    const Bf16* second = first + s.partner;
+    float* out = dst + p * stride;
+    int64_t c = 0;
+    if (s.channel == 1) {
+      for (int64_t i = 0; i < channels; i += 64 / sizeof(Bf16)) {
+        __builtin_prefetch(first + kPrefetch * s.column + i);
+        __builtin_prefetch(second + kPrefetch * s.column + i);
+      }
+      for (; c + lanes <= channels; c += lanes) {
+        Half low, high;
+        __builtin_memcpy(&low, first + c, sizeof(low));
+        __builtin_memcpy(&high, second + c, sizeof(high));
+        const Vec<uint32_t> pairs =
+            __builtin_convertvector(low, Vec<uint32_t>) | __builtin_convertvector(high, Vec<uint32_t>) << 16;
+        __builtin_memcpy(out + c, &pairs, sizeof(pairs));
       }
     }
-    return;
+    for (; c < channels; ++c) {
+      const uint32_t pair = first[c * s.channel].bits | static_cast<uint32_t>(second[c * s.channel].bits) << 16;
+      __builtin_memcpy(out + c, &pair, sizeof(pair));
+    }
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    pack_line(src + c * channel, column, channels * channel, positions, groups, end, dst + c * plane, stride);
+}
+#endif
+
+// Columns x0..x1 of the lines line0..line1, each moved by `shift`. Whole lines that follow each other in memory go as
+// one.
+template <class V, class T>
+inline void pack_lines(const GramSource<V>& s, const GramRange& lines, int64_t shift, int64_t image_width,
+                       int64_t line0, int64_t line1, int64_t x0, int64_t x1, int64_t channels, T* dst, int64_t stride) {
+  const bool dense = lines.step == 1 && x1 - x0 == image_width && s.line == image_width * s.column;
+  for (int64_t line = line0; line < line1;) {
+    const int64_t image = line / lines.count;
+    const int64_t offset = line - image * lines.count;
+    const int64_t together = dense ? smaller(lines.count - offset, line1 - line) : 1;
+    const int64_t y = lines.begin + offset * lines.step + shift;
+    pack_positions(s, s.data + image * s.image + y * s.line + x0 * s.column, together * (x1 - x0), channels, dst,
+                   stride);
+    dst += together * (x1 - x0) * stride;
+    line += together;
+  }
+}
+
+// The same of im2col rows, whose lines and columns are outputs of the convolution: the values that each output sees.
+template <class T>
+inline void pack_lines(const GramIm2col<T>& s, const GramRange& lines, int64_t, int64_t, int64_t line0, int64_t line1,
+                       int64_t x0, int64_t x1, int64_t channels, T* dst, int64_t stride) {
+  const int64_t step = s.columns.stride * s.column;
+  for (int64_t line = line0; line < line1; ++line, dst += (x1 - x0) * stride) {
+    const T* image = s.data + line / lines.count * s.image;
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t tap = (s.first + c) / s.channels;
+      const int64_t y = line % lines.count * s.rows.stride - s.rows.padding + tap / s.columns.kernel * s.rows.dilation;
+      const int64_t x = x0 * s.columns.stride - s.columns.padding + tap % s.columns.kernel * s.columns.dilation;
+      // Outputs from `inside` to `outside` see the image.
+      const int64_t inside = x >= 0 ? 0 : smaller((-x + s.columns.stride - 1) / s.columns.stride, x1 - x0);
+      const int64_t outside =
+          y < 0 || y >= s.rows.size || x >= s.columns.size
+              ? inside
+              : larger(inside, smaller((s.columns.size - x + s.columns.stride - 1) / s.columns.stride, x1 - x0));
+      const T* src = image + y * s.line + x * s.column + (s.first + c) % s.channels * s.channel;
+      T* out = dst + c;
+      for (int64_t i = 0; i < inside; ++i) out[i * stride] = 0;
+      for (int64_t i = inside; i < outside; ++i) out[i * stride] = src[i * step];
+      for (int64_t i = outside; i < x1 - x0; ++i) out[i * stride] = 0;
+    }
   }
 }
 

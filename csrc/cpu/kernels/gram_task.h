@@ -1,8 +1,8 @@
 // Parameters of the Gram kernels. No torch, no standard library.
 //
 // A convolution's Gram matrix is made of sums Σ x(p) x(p + shift)ᵀ over sets of positions p. Such a set is a range of
-// image rows
-// ("lines") times a range of positions in each of them ("run"); both advance by the stride of the convolution.
+// image rows ("lines") times a range of positions in each of them ("run"); both advance by the stride of the
+// convolution.
 #pragma once
 
 #include <stdint.h>
@@ -17,12 +17,21 @@ namespace spade {
 //
 // Where values V are Bf16, two images go together: a pair of values, which stand at the same place of two images, takes
 // the place of one float in strips, and a product of two pairs is the sum of two products.
-template <class T, class V = T>
+template <class V>
 struct GramSource {
+  typedef V Value;
   const V* data;
-  const V* end;  // behind the last value
   int64_t image, line, column, channel;
-  int64_t partner = 0;  // from one value of a pair to the other
+  int64_t partner = 0;     // from one value of a pair to the other
+  const V* end = nullptr;  // behind the last value
+};
+
+// The im2col rows of a convolution of such images, as images of its outputs: a channel is a channel of one tap.
+template <class T>
+struct GramIm2col : GramSource<T> {
+  Axis rows, columns;
+  int64_t channels;   // of a tap
+  int64_t first = 0;  // column of im2col
 };
 
 // How the lines of a batch (numbered image by image) and the columns begin..end are cut into chunks, columns fastest.
@@ -39,11 +48,11 @@ struct GramChunks {
 };
 
 // sums[run] += Σ x(p) x(p + shift)ᵀ for each run, over the chunks first_chunk..last_chunk.
-template <class T, class V = T>
+template <class T, class Source = GramSource<T>>
 struct GramProductTask {
-  GramSource<T, V> first, second;  // the two factors, at the first of their channels
-  int64_t rows, cols;              // channels of the two factors
-  bool diagonal;  // they are the same: where the shift is zero, the sum is symmetric and its upper tiles suffice
+  Source first, second;  // the two factors, at the first of their channels
+  int64_t rows, cols;    // channels of the two factors
+  bool diagonal;         // they are the same: where the shift is zero, the sum is symmetric: upper tiles suffice
   GramRange lines;
   int64_t image_width;
   const GramRange* runs;
@@ -55,27 +64,8 @@ struct GramProductTask {
   T* workspace;  // gram_product_workspace values
 };
 
-// Geometry of a convolution of one group.
-struct GramIm2col {
-  int64_t height, width, channels;
-  int64_t out_h, out_w;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-};
-
-// sums += AᵀB over im2col rows that are built a chunk at a time; A and B are ranges of columns.
-template <class T>
-struct GramIm2colTask {
-  GramSource<T> source;  // at the first channel of the group
-  GramIm2col shape;
-  int64_t first_row, rows, first_col, cols;
-  GramChunks chunks;  // of output positions
-  int64_t first_chunk, last_chunk;
-  T* sums;
-  T* workspace;
-};
-
-// Runs that share their first factor: positions begin, begin + step, ..., each paired with `entries` others
-// (kGramPassEntries at most: their sums stay in registers).
+// Runs that share the loads of their first factor: positions begin, begin + step, ..., each paired with `entries`
+// others (kGramPassEntries at most: their sums stay in registers).
 constexpr int64_t kGramPassEntries = 6;
 
 struct GramPass {
@@ -88,8 +78,8 @@ struct GramEntry {
   int64_t sum;  // index among the sums of one line range
 };
 
-// A line range of groups-in-lanes products, its passes, and where its sums start.
-struct GramLaneKey {
+// A line range, its passes, and where its sums start.
+struct GramKey {
   GramRange lines;
   int64_t first_pass, passes;
   int64_t first_sum;
@@ -111,13 +101,22 @@ struct GramStrips {
   }
 };
 
-// Products within groups of few channels, one group a lane, over the strips first_strip..last_strip.
+// Vectors of groups that a strip of groups of `channels` channels holds side by side, and the channels it holds, those
+// of padding included: two vectors of values are first factors at once.
+SPADE_INLINE int64_t depthwise_vectors(int64_t channels) {
+  return channels == 1 ? 2 : 1;
+}
+SPADE_INLINE int64_t depthwise_channels(int64_t channels) {
+  return channels == 1 ? 1 : (channels + 1) / 2 * 2;
+}
+
+// Products within groups of few channels, one group per lane, over the strips first_strip..last_strip.
 template <class T>
-struct GramLanesTask {
+struct GramDepthwiseTask {
   GramSource<T> source;  // at the first channel of the first group
-  int64_t groups;        // in blocks of gram_lanes_groups
+  int64_t groups;        // in blocks of depthwise_vectors
   int64_t channels;      // of a group
-  const GramLaneKey* keys;
+  const GramKey* keys;
   int64_t key_count;
   const GramPass* passes;
   const GramEntry* entries;
@@ -125,8 +124,8 @@ struct GramLanesTask {
   int64_t max_line_shift, min_shift, max_shift;
   GramStrips strips;
   int64_t first_strip, last_strip;
-  T* sums;       // [block][sum][padded channels][padded channels][groups in lanes]
-  T* workspace;  // gram_lanes_workspace values
+  T* sums;       // [block][sum][depthwise_channels][depthwise_channels][groups of a block]
+  T* workspace;  // a strip and what its positions are paired with: [block][position][depthwise_channels][groups]
 };
 
 }  // namespace spade

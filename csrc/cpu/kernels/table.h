@@ -87,16 +87,12 @@ struct KernelTable {
   int64_t lanes, tile_rows, tile_cols;  // of a vector and of the register tile
   int64_t (*gram_product_workspace)(int64_t lines, int64_t width, int64_t halo, int64_t rows, int64_t cols);
   void (*gram_product)(const GramProductTask<T>&);
-  int64_t (*gram_im2col_workspace)(const GramIm2col& shape, const GramChunks& chunks, int64_t rows, int64_t cols);
-  void (*gram_im2col)(const GramIm2colTask<T>&);
+  void (*gram_im2col)(const GramProductTask<T, GramIm2col<T>>&);
   void (*gram_add)(T* target, int64_t stride, const T* sums, int64_t rows, int64_t cols, bool upper);
-  int64_t (*gram_lanes_groups)(int64_t channels);
-  int64_t (*gram_lanes_channels)(int64_t channels);
-  int64_t (*gram_lanes_workspace)(int64_t lines, int64_t width, int64_t groups, int64_t channels);
-  void (*gram_lanes)(const GramLanesTask<T>&);
+  void (*gram_depthwise)(const GramDepthwiseTask<T>&);
 };
 
-using GramProductBf16 = void (*)(const GramProductTask<float, Bf16>&);
+using GramProductBf16 = void (*)(const GramProductTask<float, GramSource<Bf16>>&);
 
 struct Kernels {
   const char* name;

@@ -21,14 +21,6 @@ inline const KernelTable<double>& kernels_for<double>() {
   return kernels().f64;
 }
 
-template <class T>
-void gram_product(const GramProductTask<T>& task) {
-  kernels_for<T>().gram_product(task);
-}
-inline void gram_product(const GramProductTask<float, Bf16>& task) {
-  kernels().gram_product_bf16(task);
-}
-
 // Whether products of bfloat16 are there: in the instruction set in use, and in this processor.
 bool has_bf16();
 

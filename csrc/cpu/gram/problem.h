@@ -1,4 +1,5 @@
-// The Gram matrices of the inputs of a convolution; a linear layer is one over images of a single position. No torch.
+// The Gram matrices of the inputs of a convolution; a linear layer is one over images of a single line. No torch.
+// method.cpp computes them.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +9,11 @@
 
 namespace spade {
 
-template <class T, class V = T>
+template <class T, class Source = GramSource<T>>
 struct GramProblem {
-  T* gram;                  // [samples][groups][K][K], K = taps * channels
-  GramSource<T, V> source;  // images of groups * channels channels
-  int64_t sample;           // values between the images of two samples
+  T* gram;         // [samples][groups][K][K], K = taps * channels
+  Source source;   // images of groups * channels channels
+  int64_t sample;  // values between the images of two samples
   int64_t samples, images, groups, channels;
   Axis rows, columns;
 
@@ -23,10 +24,10 @@ struct GramProblem {
 
 // Adds to the upper triangles of gram, by the fastest of three methods.
 template <class T>
-void add_gram(const GramProblem<T>& problem);
+void add_gram(GramProblem<T> problem);
 
 // The same for pairs of bfloat16 images. False, and nothing is done, if the processor or the fastest method has no
 // products of bfloat16.
-bool add_gram(const GramProblem<float, Bf16>& problem);
+bool add_gram(GramProblem<float, GramSource<Bf16>> problem);
 
 }  // namespace spade

@@ -1,11 +1,12 @@
-// The three ways to a Gram matrix, as jobs for gram_schedule.h.
+// The job of Gram matrices in blocks of channels by blocks of channels, for each shift between lines.
+// Also that of im2col rows, whose channels are those of all taps and which need no shifts.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
 #include "../runtime/dispatch.h"
-#include "gram.h"
+#include "problem.h"
 
 namespace spade {
 
@@ -14,7 +15,7 @@ struct ChannelBlocks {
   int64_t size, count, channels;
 
   ChannelBlocks(int64_t channels, int64_t runs, int64_t value_size) : channels(channels) {
-    constexpr int64_t kSumBytes = 512 * 1024;
+    constexpr int64_t kSumBytes = 512 * 1024;  // half a second-level cache of 1 MB
     int64_t largest = 384;
     while (largest > 64 && largest * largest * runs * value_size > kSumBytes) largest -= 32;
     count = (channels + largest - 1) / largest;
@@ -39,21 +40,39 @@ inline GramChunks chunks_of(int64_t line_count, int64_t begin, int64_t end, int6
 
 template <class T>
 int64_t chunk_positions(const ChannelBlocks& blocks) {
-  constexpr int64_t kStripBytes = 512 * 1024;
+  constexpr int64_t kStripBytes = 512 * 1024;  // the other half
   return std::clamp<int64_t>(kStripBytes / (2 * blocks.size * static_cast<int64_t>(sizeof(T))), 64, 512);
 }
 
-template <class T, class V>
-GramSource<T, V> at_channel(GramSource<T, V> source, int64_t channel) {
+template <class V>
+GramSource<V> at_channel(GramSource<V> source, int64_t channel) {
   source.data += channel * source.channel;
   return source;
 }
+template <class T>
+GramIm2col<T> at_channel(GramIm2col<T> source, int64_t channel) {
+  const int64_t size = source.rows.kernel * source.columns.kernel * source.channels;
+  source.data += channel / size * source.channels * source.channel;
+  source.first += channel % size;
+  return source;
+}
 
-// Blocks of channels by blocks of channels, for each shift between lines.
-template <class T, class V = T>
+template <class T>
+void gram_product(const GramProductTask<T>& task) {
+  kernels_for<T>().gram_product(task);
+}
+template <class T>
+void gram_product(const GramProductTask<T, GramIm2col<T>>& task) {
+  kernels_for<T>().gram_im2col(task);
+}
+inline void gram_product(const GramProductTask<float, GramSource<Bf16>>& task) {
+  kernels().gram_product_bf16(task);
+}
+
+template <class T, class Source>
 class BlockJob {
  public:
-  explicit BlockJob(const GramProblem<T, V>& problem)
+  explicit BlockJob(const GramProblem<T, Source>& problem)
       : p_(problem), x_cells_(axis_cells(problem.columns)), blocks_(problem.channels, x_cells_.size(), sizeof(T)) {
     for (AxisCell& cell : axis_cells(p_.rows)) {
       if (cell.range.shift < 0) continue;
@@ -103,9 +122,9 @@ class BlockJob {
   void accumulate(int64_t index, int64_t cell, int64_t first_chunk, int64_t last_chunk, T* sums, T* workspace) const {
     const Unit& unit = at(index);
     const int64_t group = index / static_cast<int64_t>(units_.size());
-    GramSource<T, V> source = p_.source;
-    source.data += group / p_.groups * p_.sample + group % p_.groups * p_.channels * source.channel;
-    GramProductTask<T, V> task;
+    Source source = at_channel(p_.source, group % p_.groups * p_.channels);
+    source.data += group / p_.groups * p_.sample;
+    GramProductTask<T, Source> task;
     task.first = at_channel(source, blocks_.begin(unit.row));
     task.second = at_channel(source, blocks_.begin(unit.col));
     task.rows = blocks_.length(unit.row);
@@ -172,7 +191,7 @@ class BlockJob {
     return chunks_of(p_.images * cell.range.count, begin_, end_, chunk_positions<T>(blocks_));
   }
 
-  const GramProblem<T, V>& p_;
+  const GramProblem<T, Source>& p_;
   const KernelTable<T>& table_ = kernels_for<T>();
   std::vector<AxisCell> x_cells_;
   std::vector<std::vector<AxisCell>> y_keys_;  // by shift
@@ -182,81 +201,6 @@ class BlockJob {
   int64_t begin_ = 0;       // columns that are a first factor
   int64_t end_ = 0;
   ChannelBlocks blocks_;
-  std::vector<Unit> units_;
-};
-
-// A symmetric rank-k update over im2col columns, for few channels.
-template <class T>
-class Im2colJob {
- public:
-  explicit Im2colJob(const GramProblem<T>& problem) : p_(problem), blocks_(problem.size(), 1, sizeof(T)) {
-    const Axis& y = p_.rows;
-    const Axis& x = p_.columns;
-    shape_ = {y.size,   x.size,   p_.channels, y.outputs(), x.outputs(), y.kernel,  x.kernel,
-              y.stride, x.stride, y.padding,   x.padding,   y.dilation,  x.dilation};
-    chunks_ = chunks_of(p_.images * p_.rows.outputs(), 0, p_.columns.outputs(), chunk_positions<T>(blocks_));
-    for (int64_t row = 0; row < blocks_.count; ++row) {
-      for (int64_t col = row; col < blocks_.count; ++col) units_.push_back({row, col});
-    }
-  }
-
-  int64_t units() const {
-    return p_.samples * p_.groups * static_cast<int64_t>(units_.size());
-  }
-  int64_t cells(int64_t) const {
-    return 1;
-  }
-  int64_t chunks(int64_t, int64_t) const {
-    return chunks_.count();
-  }
-  int64_t sums(int64_t) const {
-    return largest_sums();
-  }
-  int64_t largest_sums() const {
-    const int64_t rows = (blocks_.size + table_.tile_rows - 1) / table_.tile_rows * table_.tile_rows;
-    return rows * ((blocks_.size + table_.tile_cols - 1) / table_.tile_cols * table_.tile_cols);
-  }
-  int64_t workspace() const {
-    return table_.gram_im2col_workspace(shape_, chunks_, blocks_.size, blocks_.size);
-  }
-
-  void accumulate(int64_t index, int64_t, int64_t first_chunk, int64_t last_chunk, T* sums, T* workspace) const {
-    const auto [row, col] = units_[index % static_cast<int64_t>(units_.size())];
-    const int64_t group = index / static_cast<int64_t>(units_.size());
-    GramIm2colTask<T> task;
-    task.source = at_channel(p_.source, group % p_.groups * p_.channels);
-    task.source.data += group / p_.groups * p_.sample;
-    task.shape = shape_;
-    task.first_row = blocks_.begin(row);
-    task.rows = blocks_.length(row);
-    task.first_col = blocks_.begin(col);
-    task.cols = blocks_.length(col);
-    task.chunks = chunks_;
-    task.first_chunk = first_chunk;
-    task.last_chunk = last_chunk;
-    task.sums = sums;
-    task.workspace = workspace;
-    table_.gram_im2col(task);
-  }
-
-  void finish(int64_t index, int64_t, const T* sums) const {
-    const auto [row, col] = units_[index % static_cast<int64_t>(units_.size())];
-    const int64_t size = p_.size();
-    T* gram = p_.gram + index / static_cast<int64_t>(units_.size()) * size * size;
-    table_.gram_add(gram + blocks_.begin(row) * size + blocks_.begin(col), size, sums, blocks_.length(row),
-                    blocks_.length(col), row == col);
-  }
-
- private:
-  struct Unit {
-    int64_t row, col;
-  };
-
-  const GramProblem<T>& p_;
-  const KernelTable<T>& table_ = kernels_for<T>();
-  ChannelBlocks blocks_;
-  GramIm2col shape_;
-  GramChunks chunks_;
   std::vector<Unit> units_;
 };
 
