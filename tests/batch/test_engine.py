@@ -42,12 +42,15 @@ class Script:
     ) -> None:
         self._answer, self._loads = answer, loads
         self.started, self.ended = list[Scripted](), list[Scripted]()
+        self._rounds = 0
 
     def start(self, number: int) -> Scripted:
         self.started.append(Scripted(number, self._answer, self._loads(number)))
         return self.started[-1]
 
     def ready(self, members: Mapping[int, Scripted]) -> list[int]:
+        self._rounds += 1
+        assert self._rounds < 100, "the loop does not end"
         return [number for number, member in members.items() if not member.idle]
 
     def end(self, members: Sequence[Scripted]) -> None:
@@ -92,6 +95,13 @@ def test_a_worker_that_loads_ends_the_count_of_those_that_did_not():
     team = Script(deadly, lambda number: next(loads))
     assert [outcome.state for outcome in drive(team, Schedule(range(3), 3), 1)] == ["finished", "finished", "killed"]
     assert len(team.started) == 7 and team.ended == team.started[-1:]
+
+
+def test_a_sample_that_another_run_has_claimed_is_tried_again(monkeypatch):
+    monkeypatch.setattr("spade_fast.batch.schedule._PAUSE", 0.0)
+    answers = iter([Outcome(0, "busy"), Outcome(0, "finished")])
+    team = Script(lambda task: iter([next(answers)]))
+    assert list(drive(team, Schedule([0], 1), 1)) == [Outcome(0, "finished")] and team.started[0].tasks == [(0,), (0,)]
 
 
 def test_all_workers_are_ended_after_an_error_or_when_nobody_listens():
