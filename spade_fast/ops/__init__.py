@@ -1,4 +1,4 @@
-"""The native ops: Gram matrices, inverse Cholesky factors, exact OBS and SparseGPT, each for a batch of problems."""
+"""Native ops: Gram matrices, inverse Cholesky factors, exact OBS and SparseGPT, each on a batch of problems."""
 
 from spade_fast.ops.functions import (
     gram_conv2d_,

@@ -1,4 +1,4 @@
-"""Loads the compiled extension, which registers ``torch.ops.spade_fast``."""
+"""Imports the compiled extension, which registers ``torch.ops.spade_fast``, after checking that it fits this torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _minor(version: str) -> str:
 
 
 def check_torch_version(built_with: str, running: str) -> None:
-    """Raise ImportError if the extension was built for another torch minor version than the one that is imported."""
+    """Raise ImportError if the extension was built for a different minor version of torch than the `running` one."""
     if _minor(built_with) != _minor(running):
         raise ImportError(
             f"spade_fast was built for torch {built_with}, but torch {running} is imported; "
@@ -22,10 +22,10 @@ def check_torch_version(built_with: str, running: str) -> None:
 
 
 def check_build(record: Path, running: str) -> None:
-    """Raise ImportError if the extension was not built, or for another torch than the `running` one."""
+    """Raise ImportError if the extension was not built, or was built for a torch other than the `running` one."""
     if not record.exists():
         raise ImportError(
-            "spade_fast's extension is not built; in the source folder run: pip install --no-build-isolation -e ."
+            "spade_fast's extension is not built; run in the source folder: pip install --no-build-isolation -e ."
         )
     check_torch_version(json.loads(record.read_text())["torch"], running)
 

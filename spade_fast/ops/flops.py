@@ -1,7 +1,7 @@
-"""Counts the floating-point operations of ops from the shapes they are given.
+"""Number of floating-point operations of an op, computed from the shapes of its arguments.
 
-For the native ops these are the operations of the algorithm (symmetric halves and shared products counted once), for
-torch's the products that `torch.utils.flop_counter` counts: convolutions, matrix products and attention.
+For native ops these are the operations of the algorithm, with symmetric halves and shared products counted once. For
+torch's ops they are those that `torch.utils.flop_counter` counts: convolutions, matrix products and attention.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Formula = Callable[..., float]
 
 
 def count(op: Any, arguments: Sequence[Any], keywords: dict[str, Any], result: Any) -> float:
-    """Return the operations of one call of an op's overload; 0 for an op that is not counted."""
+    """Return the operations of one call of an op overload; 0 for ops that are not counted."""
     if op.namespace == "spade_fast":
         _, formula = _NATIVE.get(op.overloadpacket.__name__, (None, None))
         return float(formula(*arguments, **keywords)) if formula else 0.0
@@ -27,12 +27,12 @@ def count(op: Any, arguments: Sequence[Any], keywords: dict[str, Any], result: A
 
 
 def stage_of(op: Any) -> str | None:
-    """Return the stage that a native op is by itself; None for other ops, which belong to the stage they run in."""
+    """Return the stage that a native op forms by itself; None for other ops, which count for the stage around them."""
     return _NATIVE[op.overloadpacket.__name__][0] if op.namespace == "spade_fast" else None
 
 
 def gram_linear(gram: Tensor, x: Tensor) -> float:
-    """``N C²`` a sample: a product and a sum for each pair of columns."""
+    """``N C²`` per sample: one product and one sum per pair of columns."""
     samples, positions, columns = x.shape
     return samples * positions * columns**2
 
@@ -45,9 +45,9 @@ def gram_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> float:
-    """A product and a sum for each pair of values of an image that some position of the kernel sees together.
+    """One product and one sum per pair of values of an image that lie under the kernel at the same time.
 
-    Pairs of taps at the same distance share these products, so that this is less than the work of im2col.
+    Pairs of taps at the same distance share these products, so this is less work than with im2col.
     """
     images, channels, *size = x.shape
     groups = gram.shape[1]
@@ -58,7 +58,7 @@ def gram_conv2d(
 
 @lru_cache
 def _pairs(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Ordered pairs of places along an axis that some position of the kernel sees together."""
+    """Return the number of ordered pairs of positions along an axis that lie under the kernel at the same time."""
     pairs: set[tuple[int, int]] = set()
     for start in range(-padding, size + padding - dilation * (kernel - 1), stride):
         seen = [start + tap * dilation for tap in range(kernel) if 0 <= start + tap * dilation < size]
@@ -72,19 +72,19 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor) -> float:
 
 
 def obs_path(weight: Tensor, hinv: Tensor, block: int) -> float:
-    """``C³ / 3`` a row: a pivoted Cholesky factorisation."""
+    """``C³ / 3`` per row: a pivoted Cholesky factorisation."""
     problems, rows, columns = weight.shape
     return problems * rows * columns**3 / 3
 
 
 def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> float:
-    """``(C³ - (C - P)³) / 3`` a row: a pivoted Cholesky factorisation that ends after P pivots."""
+    """``(C³ - (C - P)³) / 3`` per row: a pivoted Cholesky factorisation that stops after P pivots."""
     problems, rows, columns = weight.shape
     return problems * rows * (columns**3 - (columns - columns // m * n) ** 3) / 3
 
 
 def obs_solution(weight: Tensor, hessian: Tensor, hinv: Tensor, order: Tensor, counts: Tensor, block: int) -> float:
-    """``n³ / 3`` for each system that is factored: of removed or of kept weights, or one of each for a row."""
+    """``n³ / 3`` per factorised system of n removed or n kept weights; a row has one system, or one of each kind."""
     columns = weight.shape[2]
     removed = (counts.flatten(0, -3) if counts.dim() > 2 else counts[None]).double().mul(block).sort(0).values
     gone, kept = F.pad(removed, (0, 0, 0, 0, 1, 0)), F.pad(columns - removed, (0, 0, 0, 0, 0, 1))
@@ -92,7 +92,7 @@ def obs_solution(weight: Tensor, hessian: Tensor, hinv: Tensor, order: Tensor, c
 
 
 def sparsegpt(weight: Tensor, *_: Any) -> float:
-    """``R C²``: each column's error is taken off the columns to its right."""
+    """``R C²``: each column's error is subtracted from the columns to its right."""
     problems, rows, columns = weight.shape
     return problems * rows * columns**2
 

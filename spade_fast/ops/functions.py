@@ -1,12 +1,15 @@
-"""The native ops. Each takes a leading batch of independent problems, in float32 or float64.
+"""The documented Python function of each native op, and its fake kernel for tracing and compilation.
 
-There are kernels for the CPU and, where the build has them, for CUDA. Tensors on another device are computed on the
-CPU, and the results are returned on the device the inputs came from. On a GPU no op waits for the device or copies to
-the host; what would have to be looked at there for an error is said where it applies.
+Each op takes a leading batch of independent problems, in float32 or float64. It has kernels for the CPU and, if the
+build includes them, for CUDA. Tensors on any other device are processed on the CPU, and the results are returned on the
+device of the inputs. On a GPU no op synchronises or copies to the host; errors that depend on values are therefore not
+raised there, as the docstrings of the ops concerned state.
 
-What a docstring says of memory comes on top of inputs and results; inputs that are not contiguous are copied besides,
-unless it says that any strides are read in place. Shapes: S samples, B problems (samples x groups), R rows (outputs),
-C columns (inputs).
+Memory is stated in addition to inputs and results. Inputs that are not contiguous are also copied, unless the docstring
+states that any strides are read in place.
+
+Shapes: S samples, B problems (samples x groups), G groups, R rows (outputs), C columns (inputs), N positions or images.
+In the shape of images, ``[N, C, H, W]``, C stands for channels.
 """
 
 from __future__ import annotations
@@ -23,17 +26,42 @@ _ops = torch.ops.spade_fast
 
 
 def simd_level() -> str:
-    """Name of the instruction set in use: ``generic``, ``avx2`` or ``avx512``."""
+    """Return the name of the instruction set in use: ``generic``, ``avx2`` or ``avx512``.
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> ops.simd_level() in ops.simd_levels()
+    True
+    """
     return _C.simd_level()
 
 
 def simd_levels() -> list[str]:
-    """Names of the instruction sets that this processor can use, narrowest first."""
+    """Return the names of the instruction sets that this processor supports, narrowest first.
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> ops.simd_levels()[0]
+    'generic'
+    """
     return _C.simd_levels()
 
 
 def set_simd_level(name: str) -> None:
-    """Choose an instruction set, for tests and measurements. ValueError for one that is not in `simd_levels()`."""
+    """Choose the instruction set, for tests and measurements.
+
+    Raises
+    ------
+    ValueError
+        `name` is not one of `simd_levels()`.
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> ops.set_simd_level(ops.simd_level())
+    """
     _C.set_simd_level(name)
 
 
@@ -41,7 +69,7 @@ _NATIVE = {"cpu", "meta", "cuda"} if _C.build_info()["cuda"] else {"cpu", "meta"
 
 
 def _home(tensor: Tensor) -> torch.device:
-    """Where to compute: the tensor's own device if it has native kernels (or only shapes), else the CPU."""
+    """Return where to compute: the tensor's device if it has native kernels (or holds only shapes), else the CPU."""
     return tensor.device if tensor.device.type in _NATIVE else torch.device("cpu")
 
 
@@ -53,30 +81,39 @@ def _in_place(op: Callable[..., None], gram: Tensor, *arguments: Any) -> Tensor:
 
 
 def gram_linear_(gram: Tensor, x: Tensor) -> Tensor:
-    """Add the Gram matrix of a linear layer's inputs to the upper triangle of `gram`, in place.
+    """Add the Gram matrix ``xᵀx`` of a linear layer's inputs to the upper triangle of `gram`, in place.
 
     Parameters
     ----------
-    gram : Tensor [S, C, C], contiguous
-        Changed in the upper triangle, diagonal included; below it the contents are unspecified until `mirror_upper_`.
-    x : Tensor [S, N, C]
-        Inputs, one row a position, of the dtype of `gram`; or bfloat16, which is summed into a float32 `gram`.
+    gram : Tensor ``[S, C, C]``, contiguous
+        Updated in the upper triangle and on the diagonal; values below the diagonal are unspecified until
+        `mirror_upper_` is called.
+    x : Tensor ``[S, N, C]``
+        Inputs, one row per position, in the dtype of `gram`; or in bfloat16, which is summed into a float32 `gram`.
 
     Returns
     -------
-    Tensor
+    Tensor ``[S, C, C]``
         `gram`.
 
     Raises
     ------
     TypeError, ValueError
-        If a dtype or a shape does not fit; `gram` is then unchanged.
+        A dtype or a shape is wrong; `gram` is then unchanged.
 
     Notes
     -----
-    ``X Xᵀ`` of SPADE (arXiv 2310.04519, section 3) before its scaling by 2/n. Takes at most 128 MB for sums that are
-    collected apart from each other, and 2 MB a thread; bfloat16 that is not multiplied as such is copied to float32.
-    On a GPU: at most 256 MB for such sums.
+    This is ``X Xᵀ`` of SPADE (arXiv 2310.04519, section 3) before it is scaled by 2/n. Memory: at most 128 MB for
+    partial sums, and 2 MB per thread; bfloat16 inputs that cannot be multiplied directly are copied to float32. On a
+    GPU: at most 256 MB for partial sums.
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    >>> ops.mirror_upper_(ops.gram_linear_(torch.zeros(1, 2, 2), x))
+    tensor([[[10., 14.],
+             [14., 20.]]])
     """
     return _in_place(_ops.gram_linear_, gram, x)
 
@@ -93,69 +130,105 @@ def gram_conv2d_(
 
     Parameters
     ----------
-    gram : Tensor [S, G, K, K], contiguous
-        One matrix per sample and group of the convolution, K = kh · kw · C / G, columns in the order
-        (kh, kw, in-channel).
-        Changed in the upper triangle, diagonal included; below it the contents are unspecified until `mirror_upper_`.
-    x : Tensor [S · n, C, H, W], any memory format
-        Inputs, of the dtype of `gram`; or bfloat16, which is summed into a float32 `gram`. Images s·n … (s+1)·n belong
-        to sample s. Any strides are read in place; bfloat16 is fast in channels-last memory.
+    gram : Tensor ``[S, G, K, K]``, contiguous
+        One matrix per sample and group of the convolution, with ``K = kh * kw * C / G`` columns in the order
+        (kh, kw, in-channel). Updated in the upper triangle and on the diagonal; values below the diagonal are
+        unspecified until `mirror_upper_` is called.
+    x : Tensor ``[S * N, C, H, W]``, any memory format
+        Inputs, in the dtype of `gram`; or in bfloat16, which is summed into a float32 `gram`. Images ``s * N`` to
+        ``(s + 1) * N - 1`` belong to sample ``s``. Any strides are read in place; bfloat16 is fastest in channels-last
+        memory.
     kernel_size, stride, padding, dilation : pairs of int
-        Of the convolution; padding is with zeros.
+        Geometry of the convolution; it is padded with zeros.
 
     Returns
     -------
-    Tensor
+    Tensor ``[S, G, K, K]``
         `gram`.
 
     Raises
     ------
     TypeError, ValueError
-        If a dtype, a shape or a setting does not fit; `gram` is then unchanged.
+        A dtype, a shape or the geometry is wrong; `gram` is then unchanged.
 
     Notes
     -----
-    Equals im2col followed by ``X Xᵀ`` (SPADE, arXiv 2310.04519, section 3), but im2col is never built: pairs of kernel
-    taps at the same distance share their products. Takes at most 128 MB for sums that are collected apart from each
-    other, and 2 MB a thread; bfloat16 that is not multiplied as such is copied to float32. On a GPU: at most 256 MB for
-    such sums.
+    Equivalent to im2col followed by ``X Xᵀ`` (SPADE, arXiv 2310.04519, section 3), but the im2col matrix is never
+    built: pairs of kernel taps at the same distance share their products. Memory: at most 128 MB for partial sums, and
+    2 MB per thread; bfloat16 inputs that cannot be multiplied directly are copied to float32. On a GPU: at most 256 MB
+    for partial sums.
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> gram = ops.gram_conv2d_(torch.zeros(1, 1, 27, 27), torch.rand(8, 3, 16, 16), (3, 3), padding=(1, 1))
     """
     return _in_place(_ops.gram_conv2d_, gram, x, kernel_size, stride, padding, dilation)
 
 
 def mirror_upper_(gram: Tensor) -> Tensor:
-    """Copy the upper triangle of each matrix of `gram` [..., C, C] (contiguous) onto the lower one, in place."""
+    """Copy the upper triangle of each matrix onto the lower one, in place.
+
+    Parameters
+    ----------
+    gram : Tensor ``[..., C, C]``, contiguous
+
+    Returns
+    -------
+    Tensor ``[..., C, C]``
+        `gram`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The dtype or the shape is wrong.
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> ops.mirror_upper_(torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+    tensor([[1., 2.],
+            [2., 3.]])
+    """
     return _in_place(_ops.mirror_upper_, gram)
 
 
 def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    """Upper triangular `U` with ``UᵀU = (H + damp·I)⁻¹``.
+    """Compute the upper triangular factor ``U`` with ``UᵀU = (H + damp I)⁻¹``.
 
     Parameters
     ----------
-    hessian : Tensor [B, C, C]
+    hessian : Tensor ``[B, C, C]``
         Symmetric.
-    damp : float or Tensor [B]
+    damp : float or Tensor ``[B]``
         Added to the diagonal of each problem.
 
     Returns
     -------
-    factor : Tensor [B, C, C]
-        Undefined for a problem whose info is not 0.
-    info : Tensor [B], int32
+    factor : Tensor ``[B, C, C]``
+        Undefined for a problem whose `info` is not 0.
+    info : Tensor ``[B]``, int32
         0, or the order of the leading minor (in reversed column order) that is not positive definite.
 
     Raises
     ------
     TypeError, ValueError
-        If a dtype or a shape does not fit.
+        A dtype or a shape is wrong.
 
     Notes
     -----
-    The Cholesky form of the inverse that SparseGPT walks through (arXiv 2301.00774, section 3.3), from one
-    factorisation of the reversed matrix and one triangular inverse. Takes one more matrix of the size of a problem's
-    for each problem at hand: one, or as many as there are threads if there are at least that many problems. On a GPU
-    it is torch's batched linear algebra, and takes four times the size of `hessian`.
+    This is the Cholesky factor of the inverse that SparseGPT uses (arXiv 2301.00774, section 3.3), computed by one
+    factorisation of the reversed matrix and one triangular inverse. Memory: one ``C x C`` matrix per problem in
+    progress, which is one problem at a time, or one per thread if there are at least as many problems as threads. On a
+    GPU it uses torch's batched linear algebra and four times the size of `hessian`.
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> factor, info = ops.inverse_cholesky(torch.tensor([[[4.0, 0.0], [0.0, 16.0]]]))
+    >>> factor
+    tensor([[[0.5000, 0.0000],
+             [0.0000, 0.2500]]])
     """
     home = _home(hessian)
     if isinstance(damp, Tensor):
@@ -167,33 +240,40 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tenso
 
 
 def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tensor]:
-    """Pruning path of every row: the order in which exact OBS removes its weights, and the loss of each removal.
+    """Compute the pruning path of every row: the order in which exact OBS removes its weights, and each removal's loss.
 
     Parameters
     ----------
-    weight : Tensor [B, R, C]
-    hinv : Tensor [B, C, C]
+    weight : Tensor ``[B, R, C]``
+    hinv : Tensor ``[B, C, C]``
         Inverse Hessians, symmetric positive definite.
     block : int
-        Columns removed together; blocks are neighbouring columns. Must divide C.
+        Number of neighbouring columns removed together. Must divide C.
 
     Returns
     -------
-    order : Tensor [B, R, C / block], int32
-        Blocks in order of removal. Among equal scores the lowest block goes first.
-    losses : Tensor [B, R, C / block]
-        Increase of ½ δᵀHδ by each removal, half of OBS's score.
+    order : Tensor ``[B, R, C / block]``, int32
+        Blocks in order of removal. Among equal scores the block of lowest index is removed first.
+    losses : Tensor ``[B, R, C / block]``
+        Increase of ``½ δᵀHδ`` caused by each removal, which is half the OBS score.
 
     Raises
     ------
     TypeError, ValueError
-        If a dtype, a shape or `block` does not fit.
+        A dtype, a shape or `block` is wrong.
 
     Notes
     -----
     ExactOBS of OBC (arXiv 2208.11580, algorithm 1; blocks: section 4), computed as a pivoted Cholesky factorisation of
-    each row's own copy of `hinv`. Per thread it takes a workspace of C² values, and once the size of `hinv` for blocks.
-    On a GPU as many rows are at work as an eighth of its memory holds, 2 C² values for each, or one.
+    each row's copy of `hinv`. Memory: C² values per thread, and with blocks one copy of `hinv`. On a GPU, rows are
+    processed together as far as 2 C² values per row fit into an eighth of the device memory (at least one row).
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> order, losses = ops.obs_path(torch.tensor([[[3.0, 1.0, 2.0]]]), torch.eye(3)[None])
+    >>> order
+    tensor([[[1, 2, 0]]], dtype=torch.int32)
     """
     home = _home(weight)
     order, losses = _ops.obs_path(weight.to(home), hinv.to(home), block)
@@ -201,32 +281,39 @@ def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tens
 
 
 def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
-    """Pruning path of every row under an n:m pattern: `n` of every `m` neighbouring columns are removed.
+    """Compute the pruning path of every row under an n:m pattern: `n` of every `m` neighbouring columns are removed.
 
     Parameters
     ----------
-    weight : Tensor [B, R, C]
-    hinv : Tensor [B, C, C]
+    weight : Tensor ``[B, R, C]``
+    hinv : Tensor ``[B, C, C]``
         Inverse Hessians, symmetric positive definite.
     n, m : int
-        0 <= n <= m; m must divide C.
+        ``0 <= n <= m``; m must divide C.
 
     Returns
     -------
-    order : Tensor [B, R, C / m · n], int32
+    order : Tensor ``[B, R, C / m * n]``, int32
         Columns in order of removal.
-    losses : Tensor [B, R, C / m · n]
-        Increase of ½ δᵀHδ by each removal.
+    losses : Tensor ``[B, R, C / m * n]``
+        Increase of ``½ δᵀHδ`` caused by each removal.
 
     Raises
     ------
     TypeError, ValueError
-        If a dtype, a shape, `n` or `m` does not fit.
+        A dtype, a shape, `n` or `m` is wrong.
 
     Notes
     -----
-    The n:m variant of ExactOBS (arXiv 2208.11580, section 4). Per thread it takes a workspace of C² values. On a GPU as
-    many rows are at work as an eighth of its memory holds, 2 C² values for each, or one.
+    The n:m variant of ExactOBS (arXiv 2208.11580, section 4). Memory: C² values per thread. On a GPU, rows are
+    processed together as far as 2 C² values per row fit into an eighth of the device memory (at least one row).
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> order, losses = ops.nm_path(torch.tensor([[[3.0, 1.0, 2.0, 4.0]]]), torch.eye(4)[None], 2, 4)
+    >>> order
+    tensor([[[1, 2]]], dtype=torch.int32)
     """
     home = _home(weight)
     order, losses = _ops.nm_path(weight.to(home), hinv.to(home), n, m)
@@ -236,43 +323,51 @@ def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tenso
 def obs_solution(
     weight: Tensor, hessian: Tensor, hinv: Tensor, order: Tensor, counts: Tensor, block: int = 1
 ) -> Tensor:
-    """Optimal weights of every row once the first `counts` entries of its `order` are removed, for one or more levels.
+    """Compute the optimal weights of every row after the first `counts` entries of its `order` are removed.
 
     Parameters
     ----------
-    weight : Tensor [B, R, C]
+    weight : Tensor ``[B, R, C]``
         Dense weights.
-    hessian, hinv : Tensor [B, C, C]
-        The Hessian and its inverse; each row uses the one that gives the smaller system.
-    order : Tensor [B, R, P], int32 or int64
-        Blocks in order of removal, as from `obs_path` or `nm_path`.
-    counts : Tensor [..., B, R], int32 or int64
-        Blocks to remove from each row, 0 … P. Leading dimensions are levels of sparsity; levels of one call share
-        their factorisations.
+    hessian, hinv : Tensor ``[B, C, C]``
+        The Hessian and its inverse; each row uses whichever gives the smaller system.
+    order : Tensor ``[B, R, P]``, int32 or int64
+        Blocks in order of removal, as returned by `obs_path` or `nm_path`.
+    counts : Tensor ``[..., B, R]``, int32 or int64
+        Number of blocks to remove from each row, 0 to P. Leading dimensions are levels of sparsity; the levels of one
+        call share their factorisations.
     block : int
-        Columns of a block.
+        Columns per block.
 
     Returns
     -------
-    Tensor [..., B, R, C]
+    Tensor ``[..., B, R, C]``
         Removed weights are exactly 0. Rows with a count of 0 are unchanged.
 
     Raises
     ------
     TypeError, ValueError
-        If a dtype, a shape, an entry of `order` or a count does not fit.
+        A dtype, a shape, an entry of `order` or a count is wrong.
     torch.linalg.LinAlgError
-        If a restricted Hessian is not positive definite in the given precision.
+        A restricted Hessian is not positive definite in the given precision.
 
     Notes
     -----
     The group OBS update (arXiv 2208.11580, equation 4) for the whole set at once, so that no path of weights is stored.
-    Per thread it takes a workspace of n (n + 100) values. For one level n is the smaller of the two counts (removed,
-    kept), at most C/2; for several at most 0.63 C. On a GPU as many rows are at work as an eighth of its memory
-    holds, C²/4 values for each, or one.
+    Memory: n (n + 100) values per thread. With one level, n is the smaller of the numbers of removed and kept weights,
+    at most C/2; with several levels, n is at most 0.63 C. On a GPU, rows are processed together as far as C²/4 values
+    per row fit into an eighth of the device memory (at least one row).
 
-    On a GPU values are not looked at: entries of `order` and counts out of range raise nothing (such a row is
-    undefined), and the kept weights of a row whose restricted Hessian is not positive definite are not a number.
+    On a GPU values are not checked: entries of `order` or `counts` that are out of range raise no error (the row's
+    result is then undefined), and the kept weights of a row whose restricted Hessian is not positive definite are NaN.
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> weight, identity = torch.tensor([[[3.0, 1.0, 2.0]]]), torch.eye(3)[None]
+    >>> order, losses = ops.obs_path(weight, identity)
+    >>> ops.obs_solution(weight, identity, identity, order, torch.tensor([[2]]))
+    tensor([[[3., 0., 0.]]])
     """
     home = _home(weight)
     given = (t.to(home) for t in (weight, hessian, hinv, order, counts))
@@ -289,42 +384,50 @@ def sparsegpt(
     m: int = 0,
     include_ties: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Prune with SparseGPT: one sweep over the columns, each removal corrected in the columns to its right.
+    """Prune with SparseGPT: one sweep over the columns; the columns to the right compensate for each removal.
 
     Parameters
     ----------
-    weight : Tensor [B, R, C]
-    factor : Tensor [B, C, C]
+    weight : Tensor ``[B, R, C]``
+    factor : Tensor ``[B, C, C]``
         Upper factors of the inverse Hessians, from `inverse_cholesky`.
-    counts : Tensor [B, ceil(C / mask_block)], int32 or int64
-        Weights to remove in each mask block, over all rows. Not used in n:m mode.
+    counts : Tensor ``[B, ceil(C / mask_block)]``, int32 or int64
+        Number of weights to remove in each mask block, over all rows. Not used in n:m mode.
     mask_block : int
-        Neighbouring columns whose mask is chosen together, when the sweep reaches them: the smallest w²/U_jj² go; among
-        equals the lowest column, then the lowest row.
+        Number of neighbouring columns whose mask is chosen together, when the sweep reaches them. The weights of
+        smallest score ``w² / U_jj²`` are removed; among equal scores the lowest column first, then the lowest row.
     n, m : int
-        With m > 0: remove the n smallest of every m neighbouring columns of each row instead. m must divide C.
+        With ``m > 0``: instead remove the n smallest of every m neighbouring columns of each row. m must divide C.
     include_ties : bool
-        Remove every weight whose score equals the largest one removed, as the published ``score <= threshold`` does.
+        Also remove every weight whose score equals the largest one removed, as the published ``score <= threshold``
+        does.
 
     Returns
     -------
-    pruned : Tensor [B, R, C]
+    pruned : Tensor ``[B, R, C]``
         Removed weights are exactly 0.
-    losses : Tensor [B, R]
-        Sum over the removed weights of ½ w²/U_jj², the increase of ½ δᵀHδ.
+    losses : Tensor ``[B, R]``
+        Sum of ``½ w² / U_jj²`` over the removed weights, which is the increase of ``½ δᵀHδ``.
 
     Raises
     ------
     TypeError, ValueError
-        If a dtype, a shape, a count, `mask_block`, `n` or `m` does not fit.
+        A dtype, a shape, a count, `mask_block`, `n` or `m` is wrong.
 
     Notes
     -----
-    SparseGPT (arXiv 2301.00774, algorithm 1) with its two block sizes told apart: masks are chosen per `mask_block`,
-    trailing updates are applied about every 128 columns, which changes speed and rounding only. It takes one more copy
-    of `weight` and, for each problem at hand, 128 (R + C) values. On a GPU updates are applied about every 32 columns,
-    all problems are at hand with (33 + 2 `mask_block`) R values each, and counts out of range are clamped, not
-    reported.
+    SparseGPT (arXiv 2301.00774, algorithm 1) with separate block sizes for its two purposes: masks are chosen per
+    `mask_block`; trailing updates are applied about every 128 columns, which affects only speed and rounding. Memory:
+    one copy of `weight`, and 128 (R + C) values per problem in progress. On a GPU, updates are applied about every 32
+    columns, all problems are in progress at once with (33 + 2 `mask_block`) R values each, and counts that are out of
+    range are clamped without an error.
+
+    Examples
+    --------
+    >>> from spade_fast import ops
+    >>> pruned, losses = ops.sparsegpt(torch.tensor([[[3.0, 1.0, 2.0]]]), torch.eye(3)[None], torch.tensor([[1]]), 3)
+    >>> pruned
+    tensor([[[3., 0., 2.]]])
     """
     home = _home(weight)
     given = (t.to(home) for t in (weight, factor, counts))

@@ -1,10 +1,11 @@
-"""Plain float64 torch versions of the native ops: the oracle of the tests.
+"""Reference implementations of the native ops in plain float64 torch, against which the tests check the ops.
 
-Every function here follows its paper word for word and is written for clarity: one weight row at a time, one
-removal at a time, no blocking, no shared work. The fast ops of :mod:`spade_fast.ops` are checked against these.
+Every function follows its paper literally and is written for clarity: one weight row at a time, one removal at a time,
+no blocking, no shared work.
 
-Inputs of any floating dtype are converted to float64 and results are float64. Columns of a convolution are ordered
-(kh, kw, in-channel). Where several scores are equal, the lowest index goes first.
+Inputs of any floating-point dtype are converted to float64, and results are float64. Columns of a convolution are
+ordered (kh, kw, in-channel). Among equal scores the lowest index is removed first. Shapes are written as in
+:mod:`spade_fast.ops.functions`.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ Pair = tuple[int, int]
 
 
 def gram_linear(x: Tensor) -> Tensor:
-    """Gram matrix ``xᵀx`` of each sample.
+    """Compute the Gram matrix ``xᵀx`` of each sample.
 
     Parameters
     ----------
-    x : Tensor, [S, N, C]
-        ``N`` input vectors of each of ``S`` samples.
+    x : Tensor ``[S, N, C]``
+        N input vectors of each of S samples.
 
     Returns
     -------
-    Tensor, [S, C, C]
+    Tensor ``[S, C, C]``
         Symmetric Gram matrices.
     """
     x = x.double()
@@ -45,45 +46,45 @@ def gram_conv2d(
     dilation: Pair = (1, 1),
     samples: int = 1,
 ) -> Tensor:
-    """Gram matrices of the im2col columns of a convolution's input.
+    """Compute the Gram matrices of the im2col columns of a convolution's input.
 
     Parameters
     ----------
-    x : Tensor, [S * n, C, H, W]
-        Images; ``n`` successive ones belong to one sample.
+    x : Tensor ``[S * N, C, H, W]``
+        Images; N successive ones belong to one sample.
     groups, kernel_size, stride, padding, dilation
-        Geometry of the convolution; the padding is of zeros.
+        Geometry of the convolution; it is padded with zeros.
     samples : int
-        ``S``.
+        Number of samples S.
 
     Returns
     -------
-    Tensor, [S, groups, K, K]
-        ``K = kh * kw * C / groups``, columns ordered (kh, kw, in-channel).
+    Tensor ``[S, G, K, K]``
+        ``K = kh * kw * C / G``, columns ordered (kh, kw, in-channel).
     """
     taps = kernel_size[0] * kernel_size[1]
     images, channels = x.shape[:2]
     columns = F.unfold(x.double(), kernel_size, dilation=dilation, padding=padding, stride=stride)
     columns = columns.reshape(samples, images // samples, groups, channels // groups, taps, -1)
-    columns = columns.permute(0, 2, 4, 3, 1, 5).flatten(4).flatten(2, 3)  # [S, G, taps * C/G, n * positions]
+    columns = columns.permute(0, 2, 4, 3, 1, 5).flatten(4).flatten(2, 3)  # [S, G, K, N * positions]
     return columns @ columns.mT
 
 
 def inverse_cholesky(hessian: Tensor, damp: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
-    """Upper factor ``U`` with ``UᵀU = (H + damp I)⁻¹``, by way of the inverse itself.
+    """Compute the upper factor ``U`` with ``UᵀU = (H + damp I)⁻¹`` from the explicit inverse.
 
     Parameters
     ----------
-    hessian : Tensor, [B, C, C]
+    hessian : Tensor ``[B, C, C]``
         Symmetric matrices.
-    damp : float or Tensor, [B]
+    damp : float or Tensor ``[B]``
         Added to the diagonal.
 
     Returns
     -------
-    factor : Tensor, [B, C, C]
+    factor : Tensor ``[B, C, C]``
         Upper triangular; NaN for problems that are not positive definite.
-    info : Tensor, [B] int32
+    info : Tensor ``[B]``, int32
         0 where the matrix is positive definite.
     """
     hessian = hessian.double()
@@ -101,23 +102,23 @@ def inverse_cholesky(hessian: Tensor, damp: float | Tensor = 0.0) -> tuple[Tenso
 
 
 def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tensor]:
-    """Order and losses of greedy exact OBS removal (OBC, arXiv 2208.11580, Algorithm 1).
+    """Compute order and losses of greedy exact OBS removal (OBC, arXiv 2208.11580, algorithm 1).
 
     Parameters
     ----------
-    weight : Tensor, [B, R, C]
+    weight : Tensor ``[B, R, C]``
         Rows of each problem.
-    hinv : Tensor, [B, C, C]
+    hinv : Tensor ``[B, C, C]``
         Inverse Hessians, one for all rows of a problem.
     block : int
-        Number of neighbouring columns that are removed together; divides ``C``.
+        Number of neighbouring columns that are removed together; divides C.
 
     Returns
     -------
-    order : Tensor, [B, R, C / block] int32
+    order : Tensor ``[B, R, C / block]``, int32
         Block indices in order of removal.
-    losses : Tensor, [B, R, C / block]
-        Half the score of each removal, ``1/2 w_Bᵀ([H⁻¹]_BB)⁻¹w_B`` at its time.
+    losses : Tensor ``[B, R, C / block]``
+        Half the score of each removal, ``½ w_Bᵀ ([H⁻¹]_BB)⁻¹ w_B`` when it is made.
     """
     blocks = weight.shape[2] // block
 
@@ -128,19 +129,19 @@ def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tens
 
 
 def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
-    """Order and losses of greedy exact OBS that removes ``n`` of every ``m`` neighbouring columns.
+    """Compute order and losses of greedy exact OBS that removes `n` of every `m` neighbouring columns.
 
     Parameters
     ----------
     weight, hinv
-        As for :func:`obs_path`; ``m`` divides ``C``.
+        As for :func:`obs_path`.
     n, m : int
-        A column is a candidate until ``n`` columns of its group of ``m`` are gone.
+        A column is a candidate until `n` columns of its group of `m` are removed. `m` divides C.
 
     Returns
     -------
-    order : Tensor, [B, R, C / m * n] int32
-    losses : Tensor, [B, R, C / m * n]
+    order : Tensor ``[B, R, C / m * n]``, int32
+    losses : Tensor ``[B, R, C / m * n]``
     """
     steps = weight.shape[2] // m * n
 
@@ -172,7 +173,7 @@ def _path(
 
 
 def _scores(w: Tensor, inverse: Tensor, candidates: Tensor, block: int) -> Tensor:
-    """``w_Bᵀ([H⁻¹]_BB)⁻¹w_B`` of each candidate block."""
+    """Return the score ``w_Bᵀ ([H⁻¹]_BB)⁻¹ w_B`` of each candidate block."""
     columns = candidates[:, None] * block + torch.arange(block, device=w.device)
     values = w[columns]
     if block == 1:
@@ -182,7 +183,7 @@ def _scores(w: Tensor, inverse: Tensor, candidates: Tensor, block: int) -> Tenso
 
 
 def _eliminate(w: Tensor, inverse: Tensor, gone: slice) -> tuple[Tensor, Tensor]:
-    """Weights and inverse Hessian after the weights ``gone`` were set to zero (OBC, equations 3 and 4)."""
+    """Return weights and inverse Hessian after the weights `gone` are set to zero (OBC, equations 3 and 4)."""
     ratio = torch.linalg.solve(inverse[gone, gone], inverse[gone])
     w = w - w[gone] @ ratio
     w[gone] = 0
@@ -192,24 +193,24 @@ def _eliminate(w: Tensor, inverse: Tensor, gone: slice) -> tuple[Tensor, Tensor]
 def obs_solution(
     weight: Tensor, hessian: Tensor, hinv: Tensor, order: Tensor, counts: Tensor, block: int = 1
 ) -> Tensor:
-    """Optimal weights after the first removals of each row, by solving the normal equations of the kept weights.
+    """Compute optimal weights after the first removals of each row from the normal equations of the kept weights.
 
     Parameters
     ----------
-    weight : Tensor, [B, R, C]
-    hessian : Tensor, [B, C, C]
-    hinv : Tensor, [B, C, C]
-        Not used here; the argument exists so that the signature is that of the op.
-    order : Tensor, [B, R, P]
+    weight : Tensor ``[B, R, C]``
+    hessian : Tensor ``[B, C, C]``
+    hinv : Tensor ``[B, C, C]``
+        Not used; it is here so that the signature is that of the op.
+    order : Tensor ``[B, R, P]``
         Block indices in order of removal.
-    counts : Tensor, [..., B, R]
+    counts : Tensor ``[..., B, R]``
         Number of removals of each row, at any number of levels.
     block : int
-        Columns of a block.
+        Columns per block.
 
     Returns
     -------
-    Tensor, [..., B, R, C]
+    Tensor ``[..., B, R, C]``
         Removed weights are exactly 0.
     """
     if counts.ndim > 2:
@@ -239,29 +240,29 @@ def sparsegpt(
     m: int = 0,
     include_ties: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """SparseGPT (arXiv 2301.00774, Algorithm 1), one column after another.
+    """Prune with SparseGPT (arXiv 2301.00774, algorithm 1), one column after another.
 
     Parameters
     ----------
-    weight : Tensor, [B, R, C]
-    factor : Tensor, [B, C, C]
-        Upper ``U`` with ``UᵀU = (H + damp I)⁻¹``.
-    counts : Tensor, [B, ceil(C / mask_block)] int64
-        Weights of each mask block, all rows together, to remove; ignored in n:m mode.
+    weight : Tensor ``[B, R, C]``
+    factor : Tensor ``[B, C, C]``
+        Upper factors ``U`` with ``UᵀU = (H + damp I)⁻¹``.
+    counts : Tensor ``[B, ceil(C / mask_block)]``, int64
+        Number of weights to remove in each mask block, over all rows; ignored in n:m mode.
     mask_block : int
-        Columns whose mask is chosen together, before any of them is changed.
+        Number of columns whose mask is chosen together, before any of them is changed.
     n, m : int
-        With ``m > 0``: remove ``n`` of every ``m`` neighbouring columns instead, groups starting at the beginning
-        of each mask block; a shorter last group loses at most ``n``. The mask of a group is chosen at its first column.
+        With ``m > 0``: instead remove `n` of every `m` neighbouring columns. Groups start at the beginning of each mask
+        block; a shorter last group loses at most `n`. The mask of a group is chosen at its first column.
     include_ties : bool
-        Remove every weight whose score equals the largest removed score as well. Otherwise equal scores are removed
-        by column, then by row.
+        Also remove every weight whose score equals the largest removed score. Otherwise equal scores are removed by
+        column, then by row.
 
     Returns
     -------
-    weight : Tensor, [B, R, C]
-    losses : Tensor, [B, R]
-        ``1/2 Σ (w - q)² / U_jj²`` over the columns.
+    weight : Tensor ``[B, R, C]``
+    losses : Tensor ``[B, R]``
+        ``½ Σ (w - q)² / U_jj²`` over the columns.
     """
     result = weight.double().clone()
     losses = torch.zeros(weight.shape[:2], dtype=torch.float64, device=weight.device)
@@ -289,7 +290,7 @@ def sparsegpt(
 
 
 def _smallest(scores: Tensor, count: int, include_ties: bool) -> Tensor:
-    """Boolean mask of the ``count`` smallest scores."""
+    """Return a boolean mask of the `count` smallest scores."""
     ranked, positions = scores.flatten().sort(stable=True)
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[positions[:count]] = True
