@@ -1,1 +1,1 @@
-"""What several folders need and no user calls: checks, files, modes of a network, versions, the process itself."""
+"""Private helpers shared by several folders: argument checks, errors, files, modes of a network, the process itself."""

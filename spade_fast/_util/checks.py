@@ -1,4 +1,4 @@
-"""Checks of arguments: each returns what was given in one form or raises an error that names it."""
+"""Checks of arguments: each returns the argument in a normalised form, or raises an error that names it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-    """An integer (not a bool) of at least `least`: else TypeError or ValueError."""
+    """Return `value` if it is an integer (not a bool) of at least `least`; otherwise raise TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidTypeError(f"{name} must be an integer, got {value!r}")
     if least is not None and value < least:
@@ -23,12 +23,12 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
 
 
 def finite_floats(name: str, value: Any, dimensions: str | None = None) -> Tensor:
-    """A finite floating-point tensor that is not empty, detached: else TypeError or ValueError.
+    """Return `value`, detached, if it is a non-empty, finite floating-point tensor; else raise TypeError or ValueError.
 
     Parameters
     ----------
     dimensions
-        Names of its dimensions, such as ``"samples, classes"``; None for any shape.
+        Names of the dimensions, such as ``"samples, classes"``; None for any shape.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise InvalidTypeError(f"{name} must be a floating-point tensor, got {kind(value)}")
@@ -41,7 +41,7 @@ def finite_floats(name: str, value: Any, dimensions: str | None = None) -> Tenso
 
 
 def class_indices(name: str, value: Any, samples: int, device: torch.device) -> Tensor:
-    """One class for all samples or one per sample, as int64 ``[samples]``: else TypeError or ValueError."""
+    """Return one class for all samples or one per sample as int64 ``[S]``; otherwise raise TypeError or ValueError."""
     try:
         classes = torch.as_tensor(value, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -50,13 +50,13 @@ def class_indices(name: str, value: Any, samples: int, device: torch.device) -> 
         raise InvalidTypeError(f"{name} must be integers, got {classes.dtype}")
     if classes.shape not in ((), (samples,)):
         raise InvalidValueError(
-            f"{name} must be one for all or one for each of {samples} samples, got {list(classes.shape)}"
+            f"{name} must be one class for all samples or one for each of {samples} samples, got {list(classes.shape)}"
         )
     return classes.long().expand(samples)
 
 
 def array(value: Any) -> np.ndarray:
-    """A tensor (of any device), array or sequence as an array."""
+    """Convert a tensor (on any device), array or sequence to an array."""
     if not isinstance(value, Tensor):
         return np.asarray(value)
     value = value.detach().cpu()
@@ -64,27 +64,27 @@ def array(value: Any) -> np.ndarray:
 
 
 def kind(value: Any) -> str:
-    """What to call a value of the wrong type."""
+    """Describe a value of the wrong type in an error message."""
     return f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a real number (and not a bool)."""
+    """Whether `value` is a real number and not a bool."""
     return not isinstance(value, bool) and isinstance(value, Real)
 
 
 def check_names(kind: str, names: Sequence[Any], allowed: Iterable[str]) -> None:
-    """Raise ValueError if there are no names, or one that is not allowed; `kind` says what they name."""
+    """Raise ValueError if `names` is empty or one of them is not allowed; `kind` is what they are names of."""
     allowed = list(allowed)
     if not names:
-        raise InvalidValueError(f"give at least one {kind}: {', '.join(allowed)}")
+        raise InvalidValueError(f"give at least one {kind} of: {', '.join(allowed)}")
     for name in names:
         if name not in allowed:
-            raise InvalidValueError(f"unknown {kind} {name!r}: allowed are {', '.join(allowed)}")
+            raise InvalidValueError(f"unknown {kind} {name!r}: choose from {', '.join(allowed)}")
 
 
 def check_device(name: str) -> None:
-    """Raise ValueError if tensors cannot be on the device of this name."""
+    """Raise ValueError if tensors cannot be made on the device of this name."""
     try:
         torch.zeros(0, device=name)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts

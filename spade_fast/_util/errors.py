@@ -1,4 +1,4 @@
-"""Errors that a user can cause. The commands print these, and only these, as one line."""
+"""Errors that a user can cause, all derived from `UserError`. The commands print these, and only these, as one line."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import torch
 
 
 class UserError(Exception):
-    """Base of all errors that arguments, files, installed packages or the machine can cause."""
+    """Base class of all errors caused by arguments, files, missing packages or the machine."""
 
 
 class InvalidValueError(UserError, ValueError):
-    """An argument, or the content of a file, of the right type but not an allowed value."""
+    """An argument, or the content of a file, has the right type but an invalid value."""
 
 
 class InvalidTypeError(UserError, TypeError):
-    """An argument of the wrong type."""
+    """An argument has the wrong type."""
 
 
 class UnknownLayerError(UserError, KeyError, ValueError):
-    """A layer name that the model does not have, or a pattern that matches none of its layers."""
+    """The model has no layer of this name, or none that matches this pattern."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class UnknownSampleError(UserError, KeyError):
-    """A sample that a batch has not finished, or has not explained."""
+    """A batch has no finished sample of this id, or has not explained it."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder to be read does not exist."""
+    """A file or folder to read does not exist."""
 
 
 class OutputError(UserError, OSError):
@@ -44,27 +44,27 @@ class InputError(UserError, OSError):
 
 
 class MissingExtraError(UserError, ImportError):
-    """A package is not installed; the message names the extra that brings it."""
+    """A package is not installed; the message names the extra that provides it."""
 
 
 class MemoryLimitError(UserError, MemoryError):
-    """One layer alone needs more than `memory_limit`."""
+    """A single layer needs more than `memory_limit`."""
 
 
 class NotPositiveDefiniteError(UserError, torch.linalg.LinAlgError):
-    """A Hessian cannot be factorised, whatever the damping."""
+    """A Hessian cannot be factorised with any damping."""
 
 
 class TraceAppliedError(UserError, RuntimeError):
-    """A trace is applied to the model already."""
+    """A trace is already applied to the model."""
 
 
 class FallbackError(UserError, RuntimeError):
-    """Something could not be done as asked, and ``strict=True`` forbids doing otherwise."""
+    """A request could not be met exactly, and ``strict=True`` forbids a fallback."""
 
 
 class FallbackWarning(UserWarning):
-    """Something was done otherwise than asked for the layers that the message names."""
+    """A fallback was used for the layers that the message names."""
 
 
 class ClusterError(UserError, ConnectionError):
@@ -72,4 +72,4 @@ class ClusterError(UserError, ConnectionError):
 
 
 class WorkerError(UserError, ChildProcessError):
-    """No worker of a batch can work."""
+    """No worker of a batch can run."""

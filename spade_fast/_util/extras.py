@@ -1,4 +1,4 @@
-"""Optional packages: which extra brings each, and the error that says so."""
+"""Optional packages: the extra that provides each, and the error for a package that is missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from spade_fast._util.errors import MissingExtraError
 
-# Each importable package: its name for people, and the extra that installs it.
+# For each importable package, its display name and the extra that provides it.
 _EXTRAS = {
     "captum": ("captum", "captum"),
     "kornia": ("kornia", "image"),
@@ -28,7 +28,7 @@ _EXTRAS = {
 
 @contextmanager
 def extra_for(purpose: str) -> Iterator[None]:
-    """Turn a failed import in the ``with`` block into a MissingExtraError: "`purpose` PACKAGE: pip install ..."."""
+    """Turn a failed import in the ``with`` block into MissingExtraError, "`purpose` PACKAGE: pip install ..."."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -39,13 +39,13 @@ def extra_for(purpose: str) -> Iterator[None]:
 
 
 def require(package: str, purpose: str) -> None:
-    """Raise MissingExtraError if a package is not installed, without importing it."""
+    """Raise MissingExtraError if a package is not installed; the package is not imported."""
     if not is_installed(package):
         raise _missing(package, purpose)
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be found; it is not imported."""
+    """Whether a package is installed; it is not imported."""
     return importlib.util.find_spec(package) is not None
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear when they are complete."""
+"""Reading files, and writing files and folders that appear only when they are complete; errors name the path."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from spade_fast._util.errors import InputError, MissingFileError, OutputError
 
 
 def check_file(path: Path, what: str) -> None:
-    """Raise OutputError if a file cannot be written there later."""
+    """Raise OutputError if `path` cannot become a file: its folder does not exist, or it is a folder itself."""
     if not path.parent.is_dir() or path.is_dir():
-        why = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        why = f"{path} is a folder" if path.is_dir() else f"folder {path.parent} does not exist"
         raise OutputError(f"cannot write {what}: {why}")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise InputError, or MissingFileError, for an OSError inside the ``with`` block; it names the file or folder."""
+    """Turn an OSError in the ``with`` block into InputError or MissingFileError, which name the file or folder."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise OutputError for an OSError inside the ``with`` block; it names the file or folder."""
+    """Turn an OSError in the ``with`` block into OutputError, which names the file or folder."""
     try:
         yield
     except OSError as error:
@@ -41,20 +41,20 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file; errors as of :func:`reading`."""
+    """Read a file; raise the errors of :func:`reading`."""
     with reading(path):
         return path.read_bytes()
 
 
 def write_whole(path: Path, contents: bytes, what: str) -> None:
-    """Write a file that appears when it is complete and on disk; an OSError names `what` it holds."""
+    """Write a file that appears only when it is complete and on disk; errors name `what` it contains."""
     with whole_file(path, what) as file:
         file.write(contents)
 
 
 @contextmanager
 def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
-    """Open a file that appears when the ``with`` block has ended and all is on disk; errors as of `write_whole`."""
+    """Open a file that appears only when the ``with`` block has ended and it is on disk; errors as in `write_whole`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -72,7 +72,7 @@ def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            # The system's message names the temporary file, which the user does not know.
+            # The system's message names the temporary file, which means nothing to the user.
             kind = MissingFileError if isinstance(error, FileNotFoundError) else OutputError
             raise kind(error.errno, f"cannot write {what}: {error.strerror}", str(path)) from error
         raise
@@ -80,7 +80,7 @@ def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Give a temporary folder inside `out`; its files are moved into `out` at the end, and only if nothing failed."""
+    """Yield a temporary folder in `out`; its files are moved into `out` when the block ends without an exception."""
     made = [path for path in [out, *out.parents] if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)

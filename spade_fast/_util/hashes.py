@@ -1,4 +1,4 @@
-"""Hashes that tell whether two networks have the same weights."""
+"""Hashes of the weights of a network, to detect whether two networks have the same weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """Return dtype, shape and a hash of the values of each tensor, in the form ``"float32[3, 4]:hash"``."""
+    """Return dtype, shape and a hash of the values of each tensor, by name, in the form ``"float32[3, 4]:hash"``."""
     hashes = {}
     for name, tensor in named:
         values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""The heap of a command or batch worker; the library does not change that of its users."""
+"""Heap settings for the commands and batch workers; the library never changes the heap of a user's process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> None:
-    """Let this process reuse freed memory instead of returning it to the system; does nothing without glibc.
+    """Make this process reuse freed memory instead of returning it to the system; without glibc, do nothing.
 
-    glibc asks the system for each large block, and the system clears it page by page. Outputs of the first layers of a
-    network are such blocks.
+    By default glibc requests each large block from the system, which zeroes it page by page. The outputs of a network's
+    first layers are such blocks.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Evaluation mode during a ``with`` block, after which a network is as it was."""
+"""Context managers that put a network into evaluation mode and restore its modes and buffers afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module's own mode is put back."""
+    """Put a network into evaluation mode during a ``with`` block; the mode of every module is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -23,7 +23,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients or fused attention, after which modes and buffers are as they were."""
+    """Disable gradients and fused attention in evaluation mode; modes and buffers are restored afterwards."""
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     copies = [[None if b is None else b.clone() for b in of_module.values()] for _, of_module in buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()

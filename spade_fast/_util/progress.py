@@ -1,4 +1,4 @@
-"""How long calls report what is done: ``progress(stage, done, total)``."""
+"""Progress callbacks of long calls: ``progress(stage, done, total)``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Progress = Callable[[str, int, int], None]
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Report to nobody."""
+    """Ignore a progress report."""
 
 
 def titled(progress: Progress, title: str) -> Progress:
-    """Return a `progress` whose stages are called "`title`: STAGE"."""
+    """Return a callback that reports to `progress` with stages named "`title`: STAGE"."""
     return partial(_report, progress, title)
 
 

@@ -1,8 +1,8 @@
-"""Stages of the work, as named ranges that torch's profiler and NVIDIA's tools show.
+"""Stages of the computation, as named ranges for torch's profiler and, through NVTX, for NVIDIA's tools.
 
-The native ops have theirs in C++, with the same prefix: gram, factor, path, solution and sweep. The inverse that exact
-OBS needs is a Gram matrix too, that of its factor. `torch.profiler` shows ranges as they are; ``SPADE_FAST_NVTX=1``
-makes NVTX ranges of them.
+The ranges of the native ops (gram, factor, path, solution and sweep) are opened in C++ with the same prefix. The
+inverse that exact OBS needs is computed as the Gram matrix of its factor, so it counts as gram. `torch.profiler` shows
+the ranges directly; ``SPADE_FAST_NVTX=1`` turns them into NVTX ranges.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NVTX_VARIABLE = "SPADE_FAST_NVTX"
 
 
 def stage(name: str) -> record_function:
-    """Return a ``with`` block's range for one of `STAGES`; a stage inside another interrupts it."""
+    """Return a context manager that marks one of `STAGES`; a stage inside another one interrupts it."""
     return record_function(PREFIX + name)
 
 
@@ -29,21 +29,21 @@ def nvtx_asked_for() -> bool:
 
 
 def emit_nvtx_if_asked_for() -> None:
-    """Make NVTX ranges of all ranges and ops of this thread, from now on, if the environment asks for it.
+    """Emit NVTX ranges for all ranges and ops of this thread from now on, if the environment asks for it.
 
     Warns
     -----
     UserWarning
-        torch finds no CUDA device, without which it has no NVTX.
+        torch finds no CUDA device, without which NVTX is not available.
 
     Notes
     -----
-    By ``torch.autograd.profiler.emit_nvtx``, which works by thread. This was not run on a GPU.
+    Uses ``torch.autograd.profiler.emit_nvtx``, which applies to the current thread. Not tested on a GPU.
     """
     if not nvtx_asked_for():
         return
     if torch.cuda.is_available():
         torch.autograd.profiler.emit_nvtx().__enter__()
     else:
-        found = "is a CPU build" if torch.version.cuda is None else "finds none"
+        found = "was built without CUDA" if torch.version.cuda is None else "finds none"
         warnings.warn(f"{NVTX_VARIABLE}=1 is ignored: NVTX ranges need a CUDA device, and torch {found}", stacklevel=2)

@@ -1,4 +1,4 @@
-"""Safetensors files with the same bytes for the same contents, and their metadata without their tensors."""
+"""Safetensors files: writing them reproducibly, byte for byte, and reading their metadata without their tensors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def safetensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a safetensors file: the same ones for the same tensors and metadata.
+    """Return the bytes of a safetensors file, always the same for the same tensors and metadata.
 
-    The library itself writes metadata of several keys in random order.
+    The safetensors library itself writes metadata with several keys in random order.
     """
     plain = to_safetensors(dict(tensors))
     end = 8 + int.from_bytes(plain[:8], "little")
@@ -23,7 +23,7 @@ def safetensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 
 
 def safetensors_metadata(file: IO[bytes], size: int) -> dict[str, str]:
-    """Read the metadata of a safetensors file of `size` bytes; ValueError if it is none, or not whole."""
+    """Read the metadata of a safetensors file of `size` bytes; raise ValueError if it is damaged or incomplete."""
     length = int.from_bytes(file.read(8), "little")
     try:
         entries = json.loads(file.read(min(length, size)))
@@ -32,5 +32,5 @@ def safetensors_metadata(file: IO[bytes], size: int) -> dict[str, str]:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError("its header is damaged") from error
     if end != size:
-        raise ValueError("its size is not the one its header says")
+        raise ValueError("its size does not match its header")
     return metadata

@@ -1,4 +1,4 @@
-"""Signatures as `help` and documentation tools read them."""
+"""Function signatures as `help` and documentation tools show them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def with_fields_of(config: type, but: str = "") -> Callable[[_Function], _Function]:
-    """Show the fields of a dataclass in a function's signature, all `but` one, in place of its ``**options``."""
+    """Show the fields of a dataclass, except the one called `but`, in a signature instead of ``**options``."""
 
     def decorate(function: _Function) -> _Function:
         signature = inspect.signature(function)

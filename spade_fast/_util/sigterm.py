@@ -1,4 +1,4 @@
-"""An orderly end at SIGTERM, as a batch system sends it."""
+"""Orderly termination on SIGTERM, the signal with which batch systems end a job."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ EXIT_STATUS = 128 + signal.SIGTERM
 
 @contextmanager
 def exit_on_sigterm(grace: float = 8.0) -> Iterator[None]:
-    """Raise SystemExit at SIGTERM inside; if the block has not ended `grace` seconds later, end the process.
+    """Raise SystemExit on SIGTERM during the ``with`` block; end the process if the block lasts `grace` seconds longer.
 
-    The exception waits for native code to return, which takes long for a large layer. Only for the main thread.
+    The exception is raised only once native code returns, which can take long for a large layer. Use it in the main
+    thread only.
     """
     left = threading.Event()
     reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""Versions of the packages that results depend on."""
+"""Versions of installed packages, which results record because they can depend on them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions_of(*packages: str) -> dict[str, str]:
-    """Return the version of each distribution, ``"not installed"`` for those that are missing."""
+    """Return the version of each distribution, or ``"not installed"``."""
     found = {}
     for package in packages:
         try:
