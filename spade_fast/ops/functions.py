@@ -109,6 +109,7 @@ def gram_linear_(gram: Tensor, x: Tensor) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> from spade_fast import ops
     >>> x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
     >>> ops.mirror_upper_(ops.gram_linear_(torch.zeros(1, 2, 2), x))
@@ -160,6 +161,7 @@ def gram_conv2d_(
 
     Examples
     --------
+    >>> import torch
     >>> from spade_fast import ops
     >>> gram = ops.gram_conv2d_(torch.zeros(1, 1, 27, 27), torch.rand(8, 3, 16, 16), (3, 3), padding=(1, 1))
     """
@@ -185,6 +187,7 @@ def mirror_upper_(gram: Tensor) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> from spade_fast import ops
     >>> ops.mirror_upper_(torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
     tensor([[1., 2.],
@@ -224,6 +227,7 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tenso
 
     Examples
     --------
+    >>> import torch
     >>> from spade_fast import ops
     >>> factor, info = ops.inverse_cholesky(torch.tensor([[[4.0, 0.0], [0.0, 16.0]]]))
     >>> factor
@@ -270,6 +274,7 @@ def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tens
 
     Examples
     --------
+    >>> import torch
     >>> from spade_fast import ops
     >>> order, losses = ops.obs_path(torch.tensor([[[3.0, 1.0, 2.0]]]), torch.eye(3)[None])
     >>> order
@@ -310,6 +315,7 @@ def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tenso
 
     Examples
     --------
+    >>> import torch
     >>> from spade_fast import ops
     >>> order, losses = ops.nm_path(torch.tensor([[[3.0, 1.0, 2.0, 4.0]]]), torch.eye(4)[None], 2, 4)
     >>> order
@@ -363,6 +369,7 @@ def obs_solution(
 
     Examples
     --------
+    >>> import torch
     >>> from spade_fast import ops
     >>> weight, identity = torch.tensor([[[3.0, 1.0, 2.0]]]), torch.eye(3)[None]
     >>> order, losses = ops.obs_path(weight, identity)
@@ -424,6 +431,7 @@ def sparsegpt(
 
     Examples
     --------
+    >>> import torch
     >>> from spade_fast import ops
     >>> pruned, losses = ops.sparsegpt(torch.tensor([[[3.0, 1.0, 2.0]]]), torch.eye(3)[None], torch.tensor([[1]]), 3)
     >>> pruned

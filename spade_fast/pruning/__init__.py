@@ -1,4 +1,4 @@
-"""From a network and calibration data to the pruned weights of a sample."""
+"""Sample-targeted pruning: from a network and the calibration data of a sample to the sample's pruned weights."""
 
 from spade_fast.pruning.config import PruneConfig
 from spade_fast.pruning.solve import LayerReport

@@ -1,4 +1,4 @@
-"""Runs the dense network over a calibration set and collects the Gram matrices of layer inputs."""
+"""Runs the dense network over a calibration set: checks of the batches, autocast, timing, and the Gram matrices."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Batches = Tensor | Iterable[Batch]
 
 @dataclass
 class Calibration:
-    """What one run over a calibration set gives.
+    """The result of one run over a calibration set.
 
     Attributes
     ----------
-    grams : dict of Tensor, [groups, columns, columns]
-        Sum of ``x xᵀ`` over positions and images of the inputs of each reached layer, symmetric; float64 for float64
-        weights, else float32. On the device of the layer's inputs.
+    grams : dict of Tensor ``[G, C, C]``
+        For each layer that the data reached, the sum of ``x xᵀ`` over the positions and images of its inputs x. It is
+        symmetric, in float64 for float64 weights and otherwise float32, on the device of the layer's inputs.
     images
         Number of images.
     unreached
         Layers that the network did not use.
     unsupported
-        Layers whose weight was used by an operation other than a convolution or matrix product of the whole weight
-        (and perhaps by those too), with the reason. They have no Gram matrix.
+        Layers whose weight was used (possibly among other uses) by an operation other than a convolution or matrix
+        product with the whole weight, with the reason. They have no Gram matrix.
     seconds
-        Time by stage: ``augment`` (waiting for batches), ``forward``, ``gram``; on a GPU, whose work is
-        queued, as the host sees it.
+        Seconds per stage: ``augment`` (waiting for batches), ``forward`` and ``gram``. GPU work is queued, so these are
+        the times that the host measures.
     """
 
     grams: dict[str, Tensor]
@@ -57,34 +57,34 @@ def calibrate(
     precision: str = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
-    """Run the dense model over a calibration set and collect the Gram matrices of layers.
+    """Run the dense model over a calibration set and collect the Gram matrices of its layers.
 
-    The model runs without gradients in evaluation mode, and is left as it was, also after an exception: modes, buffers
-    and weights.
+    The model runs without gradients in evaluation mode. Its modes, buffers and weights are restored afterwards, also
+    after an exception.
 
     Parameters
     ----------
     model
         The dense model.
     batches
-        Images ``[n, C, H, W]``, or an iterable of batches: tensors, sequences of positional arguments or mappings of
-        keyword arguments of the model. They are moved to the model's device; their first dimension counts images.
+        Images ``[N, C, H, W]``, or an iterable of batches: tensors, sequences of positional arguments or mappings of
+        keyword arguments of the model. They are moved to the model's device; the first dimension counts images.
     layers
         Layers of the model (:func:`spade_fast.pruning.layers.find_layers`).
     precision : "float32" or "bf16"
-        With ``"bf16"`` the model runs under autocast to bfloat16, images in channels-last memory, and the products of
-        its bfloat16 layer inputs are summed in float32. With ``"float32"`` all is as the model says.
+        With ``"bf16"`` the model runs under autocast to bfloat16 on images in channels-last memory, and the products of
+        its bfloat16 layer inputs are summed in float32. With ``"float32"`` the model runs in its own precision.
     progress
-        Called with the number of images after each batch.
+        Called after each batch with the number of images so far.
 
     Raises
     ------
     TypeError
-        `batches` or a batch of the wrong type, or a batch of the wrong dtype.
+        `batches` or a batch has the wrong type, or a batch has the wrong dtype.
     ValueError
-        No images; NaN or infinite values in a batch or in the inputs of a layer; a batch which the model cannot run.
+        There are no images; a batch or the inputs of a layer are NaN or infinite; the model cannot run a batch.
     """
-    # Casts kept from a calibration before, in the same autocast block, would not be seen to be those of the weights.
+    # Casts cached by an earlier calibration in the same autocast block could not be traced back to the weights.
     torch.clear_autocast_cache()
     collector = GramCollector(model, layers)
     device = next(model.parameters()).device
@@ -105,12 +105,12 @@ def calibrate(
             if progress is not None:
                 progress(images)
     if images == 0:
-        raise InvalidValueError("batches is empty: there is no image to calibrate on")
+        raise InvalidValueError("batches is empty: it must have at least one image to calibrate on")
     with stage("gram"):
         for name, gram in collector.grams.items():
-            # A value that is not finite reaches the diagonal, and finite diagonals bound all other entries.
+            # Any non-finite input reaches the diagonal, and a finite diagonal bounds all other entries.
             if not bool(torch.isfinite(gram.diagonal(dim1=1, dim2=2)).all()):
-                raise InvalidValueError(f"layer {name!r} got NaN, infinite or too large inputs during calibration")
+                raise InvalidValueError(f"layer {name!r} got NaN, infinite or overflowing inputs during calibration")
             ops.mirror_upper_(gram)
     collecting = collector.seconds + time.perf_counter() - mark
     grams = {layer.name: collector.grams[layer.name] for layer in layers if layer.name in collector.grams}
@@ -124,9 +124,9 @@ def split_batches(batches: Batches) -> Iterable[Batch]:
     if isinstance(batches, Tensor):
         if batches.dim() == 0:
             raise InvalidValueError(
-                "batches must be images [n, C, H, W] or an iterable of batches, got a single number"
+                "batches must be images [N, C, H, W] or an iterable of batches, got a single number"
             )
-        # Only for images is the first dimension known to be one of independent items.
+        # The first dimension is known to count independent items only for images.
         return batches.split(images_per_batch(batches.device)) if batches.dim() == 4 else [batches]
     if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
         raise InvalidTypeError(f"batches must be a tensor or an iterable of batches, got {type(batches).__name__}")
@@ -134,9 +134,9 @@ def split_batches(batches: Batches) -> Iterable[Batch]:
 
 
 def images_per_batch(device: torch.device) -> int:
-    """Return how many images to run at once where nothing is said.
+    """Return the default number of images per forward pass.
 
-    On a CPU few: the caches then hold what lies between two layers, and its memory is used again instead of returned.
+    It is small on a CPU, so that activations stay in the caches and their memory is reused instead of returned.
     """
     return 8 if device.type == "cpu" else 64
 
@@ -153,12 +153,12 @@ def _awaited(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def gram_bytes(layer: Layer, model: nn.Module) -> int:
-    """Bytes of a layer's Gram matrices for one sample."""
+    """Return the size of a layer's Gram matrices for one sample, in bytes."""
     return layer.groups * layer.columns**2 * gram_dtype(layer.weight(model)).itemsize
 
 
 def _checked(batch: Batch, index: int, device: torch.device) -> Batch:
-    """Return a batch on the model's device, or raise an error that names it."""
+    """Return the batch on the model's device, or raise an error that names it."""
     if isinstance(batch, Tensor):
         return _checked_tensor(batch, index, device)
     if isinstance(batch, Mapping):
@@ -169,7 +169,7 @@ def _checked(batch: Batch, index: int, device: torch.device) -> Batch:
         given = type(batch).__name__
         raise InvalidTypeError(f"batch {index} must be a tensor or a list, tuple or mapping of tensors, got {given}")
     if not any(isinstance(value, Tensor) for value in _values(moved)):
-        raise InvalidTypeError(f"batch {index} holds no tensor")
+        raise InvalidTypeError(f"batch {index} contains no tensor")
     return moved
 
 
@@ -184,7 +184,7 @@ def _checked_tensor(value: Any, index: int, device: torch.device) -> Any:
 
 
 def _channels_last(batch: Batch) -> Batch:
-    """The images of a batch in channels-last memory, in which convolutions in bfloat16 are fast on a CPU."""
+    """Convert the images of a batch to channels-last memory, in which bfloat16 convolutions are fast on a CPU."""
 
     def convert(value: Any) -> Any:
         is_image = isinstance(value, Tensor) and value.dim() == 4
@@ -222,4 +222,4 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
         expected = next(model.parameters()).dtype
         wrong_type = any(value.is_floating_point() and value.dtype != expected for value in tensors)
         kind = InvalidTypeError if wrong_type or isinstance(error, TypeError) else InvalidValueError
-        raise kind(f"the model, of {expected} parameters, cannot run batch {index} ({given}): {error}") from error
+        raise kind(f"the model, with {expected} parameters, cannot run batch {index} ({given}): {error}") from error

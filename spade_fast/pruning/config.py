@@ -1,4 +1,4 @@
-"""The one configuration of a pruning run: what is asked for, checked once, and kept in every result."""
+"""The configuration of a pruning run: its fields, their defaults and checks, and how they are recorded in results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spade_fast.pruning.layers import match_names
 
 Sparsity = float | Mapping[str, float] | Callable[[str], float]
 
-# The names of the solvers, and those of the methods that use them.
+# Each solver, and the name of the published method that uses it.
 SOLVERS = {"exact": "SPADE", "sparsegpt": "FastSPADE"}
 PRECISIONS = ("float32", "bf16")
 
@@ -27,38 +27,48 @@ class PruneConfig:
 
     Attributes
     ----------
-    sparsity : float, mapping or function
-        Share of each layer's weights to remove, 0 to 1. A mapping goes from layer names or patterns to shares: a layer
-        gets that of the first pattern it matches, and 0 if it matches none. A function is given the layer's name. A
-        layer with 0 is skipped. None stands for the default of a network
-        (:func:`spade_fast.inputs.defaults.fill_defaults`).
+    sparsity : float, mapping, function or None
+        Share of each layer's weights to remove, between 0 and 1. A mapping assigns shares to layer names or patterns: a
+        layer takes the share of the first pattern it matches, or 0 if it matches none. A function takes the layer's
+        name and returns the share. Layers with a share of 0 are skipped. None, where a network is loaded by name, means
+        the solver's default (:func:`spade_fast.inputs.defaults.fill_defaults`).
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
-    layers
-        Names or patterns (``*``, ``?``, ``[...]``) of the layers to prune; None for all linear and convolutional ones.
-    block
-        Neighbouring columns that are removed together (exact OBS, in the order (kh, kw, in-channel)) or whose mask is
-        chosen together (SparseGPT, in the order (in-channel, kh, kw)), in all layers. None for the published choice:
-        ``kh * kw`` for ordinary convolutions, 1 for linear, 1x1 and depthwise layers. 1 is unstructured.
-    damping
-        Share of the Hessian's mean diagonal that is added to its diagonal. A layer whose Hessian cannot be factorised
-        gets more, up to 1.
+    layers : str, iterable of str or None
+        Names or patterns (``*``, ``?``, ``[...]``) of the layers to prune; None for all linear and convolutional
+        layers.
+    block : int or None
+        Number of neighbouring columns that are removed together (exact OBS, columns in the order (kh, kw, in-channel))
+        or whose mask is chosen together (SparseGPT, in the order (in-channel, kh, kw)), in all layers. 1 prunes
+        unstructured. None for the published choice: ``kh * kw`` for ordinary convolutions, 1 for linear, 1x1 and
+        depthwise layers.
+    damping : float
+        Share of the Hessian's mean diagonal that is added to its diagonal. If a layer's Hessian cannot be factorised,
+        the share is increased, up to 1.
     precision : "float32" or "bf16"
-        ``"bf16"`` calibrates under autocast to bfloat16, with products of layer inputs summed in float32: faster on
-        processors with AVX512-BF16, and masks differ in some near-ties. ``"float32"`` keeps the model's own precision.
-    memory_limit
-        Largest size of all Gram matrices held at the same time: bytes, or a string such as ``"2GB"``. Layers that do
-        not fit together are calibrated in several passes over the data. Solving also needs about three times the Gram
-        matrices of the layer at hand.
-    seed
-        Seed of the calibration data, kept in the trace to tell where it came from.
-    strict
-        Raise FallbackError instead of doing something else than was asked for.
+        ``"bf16"`` calibrates under autocast to bfloat16 and sums the products of layer inputs in float32: faster on
+        processors with AVX512-BF16, but masks can differ where scores nearly tie. ``"float32"`` keeps the model's own
+        precision.
+    memory_limit : int, str or None
+        Largest total size of the Gram matrices held at the same time, in bytes or as a string such as ``"2GB"``. Layers
+        that do not fit together are calibrated in several passes over the data. Solving a layer also needs about three
+        times the size of its Gram matrices.
+    seed : int or None
+        Seed of the calibration data, recorded in the trace.
+    strict : bool
+        Raise FallbackError wherever pruning would otherwise deviate from the request with a FallbackWarning.
 
     Raises
     ------
     TypeError, ValueError
-        A field of the wrong type or outside its range.
+        A field has the wrong type or is out of range.
+
+    Examples
+    --------
+    >>> from spade_fast import PruneConfig
+    >>> config = PruneConfig(sparsity={"features.*": 0.5, "classifier": 0.9}, solver="sparsegpt", memory_limit="2GB")
+    >>> config.memory_bytes
+    2000000000
     """
 
     sparsity: Sparsity | None
@@ -92,7 +102,7 @@ class PruneConfig:
 
     @property
     def memory_bytes(self) -> int | None:
-        """`memory_limit` in bytes; None for no limit."""
+        """`memory_limit` in bytes; None if there is no limit."""
         return None if self.memory_limit is None else parse_bytes(self.memory_limit)
 
     def options(self) -> dict[str, Any]:
@@ -100,7 +110,7 @@ class PruneConfig:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def record(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them; a function as `sparsity` becomes ``"function"``."""
+        """Return the fields in a form that JSON can represent; a `sparsity` function becomes ``"function"``."""
         record = self.options()
         if isinstance(self.sparsity, Mapping):
             record["sparsity"] = {pattern: float(share) for pattern, share in self.sparsity.items()}
@@ -112,7 +122,7 @@ class PruneConfig:
 
 
 class PruneOptions(TypedDict, total=False):
-    """The fields of `PruneConfig` but for `sparsity`, as keyword arguments for type checkers."""
+    """The fields of `PruneConfig` except `sparsity`, as keyword arguments for type checkers."""
 
     solver: str
     layers: str | Iterable[str] | None
@@ -125,12 +135,12 @@ class PruneOptions(TypedDict, total=False):
 
 
 def parse_bytes(size: int | str) -> int:
-    """Return a number of bytes given as such or as a string such as ``"2GB"``, ``"1.5 GiB"`` or ``"500M"``.
+    """Convert a size to bytes: an integer, or a string such as ``"2GB"``, ``"1.5 GiB"`` or ``"500M"``.
 
     Raises
     ------
     TypeError, ValueError
-        Something else, or not above 0.
+        `size` is neither, or is not above 0.
     """
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", size.lower())
@@ -152,16 +162,16 @@ def sparsity_by_layer(sparsity: Sparsity | None, names: Sequence[str], every: Se
     sparsity
         As in :class:`PruneConfig`, but not None.
     names
-        Layers to be pruned.
+        Layers to prune.
     every
-        All layers of the model. A pattern must match one of them.
+        All layers of the model. Every pattern must match at least one of them.
 
     Raises
     ------
     TypeError, ValueError
-        A share that is not a number between 0 and 1.
+        A share is not a number between 0 and 1.
     UnknownLayerError
-        A name or pattern that matches no layer.
+        A name or pattern matches no layer.
     """
     if sparsity is None:
         raise InvalidTypeError("sparsity must be a number, a mapping or a function, got None")
@@ -178,7 +188,7 @@ def sparsity_by_layer(sparsity: Sparsity | None, names: Sequence[str], every: Se
 
 
 def check_shares(shares: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for a share that is not a number between 0 and 1; the key says what it is."""
+    """Raise TypeError or ValueError, naming the key, for a share that is not a number between 0 and 1."""
     for what, share in shares.items():
         if not is_number(share):
             raise InvalidTypeError(f"{what} must be a number between 0 and 1, got {share!r}")

@@ -1,4 +1,4 @@
-"""How many weights to remove from a layer and from each mask block, and which losses are the smallest."""
+"""Counts of weights: how many to remove from a layer and each of its mask blocks, and which losses are the smallest."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from spade_fast.pruning.layers import Layer
 
 
 def removal_target(layer: Layer, sparsity: float, block: int) -> int:
-    """Return how many weights to remove: the multiple of `block` nearest to ``sparsity * numel``."""
+    """Return the number of weights to remove: the multiple of `block` nearest to ``sparsity * numel``."""
     return round(sparsity * layer.numel / block) * block
 
 
 def count_zeros(weight: Tensor) -> Tensor:
-    """Count the zero weights of each column of a weight ``[groups, rows, columns]``, on the CPU."""
+    """Count the zero weights in each column of a weight ``[G, R, C]``; the counts ``[G, C]`` are on the CPU."""
     return (weight == 0).sum(1).cpu()
 
 
 def mask_block_counts(zeros: Tensor, rows: int, removed: int, block: int) -> Tensor:
-    """Removals in each mask block of a layer, from the zero weights of its columns ``[groups, columns]``."""
+    """Return the number of removals in each mask block of a layer, given the zero weights per column ``[G, C]``."""
 
     def by_block(of_columns: Tensor) -> Tensor:
         return F.pad(of_columns, (0, -of_columns.shape[1] % block)).unflatten(1, (-1, block)).sum(2)
@@ -30,24 +30,24 @@ def mask_block_counts(zeros: Tensor, rows: int, removed: int, block: int) -> Ten
 
 
 def removal_counts(total: int, sizes: Tensor, zeros: Tensor) -> Tensor:
-    """Spread removals over the mask blocks of a layer, as evenly as whole numbers can be.
+    """Distribute removals over the mask blocks of a layer as evenly as integers allow.
 
-    A block gets at least as many as it has zeros, since these stay zero where a column is dead; the others then get
-    fewer, so that the total is kept.
+    A block gets at least as many removals as it has zeros, because zeros in dead columns stay zero in any case; the
+    other blocks then get fewer, so that the total is exact.
 
     Parameters
     ----------
     total
-        Weights to remove in the whole layer, at most all.
-    sizes : Tensor of int64
-        Weights in each mask block.
-    zeros : Tensor of int64
-        Weights in each mask block that are already zero.
+        Number of weights to remove in the whole layer, at most all.
+    sizes : Tensor ``[blocks]``, int64
+        Number of weights in each mask block.
+    zeros : Tensor ``[blocks]``, int64
+        Number of weights in each mask block that are already zero.
 
     Returns
     -------
-    Tensor of int64
-        Removals in each mask block; they add up to `total`.
+    Tensor ``[blocks]``, int64
+        Number of removals in each mask block; the sum is `total`.
     """
     if int(zeros.sum()) >= total:
         return _in_proportion(total, zeros)
@@ -63,27 +63,27 @@ def removal_counts(total: int, sizes: Tensor, zeros: Tensor) -> Tensor:
 
 
 def _in_proportion(total: int, sizes: Tensor) -> Tensor:
-    """Whole numbers that add up to `total`, each within one of its part by size."""
+    """Return integers that sum to `total`, each within one of the block's proportional share."""
     ends = sizes.cumsum(0)
     size = max(1, int(sizes.sum()))
     return ((2 * total * ends + size) // (2 * size)).diff(prepend=ends.new_zeros(1))
 
 
 def smallest(losses: Tensor, count: int) -> Tensor:
-    """Mark the `count` smallest entries of each sample; of equal ones, those that come first.
+    """Mark the `count` smallest entries of each sample; among equal entries, the first ones.
 
     Parameters
     ----------
-    losses : Tensor, [samples, ...]
+    losses : Tensor ``[S, ...]``
 
     Returns
     -------
-    Tensor of bool, of the shape of `losses`
+    Tensor ``[S, ...]``, bool
     """
     if count == 0:
         return torch.zeros_like(losses, dtype=torch.bool)
     flat = losses.flatten(1)
-    if losses.is_cuda:  # where kthvalue is slow, and for torch not deterministic
+    if losses.is_cuda:  # where kthvalue is slow and not deterministic
         threshold = flat.sort(1).values[:, count - 1, None]
     else:
         threshold = flat.kthvalue(count, 1, keepdim=True).values

@@ -1,7 +1,8 @@
-"""Adds the inputs of layers to Gram matrices while a network runs.
+"""Adds the inputs of layers to their Gram matrices while a network runs.
 
-The calls of convolution and matrix multiplication themselves are intercepted, below `torch.nn`, wherever they use a
-tracked weight. What a module does around its call (own padding, padding modes, sharing) is therefore accounted for.
+Convolutions and matrix products that use a tracked weight are intercepted below `torch.nn`, as calls of the ops
+themselves. Whatever a module does around its call (padding of its own, padding modes, shared weights) is therefore
+taken into account.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from spade_fast.pruning.layers import Layer
 
 _ConvolutionCall = tuple[Tensor, tuple[int, int], tuple[int, int], tuple[int, int]]
 _aten = torch.ops.aten
-# Matrix products by the positions of their two factors.
+# Matrix products, each with the positions of its two factors among the arguments.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((_aten.mm, _aten.mv, _aten.bmm), (0, 1)),
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), (1, 2)),
@@ -28,7 +29,7 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
 
 
 def gram_dtype(weight: Tensor) -> torch.dtype:
-    """Return the type in which a layer's Gram matrix is summed."""
+    """Return the dtype in which a layer's Gram matrix is summed."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
@@ -37,19 +38,20 @@ class GramCollector(TorchDispatchMode):
 
     Attributes
     ----------
-    grams : dict of Tensor, [groups, columns, columns]
-        Sum of ``x xᵀ`` for each layer met so far; below the diagonal unspecified until `ops.mirror_upper_`.
+    grams : dict of Tensor ``[G, C, C]``
+        Sum of ``x xᵀ`` for each layer used so far; values below the diagonal are unspecified until `ops.mirror_upper_`
+        is called.
     unsupported
-        Layers whose weight was used in another way, with the reason. They have no Gram matrix.
+        Layers whose weight was used by another operation, with the reason. They have no Gram matrix.
     seconds
-        Time spent here so far.
+        Time spent in this class so far.
     collecting
-        Whether an error comes from here, not from the model.
+        True while this class is at work, to distinguish its errors from those of the model.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Compiled code does not run under a mode anyway; marking this would import the compiler, which takes seconds.
+        # Compiled code never runs under a dispatch mode; marking this one would import the compiler, which is slow.
         return False
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
@@ -58,7 +60,7 @@ class GramCollector(TorchDispatchMode):
         self.unsupported: dict[str, str] = {}
         self.seconds = 0.0
         self.collecting = False
-        # By storage: every view of a weight shares it, and several parameters may be slices of one.
+        # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage.
         self._tracked: dict[int, list[_Tracked]] = defaultdict(list)
         self._casts: dict[str, _Tracked] = {}
         for layer in layers:
@@ -69,12 +71,12 @@ class GramCollector(TorchDispatchMode):
         tensors = _tensors((*args, *kwargs.values()))
         uses = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
         if uses:
-            # Composite functions arrive whole in inference mode.
+            # In inference mode composite functions arrive here undecomposed.
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        result = func(*args, **kwargs)  # before collecting, so that a call which does not fit fails as ever
+        result = func(*args, **kwargs)  # before collecting, so that an invalid call raises its usual error
         if uses and not func.is_view:
             start = time.perf_counter()
             self.collecting = True
@@ -92,7 +94,7 @@ class GramCollector(TorchDispatchMode):
         self._tracked[tracked.weight.untyped_storage().data_ptr()].append(tracked)
 
     def _follow_cast(self, tracked: _Tracked, cast: Tensor) -> None:
-        """Take a layer's weight in another dtype, as autocast makes it, for the weight itself, until the next cast."""
+        """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself until the next cast."""
         before = self._casts.pop(tracked.layer.name, None)
         if before is not None:
             self._tracked[before.weight.untyped_storage().data_ptr()].remove(before)
@@ -109,7 +111,7 @@ class GramCollector(TorchDispatchMode):
         return [tracked for tracked in candidates if tracked.extent[0] < stop and start < tracked.extent[1]]
 
     def _collect(self, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
-        """Add the inputs of one call; False if it cannot be seen as a product of the whole weight with its inputs."""
+        """Add the inputs of one call; return False if the call is not a product of the whole weight with its inputs."""
         layer, weight = tracked.layer, tracked.weight
         if layer.name in self.unsupported or tensor.dtype != weight.dtype or tensor.data_ptr() != weight.data_ptr():
             return False
@@ -131,7 +133,9 @@ class GramCollector(TorchDispatchMode):
         layer = tracked.layer
         if layer.name not in self.grams:
             shape = (layer.groups, layer.columns, layer.columns)
-            with torch.inference_mode(False):  # else it could not be changed after the model's own inference mode ends
+            with torch.inference_mode(
+                False
+            ):  # otherwise it could not be updated outside the model's own inference mode
                 self.grams[layer.name] = torch.zeros(shape, dtype=gram_dtype(tracked.weight), device=x.device)
         return self.grams[layer.name]
 
@@ -141,7 +145,7 @@ def _summable(inputs: Tensor, gram: Tensor) -> Tensor:
 
 
 class _Tracked:
-    """A layer with its weight and the bytes of the storage between which the weight lies."""
+    """A layer, its weight, and the range of bytes that the weight occupies in its storage."""
 
     def __init__(self, layer: Layer, weight: Tensor) -> None:
         self.layer, self.weight, self.extent = layer, weight, _extent(weight)
@@ -157,7 +161,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 
 def _convolution_inputs(layer: Layer, weight: Tensor, kernel: Tensor, args: Sequence[Any]) -> _ConvolutionCall | None:
-    """Input ``[n, C, H, W]``, stride, padding and dilation of a convolution, if its kernel is the whole weight."""
+    """Return input ``[N, C, H, W]``, stride, padding, dilation of a convolution if its kernel is the whole weight."""
     x, given_kernel, _, stride, padding, dilation, transposed, _, groups = args
     if given_kernel is not kernel or transposed or groups != layer.groups or not _same_view(kernel, weight):
         return None
@@ -166,12 +170,12 @@ def _convolution_inputs(layer: Layer, weight: Tensor, kernel: Tensor, args: Sequ
         stride, padding, dilation = (1, stride[-1]), (0, padding[-1]), (1, dilation[-1])
     if tuple(kernel.shape) != layer.conv_shape:
         return None
-    # A list of one number stands for both dimensions.
+    # A list of one number applies to both dimensions.
     return x, (stride[0], stride[-1]), (padding[0], padding[-1]), (dilation[0], dilation[-1])
 
 
 def _product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
-    """Inputs ``[N, columns]`` of a matrix product, if `factor` is the whole weight, the right way round."""
+    """Return the inputs ``[N, C]`` of a matrix product if `factor` is the whole weight in the right orientation."""
     if layer.groups != 1 or layer.taps != 1:
         return None
     weight_on_left = factor is left
@@ -188,7 +192,7 @@ def _product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, 
 
 
 def _same_view(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors that begin at the same address hold the same elements in the same order."""
+    """Whether two tensors that start at the same address hold the same elements in the same order."""
 
     def geometry(tensor: Tensor) -> list[tuple[int, int]]:
         return [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]

@@ -1,4 +1,4 @@
-"""Which weights of a model can be pruned, and how each of them is seen as a matrix."""
+"""Finds the prunable weights of a model by name, and converts each between its own shape and the solver's matrices."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v
 class Layer:
     """One prunable weight of a model.
 
-    The solvers see a weight as `groups` matrices of `rows` outputs and `columns` inputs. Columns of a convolution are
-    ordered (kh, kw, in-channel), so that one tap's channels are neighbours.
+    The solvers treat a weight as G matrices of R rows (outputs) and C columns (inputs), ``[G, R, C]``. Columns of a
+    convolution are in *solver order*, (kh, kw, in-channel), so that the channels of one tap are neighbours.
 
     Attributes
     ----------
     name
-        Name of the module; for attention ``module.in_proj_weight`` and the like.
+        Name of the module; for attention, that of the projection weight, such as ``module.in_proj_weight``.
     parameter
         Name of the parameter in the model.
     shape
         Shape of the parameter.
     groups, rows, columns
-        Groups of a grouped convolution (else 1), outputs of each group, inputs of each output.
+        G, R and C: groups of a grouped convolution (otherwise 1), outputs per group, inputs per output.
     kernel
         ``(kh, kw)``; ``(1, 1)`` for linear layers, ``(1, k)`` for one-dimensional convolutions.
     transposed
-        The parameter is stored ``[in, out]``, as by transformers' `Conv1D`.
+        Whether the parameter is stored as ``[in, out]``, as in transformers' `Conv1D`.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Layer:
 
     @property
     def conv_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the weight as that of a two-dimensional convolution."""
+        """Shape that the weight has, or would have, as the weight of a two-dimensional convolution."""
         return (self.groups * self.rows, self.columns // self.taps, *self.kernel)
 
     def weight(self, model: nn.Module) -> nn.Parameter:
@@ -68,14 +68,14 @@ class Layer:
         return model.get_parameter(self.parameter)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """Return a weight of the parameter's shape as ``[groups, rows, columns]`` in solver order."""
+        """Reshape a weight of the parameter's shape to ``[G, R, C]`` in solver order."""
         if self.transposed:
             weight = weight.mT
         weight = weight.reshape(self.groups, self.rows, self.columns // self.taps, *self.kernel)
         return weight.permute(0, 1, 3, 4, 2).reshape(self.groups, self.rows, self.columns)
 
     def restore(self, matrix: Tensor) -> Tensor:
-        """Return the inverse of :meth:`matrix`: a contiguous weight of the parameter's shape."""
+        """Invert :meth:`matrix`: return a contiguous weight of the parameter's shape."""
         weight = matrix.reshape(self.groups, self.rows, *self.kernel, self.columns // self.taps)
         weight = weight.permute(0, 1, 4, 2, 3)
         if self.transposed:
@@ -83,16 +83,16 @@ class Layer:
         return weight.reshape(self.shape).contiguous()
 
     def natural_order(self, device: torch.device | None = None) -> Tensor:
-        """Return, for each column in the order (in-channel, kh, kw), its place in solver order: ``[columns]`` int64."""
+        """Return the index in solver order of each column in (in-channel, kh, kw) order: Tensor ``[C]``, int64."""
         return torch.arange(self.columns, device=device).reshape(self.taps, -1).T.flatten()
 
 
 def find_layers(model: nn.Module, patterns: str | Iterable[str] | None = None) -> tuple[list[Layer], dict[str, str]]:
     """Find the prunable weights of a model, in the order of its modules.
 
-    Layers are `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` modules and subclasses of them, transformers' `Conv1D` (known by
-    its class name, so that transformers need not be there), and the input projections of `nn.MultiheadAttention`.
-    Modules and parameters that occur several times are one layer, under the first name.
+    Layers are `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` modules and their subclasses, transformers' `Conv1D` (recognised
+    by its class name, so that transformers need not be installed), and the input projections of
+    `nn.MultiheadAttention`. A module or parameter that occurs several times is one layer, under its first name.
 
     Parameters
     ----------
@@ -106,15 +106,15 @@ def find_layers(model: nn.Module, patterns: str | Iterable[str] | None = None) -
     layers : list of Layer
         The layers that match.
     unsupported : dict
-        Matching layers that cannot be pruned, with the reason: a weight which is computed from other
-        parameters (`torch.nn.utils.parametrizations`) or which is not of a floating-point type.
+        Matching layers that cannot be pruned, with the reason: their weight is computed from other parameters
+        (`torch.nn.utils.parametrizations`), or its dtype is not floating-point.
 
     Raises
     ------
     UnknownLayerError
-        A name that is not there, or a pattern that matches no layer.
+        A name or pattern matches no layer.
     ValueError
-        The model has no prunable layer or an uninitialised (lazy) one, or `patterns` is empty.
+        The model has no prunable layer or has an uninitialised (lazy) one, or `patterns` is empty.
     """
     layers: list[Layer] = []
     unsupported: dict[str, str] = {}
@@ -126,7 +126,7 @@ def find_layers(model: nn.Module, patterns: str | Iterable[str] | None = None) -
             if weight is None:
                 unsupported[name] = "its weight is computed from other parameters"
             elif isinstance(weight, nn.parameter.UninitializedParameter):
-                raise InvalidValueError(f"layer {name!r} is not initialised: run the model once before")
+                raise InvalidValueError(f"layer {name!r} is not initialised: run the model once first")
             elif not weight.is_floating_point():
                 unsupported[name] = f"its weight is of type {weight.dtype}"
             elif weight.numel() > 0:
@@ -135,7 +135,7 @@ def find_layers(model: nn.Module, patterns: str | Iterable[str] | None = None) -
                     seen.add(key)
                     layers.append(_describe(name, f"{prefix}.{weight_name}".lstrip("."), module, weight))
     if not layers and not unsupported:
-        raise InvalidValueError(f"{type(model).__name__} has no linear or convolutional layer that could be pruned")
+        raise InvalidValueError(f"{type(model).__name__} has no linear or convolutional layer that can be pruned")
     if patterns is None:
         return layers, unsupported
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -149,12 +149,12 @@ def find_layers(model: nn.Module, patterns: str | Iterable[str] | None = None) -
 
 
 def match_names(patterns: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    """Return, for each of `names` that matches, the index of the first pattern which it matches.
+    """Return, for each of `names` that matches a pattern, the index of the first pattern it matches.
 
     Raises
     ------
     UnknownLayerError
-        A pattern that matches none of `names`.
+        A pattern matches none of `names`.
     """
     first: dict[str, int] = {}
     for index, pattern in enumerate(patterns):
@@ -179,7 +179,7 @@ def _weight_names(module: nn.Module) -> Iterator[str]:
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:
-    """Whether this is transformers' `Conv1D`: a linear layer with weights stored ``[in, out]``."""
+    """Whether `module` is transformers' `Conv1D`: a linear layer whose weight is stored as ``[in, out]``."""
     weight = module._parameters.get("weight")
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None and weight.dim() == 2
 

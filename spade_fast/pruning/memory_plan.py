@@ -1,4 +1,4 @@
-"""How to divide the work so that the Gram matrices held at the same time keep within a limit."""
+"""Divides samples and layers into parts whose Gram matrices, held at the same time, stay within a memory limit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from spade_fast._util.errors import MemoryLimitError
 
 
 def samples_per_solve(sizes: Mapping[str, int], limit: int | None, samples: int) -> int:
-    """Return how many samples can be solved together: the largest layer's Gram matrices must fit into `limit` bytes.
+    """Return how many samples can be solved together, so that the largest layer's Gram matrices fit into `limit` bytes.
 
     Parameters
     ----------
     sizes
-        Bytes of each layer's Gram matrices for one sample.
+        Size of each layer's Gram matrices for one sample, in bytes.
 
     Raises
     ------
-    MemoryError
-        One layer of one sample does not fit.
+    MemoryLimitError
+        A single layer of a single sample does not fit.
     """
     if limit is None or not sizes:
         return samples
@@ -32,7 +32,7 @@ def samples_per_solve(sizes: Mapping[str, int], limit: int | None, samples: int)
 
 
 def group_by_memory(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:
-    """Divide layers into few groups of at most `limit` bytes each: first fit, largest layers first."""
+    """Divide layers into few groups of at most `limit` bytes each, by first fit in order of decreasing size."""
     if limit is None:
         return [list(sizes)] if sizes else []
     groups: list[list[str]] = []

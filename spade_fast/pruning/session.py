@@ -1,4 +1,4 @@
-"""One call that calibrates and solves: its checked model, its passes over the data, and what was done otherwise."""
+"""State of one call that traces or tunes: checks against the model, passes over the data, and fallbacks to report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("spade_fast")
 
 @dataclass(frozen=True)
 class Plan:
-    """Layers that are calibrated in each pass over the data, and samples that are solved together."""
+    """The layers calibrated in each pass over the data, and the samples solved together."""
 
     passes: list[list[Layer]]
     chunks: list[range]
@@ -36,16 +36,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What one layer of some samples needs to be solved.
+    """The input of the solver for one layer and several samples.
 
     Attributes
     ----------
     reached
         Indices of the samples whose data reached the layer.
     skipped
-        Why the layer cannot be pruned for each of the others.
+        For each other sample, why the layer cannot be pruned.
     options
-        Arguments of :func:`spade_fast.pruning.solve.solve_layer`, all but the sparsity; empty if no sample reached it.
+        Arguments of :func:`spade_fast.pruning.solve.solve_layer` except the sparsity; empty if no data reached the
+        layer.
     """
 
     reached: list[int]
@@ -59,11 +60,11 @@ class Session:
     Attributes
     ----------
     layers : list of Layer
-        Those with a sparsity above 0 that can be pruned.
+        Layers that can be pruned and have a sparsity above 0.
     sparsity, blocks, zeros
-        Of each layer, by name: share to remove, neighbouring columns removed together, zero weights of its columns.
+        By layer name: share of weights to remove, number of columns per block, number of zero weights in each column.
     skipped
-        Reports of the layers that were asked for but cannot be pruned.
+        Reports of the requested layers that cannot be pruned.
     """
 
     def __init__(self, model: nn.Module, config: PruneConfig, progress: Progress | None) -> None:
@@ -90,7 +91,7 @@ class Session:
                 raise InvalidValueError(f"precision='bf16' needs float32 weights, but layer {layer.name!r} has {dtype}")
         for name, parameter in model.named_parameters():
             if parameter.is_meta:
-                raise InvalidValueError(f"parameter {name!r} is on the meta device: it has no values")
+                raise InvalidValueError(f"parameter {name!r} is on the meta device and has no values")
             if not _all_finite(parameter.detach()):
                 raise InvalidValueError(f"parameter {name!r} of the model has NaN or infinite values")
         self.zeros = {layer.name: count_zeros(layer.matrix(layer.weight(model).detach())) for layer in self.layers}
@@ -98,15 +99,15 @@ class Session:
         for name, reason in unsupported.items():
             share = self.sparsity[name]
             if share > 0:
-                self.fall_back("skipped, as they cannot be pruned", f"{name} ({reason})")
+                self.fall_back("skipped because they cannot be pruned", f"{name} ({reason})")
                 self.skipped[name] = LayerReport(name, (), share, 0.0, 0, config.solver, 0, note=reason)
 
     def exact_types(self) -> AbstractContextManager[None]:
-        """Return a ``with`` block in which the caller's autocast changes nothing."""
+        """Return a context manager that disables the caller's autocast."""
         return torch.autocast(next(self.model.parameters()).device.type, enabled=False)
 
     def plan(self, samples: Sequence[Batches]) -> Plan:
-        """Divide the work so that the Gram matrices held at the same time keep within the memory limit."""
+        """Divide the work so that the Gram matrices held at the same time stay within the memory limit."""
         limit = self.config.memory_bytes
         sizes = {layer.name: gram_bytes(layer, self.model) for layer in self.layers}
         together = samples_per_solve(sizes, limit, len(samples))
@@ -121,13 +122,13 @@ class Session:
             what = f"{len(passes)} passes over the data"
             if len(chunks) > 1:
                 what += f", {together} samples per solve"
-            self.fall_back("calibrated in parts to keep within memory_limit", what)
+            self.fall_back("calibrated in parts to stay within memory_limit", what)
         return Plan(passes, chunks)
 
     def calibrated(
         self, plan: Plan, samples: Sequence[Batches], ids: Sequence[str]
     ) -> Iterator[tuple[range, list[Layer], list[Calibration]]]:
-        """Run the model over the data as planned; yield the samples and layers at hand and what the data gave."""
+        """Run the model over the data as planned; yield the samples and layers of each part with their calibrations."""
         counter = _BatchCounter(self.progress, samples, len(plan.passes))
         for chunk in plan.chunks:
             for layers in plan.passes:
@@ -142,9 +143,9 @@ class Session:
             note = calibration.unsupported.get(layer.name)
             if note is None:
                 note = "not reached by the calibration data"
-                self.fall_back("skipped, as the calibration data did not reach them", layer.name)
+                self.fall_back("skipped because the calibration data did not reach them", layer.name)
             else:
-                self.fall_back("skipped, as they cannot be pruned", f"{layer.name} ({note})")
+                self.fall_back("skipped because they cannot be pruned", f"{layer.name} ({note})")
             skipped[s] = note
         reached = [s for s in range(len(calibrations)) if s not in skipped]
         if not reached:
@@ -163,18 +164,18 @@ class Session:
         return Gathered(reached, skipped, options)
 
     def note_damping(self, report: LayerReport) -> None:
-        """Remember a layer that was damped more than asked for."""
+        """Record a layer that needed more damping than requested."""
         if report.retries:
-            self.fall_back("damped more than asked for", f"{report.name} ({report.damping:g})")
+            self.fall_back("damped more than requested", f"{report.name} ({report.damping:g})")
 
     def warn(self) -> None:
-        """Give one warning of everything that was done otherwise than asked."""
+        """Issue one warning that lists all fallbacks."""
         if self._fallbacks:
             parts = [f"{what}: {', '.join(details)}" for what, details in self._fallbacks.items()]
             warnings.warn("; ".join(parts), FallbackWarning, stacklevel=3)
 
     def fall_back(self, what: str, detail: str) -> None:
-        """Remember that something was done otherwise than asked, or raise FallbackError under ``strict``."""
+        """Record that something could not be done as requested, or raise FallbackError with ``strict``."""
         if self.config.strict:
             raise FallbackError(f"{what}: {detail}")
         self._fallbacks[what][detail] = None
@@ -193,13 +194,13 @@ class Session:
 def _check_repeatable(samples: Sequence[Batches], passes: int) -> None:
     if passes > 1 and any(isinstance(batches, Iterator) for batches in samples):
         raise InvalidValueError(
-            f"batches is an iterator, which can be run over once, but memory_limit asks for {passes} passes; "
-            "give something that can be run over again, such as a list or an ImageAugmenter's result"
+            f"batches is an iterator, which can be read only once, but memory_limit requires {passes} passes; "
+            "give something that can be iterated repeatedly, such as a list or the result of an ImageAugmenter"
         )
 
 
 class _BatchCounter:
-    """Reports batches done, over all samples and passes."""
+    """Reports the number of batches done over all samples and passes."""
 
     def __init__(self, progress: Progress, samples: Sequence[Batches], passes: int) -> None:
         self.progress, self.done = progress, 0
@@ -212,5 +213,5 @@ class _BatchCounter:
 
 
 def _all_finite(values: Tensor) -> bool:
-    # A value that is not finite makes the sum so, too; a sum that only overflows is checked again.
+    # A non-finite value makes the sum non-finite; a sum that merely overflowed is checked element by element.
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())

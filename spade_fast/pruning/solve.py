@@ -1,4 +1,4 @@
-"""Prunes one layer from its Gram matrices: exact OBS or SparseGPT, any number of samples per call, with retries."""
+"""Prunes one layer given its Gram matrices, for one or more samples, with retries and a report per sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spade_fast.pruning.counts import count_zeros, removal_target
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.solve_once import Problem, Solution, energy, more_damping, solve_once
 
-# A mask block of one column leaves no choice in a problem of one row: below this, all columns share one mask block.
+# With one row, a mask block of one column leaves no choice. Groups with fewer rows than this use a single mask block.
 _FEW_ROWS = 8
 
 
@@ -27,26 +27,34 @@ class LayerReport:
     Attributes
     ----------
     name, shape
-        The layer and its parameter's shape.
+        Name of the layer, and shape of its parameter.
     sparsity, reached
-        Share of weights to remove as asked, and share of weights that are zero now.
+        Requested share of weights to remove, and resulting share of weights that are zero.
     removed
         Number of weights removed.
     solver, block
-        ``"exact"`` or ``"sparsegpt"``; neighbouring columns removed together, or columns per mask block.
+        ``"exact"`` or ``"sparsegpt"``, and the number of neighbouring columns removed together or per mask block.
     damping
-        Largest share of a problem's mean diagonal that was added to its diagonal.
+        Share of the mean diagonal that was added to the Hessian's diagonal; the largest over the groups.
     retries
-        Factorisations that failed and were repeated with more damping.
+        Number of failed factorisations that were repeated with more damping.
     dead_columns
-        Inputs that were zero in all calibration data (all groups together).
+        Number of inputs that were zero in all calibration data, over all groups.
     predicted_error, measured_error
-        Relative output error ``‖ΔW X‖ / ‖W X‖`` over the calibration data: summed from the solver's (damped) losses,
-        and computed from the final weights.
+        Relative output error ``‖ΔW X‖ / ‖W X‖`` over the calibration data: derived from the solver's (damped) losses,
+        and measured with the final weights.
     seconds
-        Time of solving, shared evenly between the samples of a call.
+        Solving time, divided evenly among the samples of a call.
     note
-        Why the layer was skipped, or empty.
+        Why the layer was skipped; empty if it was not.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast import trace
+    >>> sample_trace = trace(torch.nn.Linear(8, 4), torch.randn(64, 8), sparsity=0.5)
+    >>> sample_trace.reports[0].removed
+    16
     """
 
     name: str
@@ -66,11 +74,11 @@ class LayerReport:
 
 
 def default_block(layer: Layer, solver: str) -> int:
-    """Return the number of neighbouring columns that are pruned together by default.
+    """Return the default number of neighbouring columns that are pruned together.
 
-    That is the choice of the published SPADE code: ``kh * kw`` for an ordinary convolution, 1 for linear, 1x1 and
-    depthwise layers. SparseGPT takes all columns of a group where a group has fewer than 8 rows, since a mask block of
-    one column leaves no choice there.
+    This is the choice of the published SPADE code: ``kh * kw`` for an ordinary convolution, 1 for linear, 1x1 and
+    depthwise layers. For SparseGPT it is all columns if a group has fewer than 8 rows, because a mask block of one
+    column would leave little or no choice.
     """
     if solver == "sparsegpt" and layer.rows < _FEW_ROWS:
         return layer.columns
@@ -78,7 +86,7 @@ def default_block(layer: Layer, solver: str) -> int:
 
 
 def check_block(layer: Layer, block: int) -> None:
-    """Raise ValueError if `block` columns do not divide those of the layer."""
+    """Raise ValueError if `block` does not divide the layer's number of columns."""
     if layer.columns % block:
         raise InvalidValueError(f"block {block} does not divide the {layer.columns} columns of layer {layer.name!r}")
 
@@ -96,50 +104,51 @@ def solve_layer(
 ) -> tuple[Tensor, list[LayerReport]]:
     """Prune one layer for one or more samples.
 
-    Both solvers remove exactly ``round(sparsity * numel)`` weights; exact OBS in blocks removes the nearest whole
+    Both solvers remove exactly ``round(sparsity * numel)`` weights; exact OBS with blocks removes the nearest whole
     number of blocks. Exact OBS ranks the removals of all rows and groups of the layer together. SparseGPT removes the
-    same share of each mask block, of columns in the order (in-channel, kh, kw) of the published code. Weights that are
-    zero already count. In dead columns (inputs that are always zero) removal costs nothing, and what survives keeps its
-    value.
+    same share of each mask block, with columns in the order (in-channel, kh, kw) of the published code. Weights that
+    are already zero count as removed. In dead columns (inputs that are always zero) removals cost nothing, and
+    surviving weights keep their values.
 
     Parameters
     ----------
     layer
         Geometry of the layer.
-    weight : Tensor, [groups, rows, columns]
+    weight : Tensor ``[G, R, C]``
         Dense weight in solver order, float32 or float64.
-    hessians : Tensor, [samples, groups, columns, columns]
-        Gram matrices or Hessians: a factor common to all groups of a sample changes nothing. Used as scratch space, and
+    hessians : Tensor ``[S, G, C, C]``
+        Gram matrices or Hessians; a factor common to all groups of a sample has no effect. Used as scratch space, and
         restored.
     solver : "exact" or "sparsegpt"
     sparsity : float
         Between 0 and 1.
     block : int or None
-        Neighbouring columns that go together (exact OBS), or columns of a mask block (SparseGPT); see
+        Number of neighbouring columns removed together (exact OBS) or per mask block (SparseGPT); None for
         :func:`default_block`.
     damping : float
-        Share of a problem's mean diagonal (over inputs that are not dead) added to its diagonal. A problem that cannot
-        be factorised is tried again with ten times more (at least 1e-6), and so on up to 1; a sample whose solution
-        fails later, likewise.
-    zeros : Tensor, [groups, columns], or None
-        Zero weights of each column, on the CPU, if they were counted before (:func:`count_zeros`).
+        Share of a problem's mean diagonal (over columns that are not dead) added to its diagonal. A problem that cannot
+        be factorised is retried with ten times more (at least 1e-6), and so on up to 1. So is a sample whose solution
+        fails later.
+    zeros : Tensor ``[G, C]`` or None
+        Number of zero weights in each column, on the CPU; None to count them (:func:`count_zeros`).
 
     Returns
     -------
-    pruned : Tensor, [samples, groups, rows, columns]
-    reports : list of LayerReport, one per sample
+    pruned : Tensor ``[S, G, R, C]``
+    reports : list of LayerReport
+        One per sample.
 
     Raises
     ------
     ValueError
-        `block` does not divide the columns.
-    torch.linalg.LinAlgError
+        `block` does not divide the number of columns.
+    NotPositiveDefiniteError
         A Hessian is not positive definite even with damping 1.
 
     Notes
     -----
-    On a GPU the host synchronises once, when the work of the layer is done, and reads whether all went well; samples
-    that failed are then solved again, one by one.
+    On a GPU the host synchronises once, at the end of the layer's work, to read whether every sample was solved;
+    samples that failed are then solved again one by one.
     """
     ((pruned, reports),) = solve_sparsities(
         layer, weight, hessians, solver=solver, sparsities=[sparsity], block=block, damping=damping, zeros=zeros
@@ -158,11 +167,12 @@ def solve_sparsities(
     damping: float = 0.01,
     zeros: Tensor | None = None,
 ) -> list[tuple[Tensor, list[LayerReport]]]:
-    """Prune one layer to several sparsities: for each of them what :func:`solve_layer` returns, up to rounding.
+    """Prune one layer to several sparsities; return for each what :func:`solve_layer` returns, up to rounding.
 
-    With exact OBS they share one path per sample, and the solutions their factorisations (OBC, arXiv 2208.11580); with
-    SparseGPT, which has no path, they share a sample's factor, and each takes a sweep. The other parameters, errors and
-    notes are those of :func:`solve_layer`; `seconds` of the reports is the time of all sparsities.
+    With exact OBS the sparsities share one path per sample, and their solutions share factorisations (OBC,
+    arXiv 2208.11580). With SparseGPT, which has no path, they share one factor per sample, and each needs a sweep.
+    Other parameters, errors and notes are those of :func:`solve_layer`; `seconds` of the reports is the time for all
+    sparsities.
     """
     block = default_block(layer, solver) if block is None else block
     check_block(layer, block)
@@ -211,17 +221,17 @@ def solve_sparsities(
 
 
 def _working_bytes(device: torch.device) -> int:
-    """Memory for the samples of one solve."""
+    """Return the memory, in bytes, available to the samples of one solve."""
     return torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 1 << 30
 
 
 def _reading_is_free(device: torch.device) -> bool:
-    """Whether values can be read without waiting for queued work."""
+    """Whether values can be read without waiting for queued GPU work."""
     return device.type == "cpu"
 
 
 class _Facts(NamedTuple):
-    """What the host needs to know of one sample's solution: a row of `_table`."""
+    """The values of one sample's solution that the host reads: one row of `_table`."""
 
     failed: float
     loss: float
@@ -233,12 +243,12 @@ class _Facts(NamedTuple):
     energy_of_change: float
 
     def relative_error(self, energy: float) -> float:
-        """Relative output error of a change of this energy."""
+        """Return the relative output error of a weight change with this energy."""
         return math.sqrt(max(0.0, energy) / self.energy) if self.energy > 0 else 0.0
 
 
 def _table(weight: Tensor, solution: Solution, hessians: Tensor) -> Tensor:
-    """`_Facts` of all samples, ``[samples, facts]``, still on the device."""
+    """Collect the `_Facts` of all samples, ``[S, facts]``, on the device."""
     columns = (
         solution.failed,
         solution.loss,
@@ -253,12 +263,12 @@ def _table(weight: Tensor, solution: Solution, hessians: Tensor) -> Tensor:
 
 
 def _read(tables: Tensor) -> list[list[_Facts]]:
-    """Copy tables ``[sparsities, samples, facts]`` to the host, which synchronises on a GPU."""
+    """Copy tables ``[sparsities, S, facts]`` to the host, which synchronises on a GPU."""
     return [[_Facts(*row) for row in table] for table in tables.tolist()]
 
 
 def _solve_stably(problem: Problem, hessian: Tensor, removed: int, damping: float) -> Solution:
-    """Solve for one sample, with more damping until there is a finite solution."""
+    """Solve for one sample, increasing the damping until the solution is finite."""
     tries = 0
     while True:
         (solution,) = solve_once(problem, hessian, [removed], damping, read=True)

@@ -1,4 +1,4 @@
-"""One solve of a layer, without retry: factors of its Hessians, and from them its weights at one or more sparsities."""
+"""One solve of a layer for a batch of samples: factors of its Hessians, then its weights at one or more sparsities."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from spade_fast.pruning.layers import Layer
 
 _FIRST_RETRY = 1e-6
 _ENERGY_COLUMNS = 512
-# Share of the largest weight that stands for weights of dead columns: they go before all but those that are zero
-# already, and the mask can be read off the result.
+# Weights in dead columns are replaced by this share of the largest weight: they are then removed before all others
+# except zeros, and the result still shows which of them were removed.
 _NEGLIGIBLE = 1e-12
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A layer's weight ``[groups, rows, columns]`` in solver order, how to prune it, and the zeros of its columns."""
+    """A layer's weight ``[G, R, C]`` in solver order, how to prune it, and the zeros per column ``[G, C]``."""
 
     layer: Layer
     weight: Tensor
@@ -34,7 +34,7 @@ class Problem:
 
 @dataclass
 class Solution:
-    """Weights ``[samples, groups, rows, columns]``, and for each sample what the solver says about them."""
+    """Pruned weights ``[S, G, R, C]``, and the solver's figures ``[S]`` on how each sample was solved."""
 
     pruned: Tensor
     loss: Tensor
@@ -47,32 +47,32 @@ class Solution:
 def solve_once(
     problem: Problem, hessians: Tensor, removed: Sequence[int], damping: float, *, read: bool
 ) -> list[Solution]:
-    """Solve for all samples, at as many sparsities as there are numbers of weights to remove.
+    """Solve for all samples, once for each of the numbers of weights to remove.
 
     Parameters
     ----------
     problem
         What to prune.
-    hessians : Tensor, [samples, groups, columns, columns]
+    hessians : Tensor ``[S, G, C, C]``
         Used as scratch space, and restored.
     removed
-        Weights to remove, at each sparsity.
+        Number of weights to remove at each sparsity.
     damping
         Share of a problem's mean diagonal added to its diagonal.
     read
-        Whether values may be read, which synchronises on a GPU: factorisations that failed are then repeated with more
+        Whether values may be read, which synchronises on a GPU. If so, failed factorisations are repeated with more
         damping.
 
     Returns
     -------
     list of Solution
-        One per sparsity. With exact OBS they come from one path, with SparseGPT from one factor (its masks depend on
-        all earlier removals, so that each sparsity takes a sweep).
+        One per sparsity. With exact OBS all follow from one path; with SparseGPT they share one factor, and each needs
+        a sweep, because its masks depend on all earlier removals.
 
     Raises
     ------
-    torch.linalg.LinAlgError
-        A Hessian whose factor was read is not positive definite even with damping 1.
+    NotPositiveDefiniteError
+        With `read`: a Hessian is not positive definite even with damping 1.
     """
     between = [count for count in removed if 0 < count < problem.layer.numel]
     solved = iter(_solve(problem, hessians, between, damping, read) if between else [])
@@ -148,7 +148,7 @@ def _solve(problem: Problem, hessians: Tensor, removed: Sequence[int], damping: 
 def _exact(
     weights: Tensor, hessian: Tensor, inverse: Tensor, samples: int, removed: Sequence[int], block: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Exact OBS: weights after the removals of least loss of each sample, and the summed losses of each row."""
+    """Run exact OBS; return the weights after each sample's removals of smallest loss, and the losses per row."""
     order, losses = ops.obs_path(weights, inverse, block)
     ranked = losses.unflatten(0, (samples, -1))
     counts = torch.stack([smallest(ranked, count // block).sum(3).flatten(0, 1) for count in removed])
@@ -160,11 +160,11 @@ def _exact(
 def _weights_after(
     weights: Tensor, hessian: Tensor, inverse: Tensor, order: Tensor, counts: Tensor, block: int
 ) -> Tensor:
-    """Weights after `counts` ``[sparsities, B, R]`` removals; NaN where there is no solution."""
+    """Return the weights after `counts` ``[sparsities, B, R]`` removals; NaN where no solution exists."""
     try:
         pruned = ops.obs_solution(weights, hessian, inverse, order, counts, block)
         return pruned.reshape(len(counts), *weights.shape)
-    except torch.linalg.LinAlgError:  # on a GPU such rows are NaN instead
+    except torch.linalg.LinAlgError:  # on a GPU, the rows concerned are NaN instead
         if len(counts) == 1:
             return torch.full_like(weights, math.nan)[None]
         alone = [_weights_after(weights, hessian, inverse, order, one, block) for one in counts.split(1)]
@@ -174,7 +174,7 @@ def _weights_after(
 def _factorise(
     layer: Layer, hessian: Tensor, scale: Tensor, damping: float, read: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Factors of the damped inverses; for each problem whether it has one, its share of `scale`, and failed tries."""
+    """Return the factors of the damped inverses; per problem, whether it has one, its damping and its retries."""
     shares = torch.full_like(scale, damping)
     retries = torch.zeros(len(scale), dtype=torch.int64, device=scale.device)
     factor, info = ops.inverse_cholesky(hessian, shares * scale)
@@ -193,7 +193,7 @@ def _factorise(
 
 
 def more_damping(layer: Layer, damping: float) -> float:
-    """The next step of the damping ladder."""
+    """Return the next larger damping to try."""
     if damping >= 1:
         raise NotPositiveDefiniteError(
             f"layer {layer.name!r}: the Hessian is not positive definite, even with damping {damping:g}"
@@ -202,9 +202,16 @@ def more_damping(layer: Layer, damping: float) -> float:
 
 
 def energy(weight: Tensor, hessians: Tensor) -> Tensor:
-    """``tr(W H Wᵀ)`` of each sample, all groups together; pairs of column blocks are multiplied once, not twice.
+    """Compute ``tr(W H Wᵀ)`` of each sample, summed over groups; each pair of column blocks is multiplied once.
 
-    Shapes: ``[(samples,) groups, rows, columns]``, ``[samples, groups, columns, columns]`` -> ``[samples]``.
+    Parameters
+    ----------
+    weight : Tensor ``[G, R, C]`` or ``[S, G, R, C]``
+    hessians : Tensor ``[S, G, C, C]``
+
+    Returns
+    -------
+    Tensor ``[S]``, float64
     """
     total = torch.zeros(len(hessians), dtype=torch.float64, device=weight.device)
     for start in range(0, weight.shape[-1], _ENERGY_COLUMNS):

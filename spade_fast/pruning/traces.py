@@ -1,4 +1,4 @@
-"""The trace of a sample: its pruned weights, applied to the model, summarised, saved and loaded."""
+"""`Trace`, the pruned weights of one sample: applying them to the model, summaries, and the file format."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from spade_fast.pruning.solve import LayerReport
 FORMAT = "spade_fast.trace"
 FORMAT_VERSION = 1
 
-# Parameters whose weights are swapped at the moment, by identity.
+# Ids of the parameters whose weights are currently swapped.
 _swapped: set[int] = set()
 _swapped_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """One layer's surviving weights.
+    """The surviving weights of one layer.
 
     Attributes
     ----------
     name, parameter
-        The layer and its parameter in the model.
+        Names of the layer and of its parameter in the model.
     shape, dtype
-        Of the parameter.
-    mask : Tensor, [ceil(numel / 8)] uint8
-        One bit per weight, 1 where it survives, the first weight in the highest bit.
-    values : Tensor, [survivors]
+        Shape and dtype of the parameter.
+    mask : Tensor ``[ceil(numel / 8)]``, uint8
+        One bit per weight, 1 where it survives; the first weight is in the highest bit.
+    values : Tensor ``[survivors]``
         Surviving weights in row-major order.
     """
 
@@ -61,7 +61,7 @@ class PrunedLayer:
 
     @classmethod
     def from_dense(cls, layer: Layer, weight: Tensor) -> PrunedLayer:
-        """Pack a weight of the parameter's shape; its zeros are the removed ones."""
+        """Pack a weight of the parameter's shape; its zeros are the removed weights."""
         weight = weight.detach().flatten()
         survives = weight != 0
         bits = F.pad(survives, (0, -survives.numel() % 8)).unflatten(0, (-1, 8))
@@ -70,12 +70,12 @@ class PrunedLayer:
 
     @classmethod
     def from_solution(cls, layer: Layer, solution: Tensor, dtype: torch.dtype) -> PrunedLayer:
-        """Pack a solver's weight, ``[groups, rows, columns]`` in solver order."""
+        """Pack a weight ``[G, R, C]`` in solver order."""
         return cls.from_dense(layer, layer.restore(solution).to(dtype))
 
     @property
     def numel(self) -> int:
-        """Number of weights, removed ones included."""
+        """Number of weights, including removed ones."""
         return int(np.prod(self.shape))
 
     def survivors(self) -> Tensor:
@@ -91,17 +91,29 @@ class PrunedLayer:
 
 
 class Trace:
-    """The pruned network of one sample, as the weights in which it differs from the dense one.
+    """The pruned network of one sample, stored as the weights in which it differs from the dense network.
 
     Made by :func:`spade_fast.trace` and :func:`spade_fast.trace_batch`.
 
     Attributes
     ----------
     reports : list of LayerReport
-        One per layer that was asked for, skipped ones included.
+        One per requested layer, including skipped ones.
     header : dict
         ``sample_id``, ``settings`` (the fields of :class:`PruneConfig`), ``images``, ``passes``, ``seconds`` (by
-        stage), ``library_version`` and ``weights``: the hash of each parameter of the dense model.
+        stage), ``library_version`` and ``weights`` (the hash of each parameter of the dense model).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast import trace
+    >>> model = torch.nn.Linear(8, 4)
+    >>> sample_trace = trace(model, torch.randn(64, 8), sparsity=0.5)
+    >>> sample_trace
+    Trace(sample_id='0', 1 layers, sparsity=0.5000)
+    >>> with sample_trace.applied(model):
+    ...     int((model.weight == 0).sum())
+    16
     """
 
     def __init__(
@@ -123,7 +135,7 @@ class Trace:
 
     @property
     def model_hash(self) -> str:
-        """Hash of all parameters of the dense model: names, shapes, dtypes and values."""
+        """Hash of the names, shapes, dtypes and values of all parameters of the dense model."""
         return hashlib.sha256(json.dumps(self.header["weights"], sort_keys=True).encode()).hexdigest()
 
     @property
@@ -133,33 +145,45 @@ class Trace:
         return 1 - sum(layer.values.numel() for layer in self._pruned.values()) / total if total else 0.0
 
     def mask(self, name: str) -> Tensor:
-        """Return where a layer's weights survive: boolean, of the parameter's shape. KeyError if it is not pruned."""
+        """Return where a layer's weights survive, as a boolean tensor of the parameter's shape.
+
+        Raises
+        ------
+        UnknownLayerError
+            The trace does not prune a layer of this name (also a KeyError).
+        """
         return self._layer(name).survivors()
 
     def weight(self, name: str) -> Tensor:
-        """Return a layer's pruned weight, dense and on the CPU. KeyError if it is not pruned."""
+        """Return a layer's pruned weight as a dense tensor of the parameter's shape on the CPU.
+
+        Raises
+        ------
+        UnknownLayerError
+            The trace does not prune a layer of this name (also a KeyError).
+        """
         return self._layer(name).dense()
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Give the model the trace's weights during a ``with`` block.
+        """Apply the trace's weights to the model during a ``with`` block.
 
-        Weights are exchanged in place (the parameters stay the same objects) and put back bit for bit at the end, also
-        after an exception. Several models can have traces applied at the same time.
+        Weights are swapped in place (the parameters stay the same objects) and restored bit for bit at the end, also
+        after an exception. Traces can be applied to several models at the same time.
 
         Raises
         ------
         ValueError
-            The trace was made from a model of other weights.
-        RuntimeError
-            A trace is applied to the model already.
+            The trace was made from a model with different weights.
+        TraceAppliedError
+            A trace is already applied to the model (also a RuntimeError).
         """
         with weights_applied(model, self._pruned.values(), self._check_model):
             yield model
 
     def summary(self) -> str:
-        """Return a table of the layers as text."""
-        titles = ("layer", "shape", "sparsity", "asked", "damping", "dead", "error", "predicted", "seconds", "note")
+        """Return a text table with one line per layer."""
+        titles = ("layer", "shape", "sparsity", "requested", "damping", "dead", "error", "predicted", "seconds", "note")
         rows = [titles] + [
             (
                 report.name,
@@ -185,7 +209,7 @@ class Trace:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: a bit mask and the surviving values of each pruned layer, and the header.
 
-        The file appears when it is complete; until then an older one of that name stays as it was.
+        The file appears only when it is complete; until then an existing file of that name is kept.
 
         Raises
         ------
@@ -215,9 +239,9 @@ class Trace:
         Raises
         ------
         FileNotFoundError
-            No such file.
+            The file does not exist.
         ValueError
-            Not a trace file, a truncated or changed one, or one of another format version.
+            The file is not a trace, is truncated or modified, or has another format version.
         """
         path = Path(path)
         if not path.is_file():
@@ -226,14 +250,17 @@ class Trace:
 
     @classmethod
     def from_bytes(cls, contents: bytes, path: str = "this") -> Trace:
-        """Read the contents of a file that :meth:`save` wrote; errors name it `path`, and are those of :meth:`load`."""
+        """Read the contents of a file that :meth:`save` wrote.
+
+        Errors are those of :meth:`load`; their messages call the file `path`.
+        """
         try:
             tensors = from_safetensors(contents)
             metadata = safetensors_metadata(BytesIO(contents), len(contents))
         except (SafetensorError, ValueError) as error:
-            raise InvalidValueError(f"{path} is not a trace file, or a truncated one: {error}") from error
+            raise InvalidValueError(f"{path} is not a trace file, or is truncated: {error}") from error
         if metadata.get("format") != FORMAT:
-            raise InvalidValueError(f"{path} is a safetensors file, but does not hold a trace")
+            raise InvalidValueError(f"{path} is a safetensors file, but does not contain a trace")
         version = metadata.get("format_version")
         if version != str(FORMAT_VERSION):
             raise InvalidValueError(
@@ -245,9 +272,9 @@ class Trace:
             pruned = [_from_tensors(entry, tensors) for entry in stored["layers"]]
             trace = cls(pruned, reports, stored["header"])
             if len(tensors) != 2 * len(pruned):
-                raise InvalidValueError("it holds other tensors than those of its layers")
+                raise InvalidValueError("it contains tensors other than those of its layers")
             if stored["content_hash"] != _content_hash(tensors) or stored["model_hash"] != trace.model_hash:
-                raise InvalidValueError("its contents do not fit their hash")
+                raise InvalidValueError("its contents do not match their hash")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InvalidValueError(f"{path} is a damaged trace file: {error}") from error
         return trace
@@ -255,7 +282,7 @@ class Trace:
     def _layer(self, name: str) -> PrunedLayer:
         if name not in self._pruned:
             raise UnknownLayerError(
-                f"layer {name!r} is not pruned in this trace; pruned are: {', '.join(self._pruned)}"
+                f"layer {name!r} is not pruned in this trace; the pruned layers are: {', '.join(self._pruned)}"
             )
         return self._pruned[name]
 
@@ -265,10 +292,10 @@ class Trace:
             if expected.get(name) != given.get(name):
                 states = [weights.get(name, "missing").split(":")[0] for weights in (expected, given)]
                 difference = (
-                    f"{states[0]} in the trace, {states[1]} in the model" if states[0] != states[1] else "other values"
+                    f"{states[0]} in the trace, {states[1]} in the model" if states[0] != states[1] else "its values"
                 )
                 raise InvalidValueError(
-                    f"this trace (sample {self.sample_id!r}) was made from another model than the given "
+                    f"this trace (sample {self.sample_id!r}) was not made from the given "
                     f"{type(model).__name__}: parameter {name!r} differs first ({difference})"
                 )
 
@@ -277,7 +304,7 @@ class Trace:
 def weights_applied(
     model: nn.Module, pruned: Iterable[PrunedLayer], check: Callable[[nn.Module], None] = lambda model: None
 ) -> Iterator[None]:
-    """Exchange weights in place during a ``with`` block, after a `check`; see :meth:`Trace.applied`."""
+    """Swap weights in place during a ``with`` block, after a `check`; see :meth:`Trace.applied`."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     targets = [(layer, parameters[layer.parameter]) for layer in pruned if layer.parameter in parameters]
     with _reserved([parameter for _, parameter in targets]):
@@ -298,11 +325,11 @@ def weights_applied(
 
 @contextmanager
 def _reserved(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Refuse parameters that are swapped for another trace."""
+    """Mark parameters as swapped during a ``with`` block, or raise TraceAppliedError if one already is."""
     keys = {id(parameter) for parameter in parameters}
     with _swapped_lock:
         if keys & _swapped:
-            raise TraceAppliedError("a trace is applied to this model already; leave its `with` block first")
+            raise TraceAppliedError("a trace is already applied to this model; leave its `with` block first")
         _swapped.update(keys)
     try:
         yield
@@ -323,9 +350,9 @@ def _from_tensors(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
     mask, values = tensors[f"{name}.mask"], tensors[f"{name}.values"]
     layer = PrunedLayer(name, str(entry["parameter"]), shape, dtype, mask, values)
     if mask.dtype != torch.uint8 or tuple(mask.shape) != ((layer.numel + 7) // 8,):
-        raise InvalidValueError(f"the mask of layer {name!r} does not fit its shape {list(shape)}")
+        raise InvalidValueError(f"the mask of layer {name!r} does not match its shape {list(shape)}")
     if values.dtype != dtype or values.dim() != 1 or int(np.unpackbits(mask.numpy()).sum()) != values.numel():
-        raise InvalidValueError(f"the values of layer {name!r} do not fit its mask")
+        raise InvalidValueError(f"the values of layer {name!r} do not match its mask")
     return layer
 
 

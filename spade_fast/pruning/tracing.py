@@ -1,4 +1,4 @@
-"""Traces: from a model and the calibration data of samples to their pruned weights."""
+"""`trace` and `trace_batch`: from a model and the calibration data of samples to one `Trace` per sample."""
 
 from __future__ import annotations
 
@@ -37,23 +37,24 @@ def trace(
 ) -> Trace:
     """Prune a model for one sample (SPADE, arXiv 2310.04519, algorithm 1).
 
-    The dense model runs over the sample's calibration data once; then every layer is pruned by itself so that its
-    outputs on that data change least. The model is left as it was.
+    The dense model runs over the sample's calibration data once; then each layer is pruned independently so that its
+    outputs on that data change as little as possible. The model itself is not modified.
 
     Parameters
     ----------
-    model
-        The dense model. It runs in evaluation mode, whatever mode it is in.
-    batches
-        The sample's calibration data, such as ``ImageAugmenter(...)(image)``: images ``[n, C, H, W]``, or an iterable
-        of batches. A batch is a tensor, or a sequence of positional or mapping of keyword arguments of the model.
+    model : nn.Module
+        The dense model. It runs in evaluation mode, whatever its current mode.
+    batches : Tensor or iterable
+        The sample's calibration data, such as ``ImageAugmenter(...)(image)``: images ``[N, C, H, W]``, or an iterable
+        of batches. A batch is a tensor, a sequence of positional arguments of the model, or a mapping of its keyword
+        arguments.
     sparsity : float, mapping or function
-        Share of each layer's weights to remove, 0 to 1; see :class:`PruneConfig`.
-    sample_id
-        Kept in the trace, to tell which sample it belongs to.
-    progress
+        Share of each layer's weights to remove, between 0 and 1; see :class:`PruneConfig`.
+    sample_id : str or int
+        Recorded in the trace to identify the sample.
+    progress : callable, optional
         Called as ``progress(stage, done, total)`` for the stages ``"calibrate"`` (batches) and ``"solve"`` (layers);
-        `total` is 0 where the number of batches is not known.
+        `total` is 0 if the number of batches is unknown.
     solver, layers, block, damping, precision, memory_limit, seed, strict
         The other fields of :class:`PruneConfig`.
 
@@ -64,26 +65,28 @@ def trace(
     Raises
     ------
     TypeError, ValueError
-        Arguments of the wrong type or range; NaN or infinite weights, data or layer inputs; no data; an iterator as
-        `batches` where several passes are needed.
+        An argument has the wrong type or is out of range; weights, data or layer inputs are NaN or infinite; there is
+        no data; `batches` is an iterator, but several passes are needed.
     UnknownLayerError
-        A layer name or pattern that matches nothing (a KeyError and a ValueError).
-    MemoryError
-        A single layer does not fit into `memory_limit`.
-    torch.linalg.LinAlgError
-        A Hessian cannot be factorised with any damping.
+        A layer name or pattern matches no layer (also a KeyError and a ValueError).
+    MemoryLimitError
+        A single layer does not fit into `memory_limit` (also a MemoryError).
+    NotPositiveDefiniteError
+        A Hessian cannot be factorised with any damping (also a torch.linalg.LinAlgError).
     FallbackError
-        Under `strict`: layers not reached by the data, weights used by operations other than a convolution or product
-        with the whole weight, more damping than asked for, several passes.
+        With `strict`: the data does not reach a layer, a weight is used by an operation other than a convolution or a
+        matrix product with the whole weight, a layer needs more damping than requested, or several passes are needed.
 
     Warns
     -----
     FallbackWarning
-        The same without `strict`: one warning that names all layers concerned. Layers that were not reached or whose
-        weight is used otherwise are skipped.
+        In the same cases without `strict`: one warning that names all layers concerned. Layers that the data does not
+        reach, or whose weight is used by another operation, are skipped.
 
     Examples
     --------
+    >>> import torch
+    >>> from spade_fast import trace
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     >>> sample_trace = trace(model, torch.randn(64, 8), sparsity=0.75)
     >>> with sample_trace.applied(model):
@@ -108,34 +111,37 @@ def trace_batch(
 ) -> list[Trace]:
     """Prune a model for several samples, with one solver call per layer for all of them.
 
-    Each sample's trace is that of :func:`trace`, up to rounding. The Gram matrices of all samples are held at the same
-    time; where `memory_limit` does not allow that for the largest layer, fewer samples are solved together.
+    Each sample's trace equals that of :func:`trace` up to rounding. The Gram matrices of all samples are held at the
+    same time; if `memory_limit` does not allow that for the largest layer, fewer samples are solved together.
 
     Parameters
     ----------
-    samples
-        The calibration data of each sample.
-    sample_ids
-        A name for each sample; default: its index.
+    samples : sequence
+        The calibration data of each sample, as `batches` of :func:`trace`.
+    sample_ids : sequence of str or int, optional
+        One name per sample; default: its index.
     model, sparsity, progress, solver, layers, block, damping, precision, memory_limit, seed, strict
         As in :func:`trace`.
 
     Returns
     -------
     list of Trace
+        One per sample, in the order of `samples`.
 
     Raises
     ------
-    TypeError, ValueError, UnknownLayerError, MemoryError, torch.linalg.LinAlgError, FallbackError
-        As :func:`trace`; or no samples, or not one id for each.
+    TypeError, ValueError, UnknownLayerError, MemoryLimitError, NotPositiveDefiniteError, FallbackError
+        As in :func:`trace`; also ValueError if there are no samples, or not one id per sample.
 
     Warns
     -----
     FallbackWarning
-        As :func:`trace`.
+        As in :func:`trace`.
 
     Examples
     --------
+    >>> import torch
+    >>> from spade_fast import trace_batch
     >>> model = torch.nn.Linear(8, 4)
     >>> traces = trace_batch(model, [torch.randn(64, 8), torch.randn(64, 8)], sparsity=0.5)
     >>> [each.sparsity for each in traces]
@@ -146,7 +152,7 @@ def trace_batch(
     if not samples:
         raise InvalidValueError("samples is empty: there is nothing to trace")
     if len(ids) != len(samples):
-        raise InvalidValueError(f"sample_ids must name each of the {len(samples)} samples, got {len(ids)} names")
+        raise InvalidValueError(f"sample_ids must have one name for each of the {len(samples)} samples, got {len(ids)}")
     session = Session(model, PruneConfig(sparsity=sparsity, **options), progress)
     results = _traces(session, samples, ids)
     session.warn()
@@ -154,7 +160,7 @@ def trace_batch(
 
 
 def _traces(session: Session, samples: Sequence[Batches], ids: Sequence[str]) -> list[Trace]:
-    """Calibrate and solve, as many samples at a time as the memory limit allows."""
+    """Calibrate and solve as many samples at a time as the memory limit allows."""
     with session.exact_types():
         plan = session.plan(samples)
         weights = hash_tensors(session.model.named_parameters())
@@ -179,7 +185,7 @@ def _traces(session: Session, samples: Sequence[Batches], ids: Sequence[str]) ->
 
 
 def _prune(session: Session, layer: Layer, calibrations: Sequence[Calibration], builders: Sequence[_Builder]) -> None:
-    """Solve one layer for all samples that reached it, and free its Gram matrices."""
+    """Solve one layer for all samples whose data reached it, and free its Gram matrices."""
     start = time.perf_counter()
     sparsity = session.sparsity[layer.name]
     given = session.gather(layer, calibrations)
@@ -203,7 +209,7 @@ def _prune(session: Session, layer: Layer, calibrations: Sequence[Calibration], 
 
 
 class _Builder:
-    """Gathers one sample's trace."""
+    """Collects the layers, reports and times of one sample's trace."""
 
     def __init__(self, skipped: Mapping[str, LayerReport]) -> None:
         self.pruned: dict[str, PrunedLayer] = {}

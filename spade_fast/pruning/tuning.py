@@ -1,4 +1,4 @@
-"""Searches the sparsity of each layer, or of each stage of layers, that makes a score of the traces best."""
+"""Searches for the sparsity of each layer, or of each stage of layers, that maximises a score of the traces."""
 
 from __future__ import annotations
 
@@ -44,42 +44,45 @@ def tune(
     progress: Progress | None = None,
     **options: Unpack[PruneOptions],
 ) -> Tuning:
-    """Search the sparsity of each stage of layers, the last stage first (SPADE, arXiv 2310.04519).
+    """Search for the best sparsity of each stage of layers, starting with the last (SPADE, arXiv 2310.04519).
 
-    All layers are dense at the start. Stage by stage, each candidate is given to all layers of the stage, and the one
-    with the highest mean score over the samples is kept; of equal ones the lowest. In each sample's score the model has
-    that sample's pruned weights, those of ``trace(model, samples[i], sparsity=...)``.
+    All layers are dense at the start. Stage by stage, each candidate sparsity is applied to all layers of the stage,
+    and the one with the highest mean score over the samples is kept; among equal scores the lowest sparsity. Each
+    sample is scored on the model with that sample's pruned weights, those of
+    ``trace(model, samples[i], sparsity=...)``.
 
-    Trying a candidate needs no solving. With exact OBS each layer and sample has one path
-    (:func:`spade_fast.ops.obs_path`), from which the weights at all candidates follow
-    (:func:`spade_fast.ops.obs_solution`, in one call); SparseGPT, which has no path, takes a sweep for each candidate,
-    from the sample's one factor. All is solved before the search,
-    since a layer's trace does not depend on the sparsity of others.
+    All solving is done before the search, because a layer's trace does not depend on the sparsities of other layers;
+    trying a candidate then needs no solving. With exact OBS each layer and sample has one path
+    (:func:`spade_fast.ops.obs_path`), from which the weights at all candidates follow in one call of
+    :func:`spade_fast.ops.obs_solution`. SparseGPT, which has no path, needs one sweep per candidate; the sweeps share
+    one factor per sample.
 
     Parameters
     ----------
-    model
-        The dense model. It is in evaluation mode throughout and is left as it was, also after exceptions.
-    samples
+    model : nn.Module
+        The dense model. It is in evaluation mode throughout and is restored afterwards, also after an exception.
+    samples : sequence
         The calibration data of each sample, as `batches` of :func:`spade_fast.trace`.
-    score
-        Called as ``score(model, i)`` while the pruned weights of sample ``i`` are applied to the model, and once per
-        sample for the dense model. It returns a finite number, higher is better, and the same one each time: the
-        probability of the sample's class, or how well a map of importance finds the object. It may compute gradients.
-    candidates
-        Shares of weights to try, between 0 and 1. 0 is always one of them.
+    score : callable
+        Called as ``score(model, i)`` while the pruned weights of sample `i` are applied to the model, and once per
+        sample on the dense model. It returns a finite number, where higher is better and equal calls give equal
+        results: the probability of the sample's class, for example, or how well an attribution map finds the object. It
+        may compute gradients.
+    candidates : iterable of float
+        Shares of weights to try, between 0 and 1. 0 is always among them.
     stages : "blocks", "layers" or mapping
-        Which layers share one sparsity. ``"layers"``: each has its own. ``"blocks"``: those of an outermost module that
-        is neither a plain container (Sequential, ModuleList, ModuleDict) nor holds all the model's layers, such as a
-        residual block. A mapping goes from names of stages to layer names or patterns; a layer belongs to the first one
-        it matches, or stays dense. The stage of the layer that comes last in the model is searched first.
-    rounds
-        How often to go through all stages. The search ends after a round in which the score did not rise.
-    progress
+        Which layers share a sparsity. ``"layers"``: each layer has its own. ``"blocks"``: a stage is an outermost
+        module that is not a plain container (Sequential, ModuleList, ModuleDict) and does not contain all layers of the
+        model, such as a residual block. A mapping assigns layer names or patterns to names of stages; a layer belongs
+        to the first stage whose patterns it matches, and stays dense if there is none. The stage with the model's last
+        layer is searched first.
+    rounds : int
+        Maximum number of passes over all stages. The search ends after a round in which the score did not rise.
+    progress : callable, optional
         Called as ``progress(stage, done, total)`` for the stages ``"calibrate"`` (batches), ``"solve"`` (layers) and
         ``"search"`` (scores).
     solver, layers, block, damping, precision, memory_limit, seed, strict
-        Fields of :class:`PruneConfig`; layers that are not asked for stay dense.
+        Fields of :class:`PruneConfig`. Layers outside `layers` stay dense.
 
     Returns
     -------
@@ -88,21 +91,25 @@ def tune(
     Raises
     ------
     TypeError, ValueError
-        Bad arguments, or a score that is not a finite number; and all errors of :func:`spade_fast.trace_batch`.
+        An argument is invalid, or a score is not a finite number.
+    UserError
+        All errors of :func:`spade_fast.trace_batch`.
 
     Warns
     -----
     FallbackWarning
-        As :func:`spade_fast.trace_batch`. A layer that no sample's data reaches is not tuned.
+        As in :func:`spade_fast.trace_batch`. Layers that no sample's data reaches are not tuned.
 
     Notes
     -----
-    Neither Hessians nor paths outlive the solving of their layer. Until the end are kept, on the CPU, the surviving
-    weights and a bit mask of each sample, layer and candidate: for float32 weights and the default candidates 7.4 bytes
-    a weight and sample. While a layer is solved, its weights at all candidates also exist as dense ones.
+    Hessians and paths are freed as soon as their layer is solved. The surviving weights and a bit mask of each sample,
+    layer and candidate are kept on the CPU until the end: with float32 weights and the default candidates, 7.4 bytes
+    per weight and sample. While a layer is being solved, its dense weights at all candidates are also in memory.
 
     Examples
     --------
+    >>> import torch
+    >>> from spade_fast import trace, tune
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     >>> samples, targets = [torch.randn(64, 8), torch.randn(64, 8)], [1, 3]
     >>> def probability(model, i):
@@ -113,7 +120,7 @@ def tune(
     """
     samples = list(samples)
     if not samples:
-        raise InvalidValueError("samples is empty: there is nothing to tune on")
+        raise InvalidValueError("samples is empty: give the calibration data of at least one sample")
     if not callable(score):
         raise InvalidTypeError(f"score must be a function of the model and a sample's index, got {score!r}")
     shares = _checked_candidates(candidates)
@@ -129,9 +136,9 @@ def tune(
     grouped = {stage: names for stage, names in grouped.items() if names}
     session.warn()
     if not grouped:
-        raise InvalidValueError("there is no layer to tune: none can be pruned or is reached by the calibration data")
+        raise InvalidValueError("there is no layer to tune: the calibration data reaches no layer that can be pruned")
     search = _Search(model, score, weights, grouped, shares, session.progress)
-    gradients = torch.is_grad_enabled()  # which scores may need
+    gradients = torch.is_grad_enabled()  # the score may compute gradients
     with undisturbed(model), torch.set_grad_enabled(gradients):
         chosen, before, after = search.run(rounds)
     stage_of = {name: stage for stage, names in grouped.items() for name in names}
@@ -152,7 +159,7 @@ def tune(
 
 
 def group_layers(model: nn.Module, layers: Sequence[Layer], stages: Stages) -> dict[str, list[str]]:
-    """Return the names of the layers of each stage, the stage of the last layer first; see :func:`tune`."""
+    """Return the names of the layers of each stage, the stage with the last layer first; see :func:`tune`."""
     names = [layer.name for layer in layers]
     if isinstance(stages, Mapping):
         pairs = [
@@ -177,7 +184,7 @@ def group_layers(model: nn.Module, layers: Sequence[Layer], stages: Stages) -> d
 
 
 def _block_of(model: nn.Module, layer: Layer, every: Sequence[str]) -> str:
-    """Name of the outermost module around a layer that divides the parameters of `every` layer."""
+    """Return the name of the outermost non-container module that contains a layer, but not `every` layer."""
     path = layer.parameter.split(".")[:-1]
     for depth in range(1, len(path)):
         prefix = ".".join(path[:depth])
@@ -194,11 +201,11 @@ def _checked_candidates(candidates: Iterable[float]) -> list[float]:
     check_shares({f"candidates[{index}]": share for index, share in enumerate(given)})
     shares = sorted({0.0, *map(float, given)})
     if len(shares) == 1:
-        raise InvalidValueError("candidates must have a sparsity above 0")
+        raise InvalidValueError("candidates must include a sparsity above 0")
     return shares
 
 
-# The surviving weights of one sample: of each layer at each sparsity at which some are removed.
+# The surviving weights of one sample, by layer and by sparsity; sparsities that remove nothing are left out.
 Candidates = dict[str, dict[float, PrunedLayer]]
 
 
@@ -227,7 +234,7 @@ def solve_candidates(session: Session, samples: Sequence[Batches], shares: Seque
 
 
 class _Search:
-    """The search itself, for weights that are solved."""
+    """The search over stages and candidates, given the solved weights."""
 
     def __init__(
         self,
@@ -241,7 +248,7 @@ class _Search:
         self.model, self.score, self.weights = model, score, weights
         self.stages, self.candidates, self.progress = stages, candidates, progress
         self.history: list[Trial] = []
-        self._known: dict[tuple[float, ...], float] = {}  # mean score by the sparsities of all stages
+        self._known: dict[tuple[float, ...], float] = {}  # mean score for each tuple of the stages' sparsities
         self._done = self._total = 0
 
     def run(self, rounds: int) -> tuple[dict[str, float], float, float]:
@@ -256,7 +263,7 @@ class _Search:
             for stage in self.stages:
                 done = self._done + per_stage
                 scores = self._try(turn, stage, chosen)
-                if self._done < done:  # some were known
+                if self._done < done:  # some scores were already known
                     self._progress(done - self._done)
                 chosen[stage] = min(self.candidates, key=lambda share: (-scores[share], share))
                 best = scores[chosen[stage]]
@@ -267,7 +274,7 @@ class _Search:
         return chosen, before, best
 
     def _try(self, turn: int, stage: str, chosen: Mapping[str, float]) -> dict[float, float]:
-        """Mean score of each candidate for a stage; those that are not known yet are tried."""
+        """Return the mean score of each candidate for a stage, computing those that are not yet known."""
         keys = {share: tuple({**chosen, stage: share}.values()) for share in self.candidates}
         scores: dict[float, list[float]] = {share: [] for share, key in keys.items() if key not in self._known}
         others = {other: share for other, share in chosen.items() if other != stage}
@@ -287,7 +294,7 @@ class _Search:
         self.progress("search", self._done, self._total)
 
     def _pruned(self, s: int, shares: Mapping[str, float]) -> list[PrunedLayer]:
-        """One sample's weights of these stages; what is dense is left out."""
+        """Return one sample's pruned layers in these stages; layers that stay dense are left out."""
         layers = [
             (self.weights[s].get(name, {}), share) for stage, share in shares.items() for name in self.stages[stage]
         ]

@@ -1,4 +1,4 @@
-"""The result of a search for sparsities, and the YAML file that holds it, which people can also read and write."""
+"""The result of a search for sparsities, and its YAML file, which can also be written by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,17 @@ _HEADING = """\
 
 @dataclass(frozen=True)
 class Trial:
-    """One try: all layers of a stage at a sparsity, the other stages as chosen until then."""
+    """One step of the search: the score with all layers of a stage at one sparsity, given the earlier choices.
+
+    Attributes
+    ----------
+    round
+        Pass over all stages, from 1.
+    stage, sparsity
+        The stage, and the sparsity tried for it; the other stages have the sparsities chosen so far.
+    score
+        Mean score over the samples.
+    """
 
     round: int
     stage: str
@@ -30,19 +40,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Sparsities that a search found. Made by :func:`spade_fast.tune`.
+    """Sparsities found by :func:`spade_fast.tune`.
 
     Attributes
     ----------
     sparsity
-        Share of weights to remove of each layer that was tuned, in the model's order: what ``sparsity=`` of
-        :func:`spade_fast.trace` takes.
+        Share of weights to remove from each tuned layer, in the model's order, as ``sparsity=`` of
+        :func:`spade_fast.trace` takes it.
     before, after
-        Mean score over the samples: of the dense model, and of the traces with these sparsities.
+        Mean score over the samples of the dense model, and of the traces with these sparsities.
     history
-        All tries, in order.
+        All trials, in order.
     settings
-        Settings of the search. ``stages`` has the layers of each stage, in the order of the search.
+        Settings of the search. ``stages`` lists the layers of each stage, in the order of the search.
+
+    Examples
+    --------
+    >>> from spade_fast import Tuning
+    >>> tuning = Tuning({"0": 0.5, "2": 0.9}, 0.7, 0.8, (), {"stages": {"head": ["2"], "stem": ["0"]}})
+    >>> tuning.stages
+    {'head': 0.9, 'stem': 0.5}
     """
 
     sparsity: dict[str, float]
@@ -57,18 +74,18 @@ class Tuning:
         return {stage: self.sparsity[layers[0]] for stage, layers in self.settings["stages"].items()}
 
     def summary(self) -> str:
-        """Return the sparsities by stage and the scores as text."""
+        """Return the sparsity of each stage and the scores as text."""
         width = max(map(len, self.stages), default=0)
         lines = [f"{stage:{width}}  {share:g}" for stage, share in self.stages.items()]
         return "\n".join([*lines, f"score {self.before:.4f} -> {self.after:.4f}, {len(self.history)} tried"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a YAML file; it appears when it is complete.
+        """Write a YAML file, which appears only when it is complete.
 
         Raises
         ------
         ImportError
-            PyYAML is missing; the message names the extra.
+            PyYAML is not installed; the message names the extra.
         OSError
             The file cannot be written.
         """
@@ -94,11 +111,11 @@ class Tuning:
         Raises
         ------
         ImportError
-            PyYAML is missing; the message names the extra.
+            PyYAML is not installed; the message names the extra.
         FileNotFoundError, OSError
-            No such file, or it cannot be read.
+            The file does not exist or cannot be read.
         ValueError
-            Not YAML, or it holds something else.
+            The file is not YAML, or is not the result of a search.
         """
         contents, sparsity = _read(Path(path))
         try:
@@ -112,9 +129,9 @@ class Tuning:
 
 
 def load_sparsity(path: str | os.PathLike[str]) -> dict[str, float]:
-    """Read the sparsities of a YAML file: a saved :class:`Tuning`, or one written by hand.
+    """Read the sparsities of a YAML file: a saved :class:`Tuning`, or a file written by hand.
 
-    Only its entry ``sparsity`` counts, a mapping of layer names or patterns to shares between 0 and 1:
+    Only the entry ``sparsity`` is used, a mapping of layer names or patterns to shares between 0 and 1:
 
     .. code-block:: yaml
 
@@ -124,14 +141,18 @@ def load_sparsity(path: str | os.PathLike[str]) -> dict[str, float]:
 
     Raises
     ------
-    ImportError, FileNotFoundError, OSError, ValueError
-        As for :meth:`Tuning.load`.
+    ImportError
+        PyYAML is not installed; the message names the extra.
+    FileNotFoundError, OSError
+        The file does not exist or cannot be read.
+    ValueError
+        The file is not YAML, or its entry ``sparsity`` is missing or invalid.
     """
     return _read(Path(path))[1]
 
 
 def _import_yaml() -> Any:
-    with extra_for("files of sparsities need"):
+    with extra_for("sparsity files need"):
         import yaml
     return yaml
 
@@ -139,7 +160,7 @@ def _import_yaml() -> Any:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
     yaml = _import_yaml()
     if not path.is_file():
-        raise MissingFileError(f"no such file of sparsities: {path}")
+        raise MissingFileError(f"no such sparsity file: {path}")
     try:
         contents = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -149,7 +170,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
         raise InvalidValueError(f"{path} has no entry 'sparsity' with a share for each layer or pattern")
     for name in sparsity:
         if not isinstance(name, str):
-            raise InvalidValueError(f'{path}: a layer name must be text, write "{name}" in quotes')
+            raise InvalidValueError(f'{path}: layer names must be strings; write "{name}" in quotes')
     try:
         check_shares({f"the sparsity of {name!r}": share for name, share in sparsity.items()})
     except (TypeError, ValueError) as error:

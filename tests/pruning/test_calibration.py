@@ -482,7 +482,7 @@ def test_bad_data_is_named():
         (ValueError, r"batch 1 .*\[2, 3\]", [good, good[:, :3]]),
         (TypeError, "float32 parameters.* batch 0 .*float64", [good.double()]),
         (TypeError, "batch 1 .*str", [good, "x"]),
-        (TypeError, "batch 0 holds no tensor", [[3]]),
+        (TypeError, "batch 0 contains no tensor", [[3]]),
         (TypeError, "batch 0 .*ndarray", [good.numpy()]),
         (TypeError, "got dict", {"input": good}),
         (TypeError, "got int", 3),

@@ -28,7 +28,7 @@ def test_it_is_checked_once_and_frozen() -> None:
         ({"sparsity": 1.5}, ValueError, "sparsity must lie between 0 and 1, got 1.5"),
         ({"sparsity": "0.5"}, TypeError, "sparsity must be a number"),
         ({"sparsity": {"a": -1}}, ValueError, r"sparsity\['a'\] must lie between 0 and 1"),
-        ({"solver": "obs"}, ValueError, "unknown solver 'obs': allowed are exact, sparsegpt"),
+        ({"solver": "obs"}, ValueError, "unknown solver 'obs': choose from exact, sparsegpt"),
         ({"precision": "half"}, ValueError, "unknown precision 'half'"),
         ({"block": 0}, ValueError, "block must be at least 1"),
         ({"block": 1.0}, TypeError, "block must be an integer"),

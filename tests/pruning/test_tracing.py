@@ -190,7 +190,7 @@ def test_one_warning_names_everything(recwarn):
     (warning,) = [w for w in recwarn if w.category is FallbackWarning]
     message = str(warning.message)
     assert "cannot be pruned: normed (its weight is computed from other parameters), tied (" in message
-    assert "did not reach them: plain" in message and "damped more than asked for: plain (" in message
+    assert "did not reach them: plain" in message and "damped more than requested: plain (" in message
     assert first.layers == second.layers == ("plain",) and third.layers == ()
     reports = [{report.name: report for report in made.reports} for made in (first, second, third)]
     assert reports[0]["plain"].note == "" and "not reached" in reports[2]["plain"].note
@@ -204,7 +204,7 @@ def test_one_warning_names_everything(recwarn):
     ):
         with pytest.raises(FallbackError, match=name):
             trace(model, sample, layers=layers, **strict)
-    with pytest.raises(FallbackError, match=r"damped more than asked for: plain"):
+    with pytest.raises(FallbackError, match=r"damped more than requested: plain"):
         trace(model, samples[1], layers="plain", **strict)
 
 
@@ -333,12 +333,12 @@ def test_bad_arguments(model, images):
     refuse(UnknownLayerError, "layer pattern 'x[*]' matches no layer", sparsity={"stem": 0.5, "x*": 0.5})
     refuse(KeyError, "'haed'", layers=["haed"])
     refuse(ValueError, "layers is empty", layers=[])
-    refuse(ValueError, "unknown solver 'obs': allowed are exact, sparsegpt", solver="obs")
+    refuse(ValueError, "unknown solver 'obs': choose from exact, sparsegpt", solver="obs")
     refuse(ValueError, "block must be at least 1, got 0", block=0)
     refuse(TypeError, "block must be an integer, got 2.5", block=2.5)
     for value in (-1, math.nan, math.inf, "x"):
         refuse(ValueError, "damping must be a number of at least 0", damping=value)
-    refuse(ValueError, "unknown precision 'half': allowed are float32, bf16", precision="half")
+    refuse(ValueError, "unknown precision 'half': choose from float32, bf16", precision="half")
     refuse(TypeError, "seed must be an integer", seed="x")
     refuse(ValueError, "empty", batches=[])
     refuse(ValueError, "empty", batches=images[:0])
@@ -404,7 +404,7 @@ def test_the_largest_weights_are_finite(model, images):
     with torch.no_grad():
         model.get_parameter("norm.bias")[:2] = largest
         model.get_parameter("pointwise.weight").view(-1)[:4] = torch.tensor([largest, largest, -largest, -largest])
-    with pytest.raises(ValueError, match=r"layer '.*' got NaN, infinite or too large inputs"):  # not the weights
+    with pytest.raises(ValueError, match=r"layer '.*' got NaN, infinite or overflowing inputs"):  # not the weights
         trace(model, images, sparsity=0.5)
 
 

@@ -301,7 +301,7 @@ def test_bad_arguments(model, samples, score):
     refuse(ValueError, r"candidates\[1\] must lie between 0 and 1, got 1.5", candidates=[0.5, 1.5])
     refuse(TypeError, r"candidates\[0\] must be a number", candidates=["x"])
     refuse(TypeError, "candidates must be numbers", candidates=0.5)
-    refuse(ValueError, "candidates must have a sparsity above 0", candidates=[0])
+    refuse(ValueError, "candidates must include a sparsity above 0", candidates=[0])
     refuse(ValueError, "rounds must be at least 1", rounds=0)
     refuse(TypeError, "rounds must be an integer", rounds=1.5)
     refuse(ValueError, "stages must be 'blocks', 'layers' or a mapping", stages="parts")
@@ -360,10 +360,10 @@ def test_files_written_by_hand(tmp_path, model, samples):
         refuse(text, "own.yml has no entry 'sparsity'")
     refuse("sparsity: {", "own.yml is not a YAML file")
     refuse("sparsity: {\xe9: 1}", "own.yml is not a YAML file")
-    refuse("sparsity: {0: 0.5}", 'a layer name must be text, write "0" in quotes')
+    refuse("sparsity: {0: 0.5}", 'layer names must be strings; write "0" in quotes')
     refuse("sparsity: {head: 1.5}", "own.yml: the sparsity of 'head' must lie between 0 and 1, got 1.5")
     refuse("sparsity: {head: much}", "own.yml: the sparsity of 'head' must be a number")
-    with pytest.raises(FileNotFoundError, match=r"no such file of sparsities: .*absent.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"no such sparsity file: .*absent.yaml"):
         load_sparsity(tmp_path / "absent.yaml")
 
 
