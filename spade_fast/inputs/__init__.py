@@ -1,4 +1,4 @@
-"""Networks by name, photos, and the calibration images made from them."""
+"""Networks loaded by name, photos, and the calibration images made from a photo."""
 
 from spade_fast.inputs.augment import ImageAugmenter
 from spade_fast.inputs.defaults import wide_layers

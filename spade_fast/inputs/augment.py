@@ -1,4 +1,4 @@
-"""Calibration images: random augmentations of one sample, reproducible from ``(seed, sample id)`` alone."""
+"""Calibration images: random augmentations of one sample, determined by ``(seed, sample id)`` alone."""
 
 from __future__ import annotations
 
@@ -17,54 +17,54 @@ from spade_fast._util.extras import require
 from spade_fast.pruning.calibration import images_per_batch
 
 _CROP_TRIES = 10
-# Columns of the table of random numbers, after area and aspect ratio of each try.
+# Columns of the table of random numbers; the columns before them hold area and aspect ratio of each try.
 _TOP, _LEFT, _FLIP, _BRIGHTNESS, _HUE = range(2 * _CROP_TRIES, 2 * _CROP_TRIES + 5)
-# A few values outside [0, 1] come from noise or adversarial samples; many of them mean a wrong mean and std.
+# Noise or adversarial samples put a few values outside [0, 1]; many values outside indicate a wrong mean and std.
 _OUTSIDE_MARGIN, _OUTSIDE_SHARE = 0.1, 0.05
 
 
 class ImageAugmenter:
     """Makes the random images on which the trace of one image is calibrated (SPADE, arXiv 2310.04519, section 4).
 
-    Each image is a random resized crop, flipped with probability 1/2, of changed brightness and then shifted hue. It is
-    made in colours between 0 and 1: the normalisation of the input is undone first and applied again at the end.
-    Every image has a draw of its own, and image `i` depends on ``(seed, sample id, i)`` alone: not on `n`, the batch
-    size, the device or torch's global random state.
+    Each image is a random resized crop that is flipped horizontally with probability 1/2, then changed in brightness
+    and hue. Augmentation works on colours between 0 and 1: the normalisation of the input is undone first and applied
+    again at the end. Images are drawn independently, and image `i` depends only on ``(seed, sample id, i)``, not on
+    `n`, the batch size, the device or torch's global random state.
 
     Parameters
     ----------
-    n
+    n : int
         Number of images.
-    mean, std
-        Normalisation of the images that the network takes, one number per channel; None for images already in 0-1.
-    seed
+    mean, std : sequence of float, optional
+        Normalisation of the network's input, one number per channel; None for images that are already between 0 and 1.
+    seed : int
         Any integer.
-    size
-        Height and width of the images made (a number for both); None for those of the sample.
-    batch_size
-        Images per batch; None for 8 on a CPU and 64 elsewhere. It changes memory and speed only.
-    scale
-        Range of the crop's share of the image area.
-    ratio
-        Range of the crop's width over its height.
-    flip
+    size : int or (int, int), optional
+        Height and width of the augmented images in pixels, or one number for both; None for those of the sample.
+    batch_size : int, optional
+        Images per batch; None for 8 on a CPU and 64 elsewhere. It affects only memory and speed.
+    scale : (float, float)
+        Range of the crop's area as a share of the image's area.
+    ratio : (float, float)
+        Range of the crop's width divided by its height.
+    flip : float
         Probability of a horizontal flip.
-    brightness
-        Brightness is multiplied by a number drawn from ``[1 - brightness, 1 + brightness]`` and clipped to 0-1.
-    hue
-        Hue is shifted by a number drawn from ``[-hue, hue]``, in turns (at most 0.5). Set it to 0 for images that do
-        not have three channels.
-
-    The hue is shifted by kornia (the extra ``image``).
+    brightness : float
+        Colours are multiplied by a number drawn from ``[1 - brightness, 1 + brightness]`` and clipped to 0-1.
+    hue : float
+        The hue is shifted by a number drawn from ``[-hue, hue]``, in turns (at most 0.5). Shifting it needs kornia (the
+        extra ``image``) and three channels; 0 leaves it unchanged.
 
     Raises
     ------
     TypeError, ValueError
-        A parameter of the wrong type or outside its range.
+        A parameter has the wrong type or is out of range.
 
     Examples
     --------
-    >>> augmenter = ImageAugmenter(n=6, batch_size=4, seed=1)
+    >>> import torch
+    >>> from spade_fast import ImageAugmenter
+    >>> augmenter = ImageAugmenter(n=6, batch_size=4, seed=1, hue=0)
     >>> [tuple(batch.shape) for batch in augmenter(torch.rand(3, 8, 8))]
     [(4, 3, 8, 8), (2, 3, 8, 8)]
     """
@@ -96,29 +96,28 @@ class ImageAugmenter:
         self.hue = _fraction("hue", hue, 0.5)
 
     def __call__(self, image: Tensor, sample_id: str | int = 0) -> AugmentedImages:
-        """Return the augmentations of one image, which can be run over any number of times.
+        """Return the augmentations of one image, which can be iterated any number of times.
 
         Parameters
         ----------
         image : Tensor ``[C, H, W]`` or ``[1, C, H, W]``
-            The sample as the network takes it (normalised by `mean` and `std`), of a floating-point type.
-        sample_id
-            Names the sample: with the seed it fixes all random numbers. ``0`` and ``"0"`` are the same sample.
+            The sample as the network takes it (normalised by `mean` and `std`), with a floating-point dtype.
+        sample_id : str or int
+            Name of the sample. With the seed it determines all random numbers; ``0`` and ``"0"`` are the same sample.
 
         Returns
         -------
         AugmentedImages
-            Iterable of tensors ``[batch, C, height, width]`` of the sample's type, on its device; `len` is the number
-            of batches.
+            Iterable of tensors ``[N, C, H, W]`` with the sample's dtype and device; `len` is the number of batches.
 
         Raises
         ------
         TypeError
             `image` is not a floating-point tensor.
         ValueError
-            Wrong shape, NaN or infinite values, or not three channels although hue is to be shifted.
+            `image` has the wrong shape, NaN or infinite values, or not three channels although `hue` is not 0.
         ImportError
-            kornia is missing.
+            kornia is not installed.
         """
         if not isinstance(image, Tensor) or not image.is_floating_point():
             given = f"{image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
@@ -127,7 +126,7 @@ class ImageAugmenter:
             image = image[0]
         if image.dim() != 3 or image.numel() == 0:
             raise InvalidValueError(
-                f"image must have shape [C, H, W] or [1, C, H, W], not empty, got {list(image.shape)}"
+                f"image must have shape [C, H, W] or [1, C, H, W] and not be empty, got {list(image.shape)}"
             )
         if not bool(torch.isfinite(image).all()):
             raise InvalidValueError("image has NaN or infinite values")
@@ -145,14 +144,14 @@ class ImageAugmenter:
 
 
 class AugmentedImages:
-    """The augmentations of one image; made by `ImageAugmenter`, batch by batch, and again in each run over them."""
+    """The augmentations of one image, returned by `ImageAugmenter`: every iteration makes the same batches again."""
 
     def __init__(self, augmenter: ImageAugmenter, image: Tensor, sample_id: str) -> None:
         self.augmenter = augmenter
         self.sample_id = sample_id
         self.batch_size = augmenter.batch_size or images_per_batch(image.device)
         self._dtype = image.dtype
-        # Half precision would round the colours more coarsely than an 8-bit photo.
+        # Half precision would round colours more coarsely than an 8-bit photo does.
         self._colours = self._undo_normalisation(image.to(torch.promote_types(image.dtype, torch.float32)))
         self._draws = _random_table(augmenter.seed, sample_id, augmenter.n)
 
@@ -169,8 +168,8 @@ class AugmentedImages:
         outside = ((colours < -_OUTSIDE_MARGIN) | (colours > 1 + _OUTSIDE_MARGIN)).float().mean().item()
         if outside > _OUTSIDE_SHARE:
             warnings.warn(
-                f"{outside:.0%} of the image's values lie outside 0-1 once mean {self.augmenter.mean} and std "
-                f"{self.augmenter.std} are undone, and are clipped: are these the network's mean and std?",
+                f"{outside:.0%} of the image's values lie outside 0-1 after undoing mean {self.augmenter.mean} and std "
+                f"{self.augmenter.std}, and are clipped: are these the network's mean and std?",
                 stacklevel=4,
             )
         return colours.clamp(0, 1)
@@ -196,7 +195,7 @@ class AugmentedImages:
         factors, shifts = (draw.to(source).view(-1, 1, 1, 1) for draw in (factors, shifts))
         if options.hue:
             from kornia.enhance import adjust_hue
-        # One image at a time stays in a processor's cache; a GPU wants the whole batch in one call.
+        # On a CPU a single image stays in the cache; a GPU is fastest with the whole batch in one call.
         chunk = 1 if source.device.type == "cpu" else len(batch)
         mean, std = self._mean_and_std(source)
         for images, factor, shift in zip(batch.split(chunk), factors.split(chunk), shifts.split(chunk), strict=True):
@@ -208,7 +207,7 @@ class AugmentedImages:
 
 
 def _random_table(seed: int, sample_id: str, n: int) -> Tensor:
-    """Uniform numbers ``[n, 25]`` in float64; row i does not depend on n."""
+    """Return uniform random numbers ``[N, 25]``, float64; row i does not depend on N."""
     digest = hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
     return torch.rand(n, _HUE + 1, generator=generator, dtype=torch.float64)
@@ -217,7 +216,7 @@ def _random_table(seed: int, sample_id: str, n: int) -> Tensor:
 def _crop_box(
     draw: Sequence[float], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop: the first try that fits, else the largest centred one of allowed ratio."""
+    """Return top, left, height and width of a crop: the first try that fits, or else the largest centred crop."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for area_draw, ratio_draw in zip(draw[:_CROP_TRIES], draw[_CROP_TRIES : 2 * _CROP_TRIES], strict=True):
         area = height * width * (scale[0] + area_draw * (scale[1] - scale[0]))
@@ -242,7 +241,7 @@ def _fraction(name: str, value: float, most: float) -> float:
 def _interval(name: str, value: tuple[float, float], most: float) -> tuple[float, float]:
     if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
         limit = "" if math.isinf(most) else f" and at most {most:g}"
-        raise InvalidValueError(f"{name} must be two rising numbers above 0{limit}, got {value!r}")
+        raise InvalidValueError(f"{name} must be two numbers above 0{limit} in ascending order, got {value!r}")
     return float(value[0]), float(value[1])
 
 

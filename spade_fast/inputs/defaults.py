@@ -1,4 +1,4 @@
-"""What the commands and batches prune, and from how many images, where nothing is said."""
+"""Defaults of the commands and batches: layers, sparsity and number of calibration images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import nn
 from spade_fast.pruning.config import PruneConfig
 from spade_fast.pruning.layers import find_layers
 
-# Traces of the demo network kept its decision on photos of the demo package up to about these sparsities, if its narrow
-# layers (depthwise ones above all, where an output has 9 or 25 weights) were skipped.
+# Up to about these sparsities, traces of the demo network predicted the same class as the dense network on the demo
+# package's photos, provided that narrow layers (mostly depthwise, with 9 or 25 weights per output) were skipped.
 _SPARSITY = {"exact": 0.8, "sparsegpt": 0.6}
 _LEAST_COLUMNS = 100
-# More did not help localisation (docs/evidence.md): 16 to 512 gave the same within the noise.
+# More images do not improve localisation (docs/evidence.md): 16 to 512 gave the same result within the noise.
 AUGMENTATIONS = 64
 
 
 def fill_defaults(config: PruneConfig, model: nn.Module) -> PruneConfig:
-    """Return a configuration with the defaults of its solver and of a model where it has None for sparsity or layers.
+    """Replace None for sparsity or layers in a configuration by the defaults of its solver and of the model.
 
-    The layers are those that a mapping of sparsities names, or else the wide ones (:func:`wide_layers`).
+    The default layers are all layers if `sparsity` is a mapping, which then selects among them, and otherwise the wide
+    ones (:func:`wide_layers`).
     """
     layers, sparsity = config.layers, config.sparsity
     if layers is None and not isinstance(sparsity, Mapping):
@@ -30,5 +31,13 @@ def fill_defaults(config: PruneConfig, model: nn.Module) -> PruneConfig:
 
 
 def wide_layers(model: nn.Module) -> list[str] | None:
-    """Return the names of the layers with at least 100 weights per output; None if there are none."""
+    """Return the names of the layers with at least 100 weights per output, or None if there are none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.inputs import wide_layers
+    >>> wide_layers(torch.nn.Sequential(torch.nn.Linear(128, 16), torch.nn.Linear(16, 10)))
+    ['0']
+    """
     return [layer.name for layer in find_layers(model)[0] if layer.columns >= _LEAST_COLUMNS] or None

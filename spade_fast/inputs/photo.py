@@ -1,4 +1,4 @@
-"""Photos: image files opened as RGB."""
+"""Opening image files as RGB photos."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def open_photo(path: Path) -> Any:
     FileNotFoundError, OSError
         The file does not exist or cannot be read.
     ValueError
-        Not an image, or a damaged or huge one.
+        The file is not an image, is damaged, or has too many pixels.
     ImportError
-        Pillow is missing.
+        Pillow is not installed.
     """
     with extra_for("photos need"):
         from PIL import Image
@@ -32,8 +32,8 @@ def open_photo(path: Path) -> Any:
     contents = read_bytes(path)
     try:
         with Image.open(io.BytesIO(contents)) as photo:
-            if photo.mode.startswith("I;16"):  # of which convert would cut off all above 255
+            if photo.mode.startswith("I;16"):  # convert() would clip 16-bit values at 255
                 return Image.fromarray((np.asarray(photo) // 257).astype(np.uint8)).convert("RGB")
             return photo.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidValueError(f"not an image file, or a damaged one: {path}") from error
+        raise InvalidValueError(f"not an image file, or damaged: {path}") from error

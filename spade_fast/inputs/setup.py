@@ -1,4 +1,4 @@
-"""What the commands and batches share beside the pruning: the network, its device, and the calibration images."""
+"""`Setup`, the options that commands and batches share in addition to `PruneConfig`: network, device, augmentations."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from spade_fast.inputs.networks import LoadedModel, load_model
 
 @dataclass(frozen=True)
 class Setup:
-    """A network by name, where it runs, and how many calibration images it gets per sample.
+    """The name of a network, its device, and the number of calibration images per sample.
 
     Attributes
     ----------
     model
-        Name for `load_model`.
+        Name as `load_model` takes it.
     device
-        Where to compute, as torch names it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        Device name in torch's notation: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     augmentations
-        Calibration images per sample.
+        Number of calibration images per sample.
 
     Raises
     ------
@@ -37,12 +37,12 @@ class Setup:
         integer("augmentations", self.augmentations, 1)
 
     def load_model(self) -> LoadedModel:
-        """Load the network onto its device; errors are those of :func:`load_model`, or ValueError for the device."""
+        """Load the network onto its device; raise the errors of :func:`load_model`, or ValueError for the device."""
         check_device(self.device)
         loaded = load_model(self.model)
         loaded.module.to(self.device)
         return loaded
 
     def augmenter(self, model: LoadedModel, seed: int | None) -> ImageAugmenter:
-        """Return what makes the calibration images of a network; no seed stands for 0."""
+        """Return the augmenter that makes calibration images for a network; a seed of None means 0."""
         return ImageAugmenter(self.augmentations, model.mean, model.std, 0 if seed is None else seed)

@@ -24,7 +24,7 @@ def test_callables(small):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("resnet", ValueError, "allowed are 'demo'"),
+        ("resnet", ValueError, "choose from 'demo'"),
         ("", ValueError, "unknown model"),
         ("torchvision:", ValueError, "unknown model"),
         ("no_such_module:f", ValueError, "no_such_module"),
@@ -54,7 +54,7 @@ def test_torchvision_networks(tmp_path):
         load_model("torchvision:resnet18:absent.pth")
     (tmp_path / "text.pth").write_text("no weights")
     for file in ("text.pth", "weights.pth"):
-        with pytest.raises(ValueError, match=rf"{file} holds no weights of SqueezeNet"):
+        with pytest.raises(ValueError, match=rf"{file} does not contain weights of SqueezeNet"):
             load_model(f"torchvision:squeezenet1_1:{tmp_path / file}")
 
 
