@@ -1,8 +1,8 @@
-"""Drop-in replacements of the published SPADE solver classes.
+"""Drop-in replacements for the published SPADE solver classes.
 
 :class:`TrueOBS`, :class:`SparseGPT` and :class:`SparseGPTSuperFast` have the constructor arguments, methods,
-attributes and return shapes of the published classes, quirks included, and run on the native ops. Either import
-them instead, or let :func:`accelerate` swap them inside modules that already imported the published ones::
+attributes and return shapes of the published classes, including their quirks, and run on the native ops. Either import
+them in place of the published classes, or let :func:`accelerate` replace those in modules that already imported them::
 
     import spade_fast.compat
     spade_fast.compat.accelerate(notebook_module)

@@ -1,4 +1,4 @@
-"""A layer seen as weight matrices, and the Gram matrices of its inputs."""
+"""A layer of the published solver classes as a weight matrix, and the running Hessian of its inputs."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from spade_fast import ops
 
 
 class LayerMatrix:
-    """Weight matrix and input geometry of a linear or convolution layer.
+    """Weight matrix and input geometry of a linear or convolutional layer.
 
-    Rows are outputs. Columns are in *natural* order, that of the flattened weight: (in-channel, kh, kw).
+    Rows are outputs. Columns are in *natural* order, which is that of the flattened weight: (in-channel, kh, kw). In
+    shapes, G stands for `groups`, C for `columns`, and R for the rows of one group: ``rows = G * R``.
 
     Parameters
     ----------
     layer : nn.Linear, nn.Conv1d, nn.Conv2d or transformers' Conv1D
-        The last one is recognised by its class name and its two-dimensional ``[in, out]`` weight.
+        transformers' Conv1D is recognised by its class name and its two-dimensional ``[in, out]`` weight.
 
     Attributes
     ----------
     groups : int
-        Groups of a convolution, otherwise 1. Each has its own Hessian.
+        Groups of a convolution, otherwise 1. Each group has its own Hessian.
     rows, columns : int
-        All output rows, and the inputs of each: ``in-channels / groups * kh * kw``.
+        Number of outputs, and number of inputs per output: ``in-channels / groups * kh * kw``.
     channels, taps : int
         ``columns = channels * taps``.
 
     Raises
     ------
     TypeError
-        Another kind of layer.
+        The layer is of another kind.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -57,12 +58,12 @@ class LayerMatrix:
 
     @property
     def weight(self) -> Tensor:
-        """The layer's weight without its history."""
+        """The layer's weight, detached."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
         return weight.detach()
 
     def read(self) -> Tensor:
-        """Copy of the weight as ``[groups, rows / groups, columns]``, float32 or wider.
+        """Copy the weight to ``[G, R, C]``, in float32 or float64.
 
         Raises
         ------
@@ -77,9 +78,9 @@ class LayerMatrix:
         return matrix.reshape(self.groups, self.rows // self.groups, self.columns)
 
     def write(self, matrix: Tensor, layer: nn.Module | None = None) -> None:
-        """Give the layer (or another of the same shape) the weights of a ``[rows, columns]`` matrix.
+        """Write a matrix ``[G * R, C]`` to the layer's weight, or to that of another layer of the same shape.
 
-        The weight gets new storage, as in the published code, so that weights a caller kept aside stay as they were.
+        The weight gets new storage, as in the published code, so that references to the old weight keep their values.
         """
         target: Tensor = (layer or self.layer).weight  # type: ignore[assignment]
         if self.is_transposed:
@@ -95,25 +96,26 @@ class LayerMatrix:
         return _swap(matrix, self.taps, self.channels)
 
     def accumulate(self, hessian: Tensor, inp: Tensor, seen: int, images: int, keep: Tensor | None = None) -> None:
-        """Bring the running mean ``H = 2/n Σ x xᵀ`` up to date with one batch, in place.
+        """Update the running mean ``H = 2/n Σ x xᵀ`` with one batch, in place.
 
-        The products of the batch are summed in float32 (float64 for float64 inputs), the mean has the Hessian's dtype.
+        The products of the batch are summed in float32 (float64 for float64 inputs); the mean has the Hessian's dtype.
 
         Parameters
         ----------
-        hessian : Tensor, [columns, columns] or [groups, columns, columns]
+        hessian : Tensor ``[C, C]`` or ``[G, C, C]``
             In natural order.
         inp : Tensor
-            ``[..., in]`` of a linear layer, ``[N, C, L]`` or ``[N, C, H, W]`` of a convolution.
+            ``[..., in]`` for a linear layer, ``[N, C, L]`` or ``[N, C, H, W]`` for a convolution.
         seen, images : int
-            What ``n`` was before this batch, and what the batch adds to it.
+            ``n`` before this batch, and the number that the batch adds to it.
         keep : Tensor, optional
-            Linear layers only: which input vectors count; as many elements as there are vectors.
+            Linear layers only: which input vectors to use, one element per vector.
 
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; an empty batch; NaN or infinite values. The Hessian is unchanged then.
+            The dtype, shape or device is wrong, the batch is empty, or it has NaN or infinite values. The Hessian is
+            then unchanged.
         """
         x = self._checked(inp)
         gram = torch.zeros(self.groups, self.columns, self.columns, dtype=x.dtype, device=x.device)
@@ -134,23 +136,23 @@ class LayerMatrix:
             target[:, :, tap].add_(gram[:, tap].transpose(2, 3), alpha=2 / (seen + images))
 
     def outer(self, inp: Tensor, out: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Products of inputs and outputs, ``Σ x yᵀ``, as ``[groups, columns, rows / groups]`` in natural order.
+        """Sum the products of inputs and outputs, ``Σ x yᵀ``, to ``[G, C, R]`` in natural order.
 
         Raises
         ------
         TypeError, ValueError
-            As for :meth:`gram`, and outputs whose shape does not belong to the inputs.
+            As for :meth:`accumulate`, or the shape of the outputs does not match that of the inputs.
         """
         x = self._checked(inp)
         y = out.detach().to(x)
         if not self.is_convolution:
             x, y = self._vectors(x, keep), self._vectors(y, keep)
             if y.shape != (x.shape[0], self.rows):
-                raise ValueError(f"outputs {tuple(out.shape)} do not belong to inputs {tuple(inp.shape)} of {self}")
+                raise ValueError(f"outputs {tuple(out.shape)} do not match inputs {tuple(inp.shape)} of {self}")
             return (x.t() @ y)[None]
         kernel, stride, dilation = self._geometry()
         y = y.unsqueeze(2) if y.dim() == 3 else y
-        # Σ x yᵀ over positions is what a convolution's weight gradient sums.
+        # Σ x yᵀ over positions is the sum that a convolution's weight gradient computes.
         shape = (self.rows, self.channels, *kernel)
         x, padding = self._padded(x)
         product = conv2d_weight(x, shape, y, stride, padding, dilation, self.groups)
@@ -180,13 +182,13 @@ class LayerMatrix:
         return x.contiguous()
 
     def _geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Kernel size, stride and dilation in two dimensions; Conv1d is a convolution of one line."""
+        """Return kernel size, stride and dilation in two dimensions; a Conv1d is a convolution of height 1."""
         layer: nn.Conv2d = self.layer  # type: ignore[assignment]
         kernel, stride, dilation = ((1,) * (2 - len(t)) + t for t in (layer.kernel_size, layer.stride, layer.dilation))
         return kernel, stride, dilation  # type: ignore[return-value]
 
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Four-dimensional input as the layer's own forward pads it, and the zero padding left for the op to add."""
+        """Return the input in four dimensions, padded as the layer pads it, and the zero padding left to the op."""
         layer: nn.Conv2d = self.layer  # type: ignore[assignment]
         if layer.padding == "same":
             totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]

@@ -1,4 +1,4 @@
-"""The rows of one layer with their Hessians, ready for exact OBS."""
+"""Exact OBS of one layer in the published solver's manner: retries, rows with zero weights, paths and solutions."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch import Tensor
 
 from spade_fast import ops
 
-# Rows whose private Hessians are held at once.
+# Number of rows whose private Hessians are held at the same time.
 _CHUNK = 32
 
 
 def invert(hessian: Tensor, damp: float, name: str, log: Callable[[str], None]) -> tuple[Tensor, Tensor]:
-    """Inverses of Hessians by Cholesky, with one retry at ``H + damp I`` for those that are not positive definite.
+    """Invert Hessians by Cholesky, with one retry at ``H + damp I`` for those that are not positive definite.
 
     Parameters
     ----------
-    hessian : Tensor, [B, C, C]
+    hessian : Tensor ``[B, C, C]``
     damp : float
-        Added once to the diagonal where the first attempt fails.
+        Added to the diagonal for the retry.
     name : str
-        The layer, for messages.
+        Name of the layer in messages.
     log : callable
-        Receives a line about every failure.
+        Called with one line of text per failure.
 
     Returns
     -------
-    hinv : Tensor, [B, C, C]
-    damping : Tensor, [B]
-        What was added to each diagonal: 0 or ``damp``.
+    hinv : Tensor ``[B, C, C]``
+    damping : Tensor ``[B]``
+        Amount added to each diagonal: 0 or `damp`.
 
     Raises
     ------
@@ -44,33 +44,33 @@ def invert(hessian: Tensor, damp: float, name: str, log: Callable[[str], None]) 
         lower[b], failed = torch.linalg.cholesky_ex(hessian[b] + damp * torch.eye(hessian.shape[-1]).to(hessian))
         if failed > 0:
             raise torch.linalg.LinAlgError(
-                f"the Hessian of the {name} is not positive definite, not even with {damp:g} on its diagonal; "
-                "collect more inputs or raise always_damp"
+                f"the Hessian of the {name} is not positive definite, even with {damp:g} added to its diagonal; "
+                "collect more inputs or increase always_damp"
             )
     return torch.cholesky_inverse(lower), damping
 
 
 class ObsProblem:
-    """Rows of one layer and the Hessian of each group.
+    """The rows of one layer and the Hessian of each group.
 
-    Where a group's Hessian is singular, it is damped. A row with zero weights needs the Hessian of its other weights
-    only; where that is regular, the row is solved without damping (``zeros_first=True``), as in the published code.
+    A group's Hessian is damped if it is singular. A row with zero weights needs only the Hessian of its other weights;
+    if that is regular, the row is solved without damping (with `zeros_first`), as in the published code.
 
     Parameters
     ----------
-    weight : Tensor, [G, R, C]
-    hessian : Tensor, [G, C, C]
+    weight : Tensor ``[G, R, C]``
+    hessian : Tensor ``[G, C, C]``
     name : str
-        The layer, for messages.
+        Name of the layer in messages.
     log : callable
-        Receives a line about every Hessian that had to be damped.
+        Called with one line of text per Hessian that is damped.
     zeros_first : bool
-        Zero weights count as removed from the start.
+        Whether zero weights count as removed from the start.
 
     Raises
     ------
     torch.linalg.LinAlgError
-        A Hessian is not positive definite with 1 on its diagonal either.
+        A Hessian is not positive definite even with 1 added to its diagonal.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class ObsProblem:
 
     @property
     def rows(self) -> int:
-        """Rows of all groups; row ``r`` belongs to group ``r // R``."""
+        """Number of rows of all groups, G * R; row r belongs to group r // R."""
         return self.weight.shape[0] * self.weight.shape[1]
 
     def path(self, block: int) -> tuple[Tensor, Tensor]:
-        """Order (int32) and losses, each ``[rows, C / block]``, of the removals."""
+        """Return order (int32) and losses of the removals, each ``[G * R, C / block]``."""
         order, losses = (t.flatten(0, 1) for t in ops.obs_path(self.weight, self.hinv, block))
         for rows in self.private.split(_CHUNK):
             own_order, own_losses = ops.obs_path(self._single(rows), self._restricted(rows)[1], block)
@@ -100,12 +100,12 @@ class ObsProblem:
         return order, losses
 
     def solution(self, order: Tensor, counts: Tensor, block: int) -> Tensor:
-        """Weights ``[levels, rows, C]`` after the first ``counts[level, r]`` removals of each row."""
+        """Return the weights ``[levels, G * R, C]`` after the first ``counts[level, r]`` removals of each row r."""
         try:
             return self._solution(order, counts.to(torch.int32), block)
         except torch.linalg.LinAlgError:
-            # A Hessian that is positive definite by its rounding alone. The published update rule needs no definite
-            # matrices, so it gets through.
+            # A Hessian was positive definite only by rounding. The published update rule does not need positive
+            # definite matrices, so it can continue.
             rows = zip(order, counts.T, strict=True)
             return torch.stack([self.replay(row, removed, block)[at] for row, (removed, at) in enumerate(rows)], 1)
 
@@ -122,10 +122,10 @@ class ObsProblem:
         return weight
 
     def replay(self, row: int, order: Tensor, block: int) -> Tensor:
-        """Weights ``[removals + 1, C]`` of one row: OBC equation 3 for all removals at once.
+        """Return the weights ``[removals + 1, C]`` of one row along its path: OBC equation 3 for all removals at once.
 
-        With the removed columns first and ``H⁻¹ = L D Lᵀ``, removal ``k`` subtracts column ``k`` of the unit
-        triangular ``L`` times entry ``k`` of ``L⁻¹ w``.
+        With the removed columns first and ``H⁻¹ = L D Lᵀ``, removal k subtracts column k of the unit triangular L times
+        entry k of ``L⁻¹ w``.
         """
         weight = self.weight.flatten(0, 1)[row]
         hinv = self.hinv[row // self.weight.shape[1]]
@@ -151,7 +151,7 @@ class ObsProblem:
         return candidates[torch.cat(regular)]
 
     def _without_zeros(self, rows: Tensor) -> Tensor:
-        """Undamped Hessians ``[n, C, C]`` of rows, the columns of zero weights replaced by those of the identity."""
+        """Return undamped Hessians ``[R, C, C]`` of the given rows, with identity columns in place of zero weights."""
         zero = self._single(rows)[:, 0] == 0
         hessian = self.regular[rows // self.weight.shape[1]].masked_fill(zero[:, :, None] | zero[:, None, :], 0)
         hessian.diagonal(dim1=1, dim2=2).masked_fill_(zero, 1)
@@ -163,11 +163,11 @@ class ObsProblem:
 
 
 def _unit_lower(matrix: Tensor) -> Tensor:
-    """Unit lower triangular ``L`` with ``matrix = L D Lᵀ``."""
+    """Return the unit lower triangular ``L`` with ``matrix = L D Lᵀ``."""
     lower, info = torch.linalg.cholesky_ex(matrix)
     if info == 0:
         return lower / lower.diagonal()
-    # Rounding made a pivot negative. The path went on there, and so does a factorisation without square roots.
+    # Rounding made a pivot negative. The path continued there, and so can a factorisation without square roots.
     lower = matrix.clone()
     for k in range(matrix.shape[0]):
         lower[k + 1 :, k + 1 :] -= torch.outer(lower[k + 1 :, k] / lower[k, k], lower[k + 1 :, k])

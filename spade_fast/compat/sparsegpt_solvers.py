@@ -1,4 +1,4 @@
-"""``SparseGPT`` and ``SparseGPTSuperFast``: SparseGPT of one layer, for one or many samples."""
+"""The published classes `SparseGPT` and `SparseGPTSuperFast`: SparseGPT of one layer, for one or several samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spade_fast.compat.collect import LayerMatrix
 
 
 class _Solver:
-    """What both classes share: the layer, one or several running Hessians, and the solver call."""
+    """Base of both classes: the layer, one or several running Hessians, and the call of the solver."""
 
     H: Tensor | None
     nsamples: int
@@ -27,12 +27,12 @@ class _Solver:
         self.nsamples = 0
 
     def free(self) -> None:
-        """Drop the Hessian."""
+        """Free the Hessian."""
         self.H = None
 
     def _hessian(self) -> Tensor:
         if self.H is None:
-            raise RuntimeError("the Hessian was dropped by free()")
+            raise RuntimeError("the Hessian was freed by free()")
         return self.H
 
     def _accumulate(self, hessian: Tensor, inp: Tensor) -> None:
@@ -41,7 +41,7 @@ class _Solver:
         self.nsamples += images
 
     def _stacked_hessian(self) -> Tensor:
-        """Copy of all Hessians as ``[samples * groups, columns, columns]`` in the dtype of the computation."""
+        """Copy all Hessians to ``[S * G, C, C]`` in the dtype of the computation."""
         dtype = torch.promote_types(self._matrix.weight.dtype, torch.float32)
         hessian = self._hessian().to(dtype, copy=True).reshape(-1, self.columns, self.columns)
         if not bool(hessian.isfinite().all()):
@@ -51,7 +51,7 @@ class _Solver:
     def _solve(
         self, weight: Tensor, factor: Tensor, sparsity: float, prunen: int, prunem: int, blocksize: int
     ) -> Tensor:
-        """Pruned weights ``[samples, rows, columns]`` of ``weight``, ``[samples * groups, rows / groups, columns]``."""
+        """Prune a weight ``[S * G, R, C]``; return ``[S, G * R, C]``."""
         if not 0 <= sparsity <= 1:
             raise ValueError(f"sparsity must be between 0 and 1, got {sparsity}")
         if blocksize < 1:
@@ -73,7 +73,9 @@ class _Solver:
 
 
 class SparseGPT(_Solver):
-    """SparseGPT of one layer (Frantar, Alistarh, ICML 2023, arXiv 2301.00774).
+    """SparseGPT solver of one layer (Frantar, Alistarh, ICML 2023, arXiv 2301.00774).
+
+    In shapes, R and C stand for `rows` and `columns`, and G for the groups of a grouped convolution.
 
     Parameters
     ----------
@@ -81,13 +83,24 @@ class SparseGPT(_Solver):
 
     Attributes
     ----------
-    H : Tensor, [columns, columns] float32
-        Running mean of ``2 x xᵀ``; columns ordered (in-channel, kh, kw). ``[groups, columns, columns]`` of a grouped
-        convolution. May be read and replaced; kept until :meth:`free`.
+    H : Tensor ``[C, C]``, float32
+        Running mean of ``2 x xᵀ``; columns ordered (in-channel, kh, kw). ``[G, C, C]`` for a grouped convolution. It
+        can be read and replaced, and is kept until :meth:`free`.
     nsamples : int
-        Samples seen.
+        Number of samples seen.
     rows, columns : int
         Shape of the weight matrix.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.compat import SparseGPT
+    >>> layer = torch.nn.Linear(8, 4)
+    >>> solver = SparseGPT(layer)
+    >>> solver.add_batch(torch.randn(64, 8), None)
+    >>> solver.fasterprune(0.5)
+    >>> int((layer.weight == 0).sum())
+    17
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -96,15 +109,15 @@ class SparseGPT(_Solver):
     def add_batch(self, inp: Tensor, out: Tensor | None, blocksize: int = 1024) -> None:
         """Add a batch of the layer's inputs to the Hessian.
 
-        The first dimension counts as the number of samples, a two-dimensional input as one sample.
-        ``out`` and ``blocksize`` are accepted and have no effect.
+        The first dimension is the number of samples; a two-dimensional input counts as one sample. `out` and
+        `blocksize` are accepted, but have no effect.
 
         Raises
         ------
         TypeError, ValueError
-            Inputs of the wrong dtype or shape, an empty batch, NaN or infinite values.
+            The inputs have the wrong dtype or shape, are empty, or have NaN or infinite values.
         RuntimeError
-            After :meth:`free`.
+            :meth:`free` was called.
         """
         self._accumulate(self._hessian(), inp)
 
@@ -116,24 +129,24 @@ class SparseGPT(_Solver):
         Parameters
         ----------
         sparsity : float
-            As published, ``int(weights * sparsity) + 1`` weights of each block of columns go, and those that tie with
-            the last of them. The groups of a grouped convolution choose together.
+            As published, ``int(weights * sparsity) + 1`` weights of each block of columns are removed, and also those
+            that tie with the last of them. The groups of a grouped convolution share the choice.
         prunen, prunem : int
-            Instead: remove ``prunen`` of every ``prunem`` neighbouring columns. It divides the number of columns
-            and the ``blocksize``.
+            If not 0: instead remove `prunen` of every `prunem` neighbouring columns. `prunem` must divide the number
+            of columns and `blocksize`.
         blocksize : int
-            Columns whose mask is chosen together.
+            Number of columns whose mask is chosen together.
         percdamp : float
             This fraction of the mean diagonal is added to the diagonal.
 
         Raises
         ------
         RuntimeError
-            No batch was added, or after :meth:`free`.
+            No batch was added, or :meth:`free` was called.
         ValueError
-            An argument out of range; NaN or infinite weights or Hessian.
+            An argument is out of range; the weights or the Hessian have NaN or infinite values.
         torch.linalg.LinAlgError
-            The damped Hessian is singular. The layer is unchanged.
+            The damped Hessian is singular; the layer is then unchanged.
         """
         weight, hessian = self._matrix.read(), self._stacked_hessian()
         if self.nsamples == 0 and not bool(hessian.any()):
@@ -145,13 +158,15 @@ class SparseGPT(_Solver):
         factor, info = ops.inverse_cholesky(hessian, percdamp * diagonal.mean(1))
         if bool((info != 0).any()):
             raise torch.linalg.LinAlgError(
-                f"the Hessian of the {self._matrix} is not positive definite with percdamp={percdamp}; raise percdamp"
+                f"the Hessian of the {self._matrix} is not positive definite with percdamp={percdamp}; increase it"
             )
         self._matrix.write(self._solve(weight, factor, sparsity, prunen, prunem, blocksize)[0])
 
 
 class SparseGPTSuperFast(_Solver):
-    """SparseGPT of one layer for several samples at once, one pruned layer each.
+    """SparseGPT solver of one layer for several samples at once, with one pruned layer per sample.
+
+    In shapes, S stands for `model_num`, R and C for `rows` and `columns`, G for the groups of a grouped convolution.
 
     Parameters
     ----------
@@ -161,15 +176,27 @@ class SparseGPTSuperFast(_Solver):
 
     Attributes
     ----------
-    H : Tensor, [model_num, columns, columns] float32
-        Running mean of ``2 x xᵀ`` of each sample; columns ordered (in-channel, kh, kw).
-        ``[model_num, groups, columns, columns]`` of a grouped convolution. May be read and replaced.
+    H : Tensor ``[S, C, C]``, float32
+        Running mean of ``2 x xᵀ`` of each sample; columns ordered (in-channel, kh, kw). ``[S, G, C, C]`` for a grouped
+        convolution. It can be read and replaced.
     model_counter : int
-        The sample that :meth:`add_batch` adds to.
+        Index of the current sample, to which :meth:`add_batch` adds.
     nsamples : int
-        Images seen of that sample.
+        Number of images seen of the current sample.
     rows, columns : int
         Shape of the weight matrix.
+
+    Examples
+    --------
+    >>> import copy, torch
+    >>> from spade_fast.compat import SparseGPTSuperFast
+    >>> layer = torch.nn.Linear(8, 4)
+    >>> solver = SparseGPTSuperFast(layer, 2)
+    >>> solver.add_batch(torch.randn(64, 8), None)
+    >>> solver.inc_model_counter()
+    >>> solver.add_batch(torch.randn(64, 8), None)
+    >>> pruned = [copy.deepcopy(layer), copy.deepcopy(layer)]
+    >>> solver.fasterprune(0.5, pruned)
     """
 
     def __init__(self, layer: nn.Module, model_num: int) -> None:
@@ -179,7 +206,7 @@ class SparseGPTSuperFast(_Solver):
         self.model_counter = 0
 
     def inc_model_counter(self) -> None:
-        """Go on to the next sample."""
+        """Proceed to the next sample."""
         self.model_counter += 1
         self.nsamples = 0
 
@@ -189,7 +216,7 @@ class SparseGPTSuperFast(_Solver):
         Raises
         ------
         IndexError
-            :meth:`inc_model_counter` went past the last sample.
+            :meth:`inc_model_counter` was called after the last sample.
         TypeError, ValueError, RuntimeError
             As in :meth:`SparseGPT.add_batch`.
         """
@@ -207,27 +234,29 @@ class SparseGPTSuperFast(_Solver):
         blocksize: int = 128,
         percdamp: float = 0.01,
     ) -> None:
-        """Prune a copy of the layer for each sample and write it into ``layers``, one layer of the same shape each.
+        """Prune a copy of the layer for each sample, and write it to the corresponding entry of `layers`.
 
-        As published, dead columns are not treated, the damping is at least 1e-6, and a sample whose damped Hessian
-        is singular is pruned by magnitude (an identity takes its place). The other arguments are those of
-        :meth:`SparseGPT.fasterprune`; ``prunen`` and ``prunem`` work, which the published class ignores.
+        As published, dead columns are not treated, the damping is at least 1e-6, and a sample whose damped Hessian is
+        singular is pruned by magnitude (its Hessian is replaced by the identity). The other arguments are those of
+        :meth:`SparseGPT.fasterprune`; `prunen` and `prunem`, which the published class ignores, are supported.
 
         Raises
         ------
         RuntimeError
-            After :meth:`free`.
+            :meth:`free` was called.
         ValueError
-            Not one layer a sample, layers of another shape, an argument out of range; NaN or infinite weights
-            or Hessian.
+            There is not one layer per sample, a layer has another shape, an argument is out of range, or the weights or
+            a Hessian have NaN or infinite values.
         """
         hessian = self._stacked_hessian()
         groups = self._matrix.groups
         if len(layers) * groups != len(hessian):
-            raise ValueError(f"layers must be one for each of {len(hessian) // groups} samples, got {len(layers)}")
+            raise ValueError(f"layers must have one for each of {len(hessian) // groups} samples, got {len(layers)}")
         for target in layers:
             if getattr(target.weight, "shape", None) != self._matrix.weight.shape:
-                raise ValueError(f"every one of layers must have the weight shape of the {self._matrix}, got {target}")
+                raise ValueError(
+                    f"every entry of layers must have the weight shape of the {self._matrix}, got {target}"
+                )
         damp = (percdamp * hessian.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-6)
         factor, info = ops.inverse_cholesky(hessian, damp)
         factor[info != 0] = torch.eye(self.columns, dtype=factor.dtype, device=factor.device)
@@ -242,10 +271,10 @@ def _removals(weights: int, sparsity: float) -> int:
 
 
 def _joint_masks(weight: Tensor, factor: Tensor, groups: int, sparsity: float, blocksize: int) -> Tensor:
-    """SparseGPT of a grouped layer whose groups share the threshold of each block of columns.
+    """Prune a grouped layer with SparseGPT, with one threshold per block of columns for all groups of a sample.
 
-    With a threshold of its own, a depthwise filter (one row) would lose all its weights to blocks of one column.
-    Groups have few columns, so columns are taken one by one.
+    With separate thresholds, a depthwise filter (one row) would lose all its weights in blocks of one column. Groups
+    have few columns, so the columns are processed one by one.
     """
     weight = weight.clone()
     scale = factor.diagonal(dim1=1, dim2=2)[:, None]

@@ -1,4 +1,4 @@
-"""Structured OBS: whole input columns are removed, the same ones for all rows."""
+"""Structured OBS, which removes whole input columns, the same ones in all rows."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 
 def structured_path(weight: Tensor, hinv: Tensor, size: int) -> Iterator[Tensor]:
-    """Weights after each greedy removal of a group of neighbouring columns, in float64.
+    """Remove groups of neighbouring columns greedily, in float64; yield the weights after each removal.
 
-    The score of a group is ``Σ_r w_rBᵀ([H⁻¹]_BB)⁻¹w_rB`` (OBC, arXiv 2208.11580, section 4, with the rows sharing
-    one mask). ``H⁻¹`` itself is never updated: the pivot rows are, by the rows removed before.
+    The score of a group B is ``Σ_r w_rBᵀ ([H⁻¹]_BB)⁻¹ w_rB`` (OBC, arXiv 2208.11580, section 4, with one mask for all
+    rows). ``H⁻¹`` itself is never updated; instead, each new pivot row is corrected by the earlier ones.
 
     Parameters
     ----------
-    weight : Tensor, [R, C]
-    hinv : Tensor, [C, C]
+    weight : Tensor ``[R, C]``
+    hinv : Tensor ``[C, C]``
     size : int
-        Columns of a group; divides ``C``.
+        Columns per group; divides C.
 
     Yields
     ------
-    Tensor, [R, C]
-        The same tensor, updated, after 1, 2, … C / size removals.
+    Tensor ``[R, C]``
+        Weights after 1, 2, … C / size removals.
     """
     weight, hinv = weight.double(), hinv.double()
     rows, columns = weight.shape

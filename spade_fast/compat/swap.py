@@ -1,4 +1,4 @@
-"""Swaps the published solver classes for the fast ones inside modules that imported them."""
+"""`accelerate`, which replaces the published solver classes in modules that imported them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _REPLACEMENTS: dict[str, type] = {cls.__name__: cls for cls in (TrueOBS, SparseG
 
 
 def accelerate(*modules: ModuleType) -> list[str]:
-    """Replace the published solver classes in the namespaces of ``modules``.
+    """Replace the published solver classes in the namespaces of the given modules.
 
-    Every module-level name bound to a class called ``TrueOBS``, ``SparseGPT`` or ``SparseGPTSuperFast`` (also under
-    another name, as after ``import … as …``) is bound to the class of that name in :mod:`spade_fast.compat`.
-    Objects made before keep their class. A second call on the same module changes nothing.
+    Every module-level name that refers to a class called ``TrueOBS``, ``SparseGPT`` or ``SparseGPTSuperFast`` (even if
+    the name differs, as after ``import … as …``) is rebound to the class of that name in :mod:`spade_fast.compat`.
+    Existing objects keep their class. Further calls on the same module have no effect.
 
     Parameters
     ----------
     *modules : module
-        Modules whose code makes the solver objects: a script's own module is ``sys.modules["__main__"]``. At least one.
+        One or more modules whose code creates solver objects. The module of a script is ``sys.modules["__main__"]``.
 
     Returns
     -------
@@ -32,7 +32,18 @@ def accelerate(*modules: ModuleType) -> list[str]:
     TypeError
         An argument is not a module.
     ValueError
-        No module was given, or one has none of the three classes. No module is changed then.
+        No module was given, or a module has none of the three classes; no module is then changed.
+
+    Examples
+    --------
+    >>> import types
+    >>> from spade_fast.compat import TrueOBS, accelerate
+    >>> script = types.ModuleType("script")
+    >>> script.Solver = type("TrueOBS", (), {})
+    >>> accelerate(script)
+    ['script.Solver']
+    >>> script.Solver is TrueOBS
+    True
     """
     if not modules:
         raise ValueError("accelerate() needs the modules that imported the published solver classes; none was given")
@@ -42,7 +53,7 @@ def accelerate(*modules: ModuleType) -> list[str]:
             raise TypeError(f"accelerate() takes modules, got {type(module).__name__}: {module!r}")
         solvers = {name: value for name, value in vars(module).items() if _is_solver_class(value)}
         if not solvers:
-            raise ValueError(f"module {module.__name__!r} has no class called {', '.join(_REPLACEMENTS)}")
+            raise ValueError(f"module {module.__name__!r} has no class called {' or '.join(_REPLACEMENTS)}")
         for name, published in solvers.items():
             replacement = _REPLACEMENTS[published.__name__]
             if published is not replacement:

@@ -1,4 +1,4 @@
-"""Every weight vector along a pruning path, computed when it is asked for."""
+"""`Traces`, the attribute `TrueOBS.Traces`: every weight vector along the pruning paths, computed on access."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from spade_fast.compat.problem import ObsProblem
 class Traces(Sequence[Tensor]):
     """Weights of all rows after 0, 1, 2, … removals, in chunks of rows.
 
-    Item ``i`` is the chunk of rows ``i * parallel`` to ``(i + 1) * parallel``: a tensor
-    ``[removals + 1, rows of the chunk, columns]`` on the CPU. Nothing is stored: each access replays the removals,
-    and the last index of a chunk holds only zeros.
+    Item i is the chunk of rows ``i * parallel`` to ``(i + 1) * parallel - 1``: a Tensor
+    ``[removals + 1, parallel, C]`` on the CPU; the last chunk can have fewer rows. No weights are stored: each access
+    replays the removals. The last entry of a chunk is all zeros.
 
     Parameters
     ----------
     problem : ObsProblem
         Rows and Hessians.
-    order : Tensor, [rows, columns / block]
+    order : Tensor ``[R, C / block]``
         Block indices in order of removal.
     block : int
-        Columns of a block.
+        Columns per block.
     parallel : int
-        Rows of a chunk.
+        Rows per chunk.
     natural : callable
-        Brings the last dimension of a tensor into the order that the caller sees.
+        Reorders the last dimension of a tensor from solver order to the caller's order.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""``TrueOBS``: exact greedy OBS of one layer."""
+"""The published class `TrueOBS`: exact greedy OBS of one layer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from spade_fast.compat.traces import Traces
 @dataclass(frozen=True)
 class _Path:
     problem: ObsProblem
-    order: Tensor  # [rows, removals]
-    losses: Tensor  # [rows, removals]
+    order: Tensor  # [R, removals]
+    losses: Tensor  # [R, removals]
     block: int
     natural: Callable[[Tensor], Tensor]
 
@@ -33,37 +33,50 @@ class _Path:
 class TrueOBS:
     """Exact OBS solver of one layer (OBC, Frantar, Singh, Alistarh, NeurIPS 2022, arXiv 2208.11580).
 
+    In shapes, R and C stand for `rows` and `columns`, and G for the groups of a grouped convolution.
+
     Parameters
     ----------
     layer : nn.Linear, nn.Conv1d, nn.Conv2d or transformers' Conv1D
     log_file : path, optional
-        Text file that gets a line at the start and one for every Hessian that had to be damped.
+        Text file to which a line is added at the start and for every Hessian that is damped.
     always_damp : float
         This fraction of the Hessian's mean diagonal is added to its diagonal before solving.
 
     Attributes
     ----------
-    H : Tensor, [columns, columns] float64
-        Running mean of ``2 x xᵀ``; columns ordered (in-channel, kh, kw). ``[groups, columns, columns]`` of a grouped
-        convolution, whose groups are solved one by one. May be read and replaced.
+    H : Tensor ``[C, C]``, float64
+        Running mean of ``2 x xᵀ``; columns ordered (in-channel, kh, kw). ``[G, C, C]`` for a grouped convolution, whose
+        groups are solved one by one. It can be read and replaced.
     nsamples : int
-        Images (first dimension of the inputs) seen.
+        Number of images seen (first dimension of the inputs).
     rows, columns : int
         Shape of the weight matrix.
-    Losses : Tensor, [rows, removals + 1]
+    Losses : Tensor ``[R, removals + 1]``
         Half the score of each removal, after :meth:`prepare_unstr` or :meth:`prepare_blocked`; column 0 is 0.
-    Traces : sequence of Tensor, [removals + 1, parallel, columns]
+    Traces : sequence of Tensor ``[removals + 1, parallel, C]``
         Weights along the path of each chunk of rows, replayed on access.
-    resolvemat : Tensor, [columns, rows] float64
-        Sum of ``x yᵀ``, from ``add_batch(…, resolve=True)``. ``[groups, columns, rows / groups]`` of a grouped layer.
+    resolvemat : Tensor ``[C, R]``, float64
+        Sum of ``x yᵀ`` over the batches added with ``resolve=True``. ``[G, C, R / G]`` for a grouped convolution.
     mask : Tensor or None
         See :meth:`set_mask`.
 
     Notes
     -----
-    Kept from the published class: columns whose inputs were all zero lose their weights; where the float32 Hessian
-    has no Cholesky factor, ``H + I`` takes its place, once; weights that are zero already are removed first, free.
-    ``prune_*`` methods return weight matrices and leave the layer alone; ``nmprune`` and ``resolve`` write the layer.
+    As in the published class, columns whose inputs were all zero lose their weights; if the float32 Hessian has no
+    Cholesky factor, ``H + I`` is tried once; weights that are already zero are removed first, at no loss. The
+    ``prune_*`` methods return weight matrices without changing the layer; `nmprune` and `resolve` write to the layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.compat import TrueOBS
+    >>> solver = TrueOBS(torch.nn.Linear(8, 4))
+    >>> solver.add_batch(torch.randn(64, 8), None)
+    >>> solver.prepare_unstr()
+    >>> half, most = solver.prune_unstr([0.5, 0.75])
+    >>> int((half == 0).sum()), int((most == 0).sum())
+    (16, 24)
     """
 
     def __init__(self, layer: nn.Module, log_file: str | None = None, always_damp: float = 0) -> None:
@@ -86,9 +99,9 @@ class TrueOBS:
         self._log(f"collecting the Hessian of the {self._matrix} (rows={self.rows}, columns={self.columns})")
 
     def set_mask(self, mask: Tensor | None) -> None:
-        """Choose the input vectors that count (attention mask of a linear layer's tokens); None: all of them.
+        """Choose which input vectors to use, such as the attention mask of a linear layer's tokens; None for all.
 
-        ``mask`` has as many elements as the following batches have input vectors. Convolutions ignore it.
+        `mask` has one element per input vector of the batches that follow. Convolutions ignore it.
         """
         self.mask = mask
 
@@ -98,18 +111,18 @@ class TrueOBS:
         Parameters
         ----------
         inp : Tensor
-            Input of the layer; its first dimension counts as the number of samples.
+            Input of the layer; its first dimension is the number of samples.
         out : Tensor or None
-            Output of the layer; used only with ``resolve``.
+            Output of the layer; used only with `resolve`.
         resolve : bool
-            Also sum up ``resolvemat``.
+            Whether to add to `resolvemat` as well.
 
         Raises
         ------
         TypeError, ValueError
-            Inputs (or outputs) of the wrong dtype or shape, an empty batch, NaN or infinite values.
+            The inputs (or outputs) have the wrong dtype or shape, are empty, or have NaN or infinite values.
         RuntimeError
-            After :meth:`free`.
+            :meth:`free` was called.
         """
         hessian = self._hessian()
         product = None
@@ -124,14 +137,14 @@ class TrueOBS:
             self.resolvemat = product if self.resolvemat is None else self.resolvemat + product
 
     def resolve(self) -> None:
-        """Write the least-squares weights of the collected inputs and outputs into the layer.
+        """Write the least-squares weights for the collected inputs and outputs to the layer.
 
         Raises
         ------
         RuntimeError
             No batch was added with ``resolve=True``.
         torch.linalg.LinAlgError
-            The Hessian is singular, damped or not.
+            The Hessian is singular even with damping.
         """
         if self.resolvemat is None:
             raise RuntimeError("resolve() needs batches added with add_batch(inp, out, resolve=True)")
@@ -144,49 +157,49 @@ class TrueOBS:
         self._matrix.write((hinv @ products).mT.reshape(self.rows, self.columns))
 
     def prepare_unstr(self, parallel: int = 32) -> None:
-        """Find each row's path of single removals: :attr:`Losses` and :attr:`Traces`, for the ``prune_*`` methods.
+        """Compute each row's path of single removals for the ``prune_*`` methods, and set `Losses` and `Traces`.
 
         Parameters
         ----------
         parallel : int
-            Rows of one item of ``Traces``.
+            Rows per item of `Traces`.
 
         Raises
         ------
         RuntimeError
-            No batch was added, or after :meth:`free`.
+            No batch was added, or :meth:`free` was called.
         ValueError
-            NaN or infinite weights or Hessian.
+            The weights or the Hessian have NaN or infinite values.
         torch.linalg.LinAlgError
             ``H + I`` is not positive definite.
         """
         self._prepare(1, parallel, self._problem(_unchanged, zeros_first=True), _unchanged)
 
     def prepare_blocked(self, size: int = 4, parallel: int = 32) -> None:
-        """Like :meth:`prepare_unstr`, removing ``size`` neighbouring columns at a time.
+        """Like :meth:`prepare_unstr`, but remove `size` neighbouring columns at a time.
 
-        Neighbours are counted in (kh, kw, in-channel) order; ``size`` must divide the number of columns.
+        Columns are neighbours in the order (kh, kw, in-channel); `size` must divide the number of columns.
         """
         self._check_divides("size", size)
         self._prepare(size, parallel, self._problem(self._matrix.tap_major), self._matrix.natural)
 
     def prune_unstr(self, sparsities: Sequence[float]) -> list[Tensor]:
-        """Weight matrices ``[rows, columns]``, one for each sparsity, of the path that was prepared.
+        """Return one weight matrix ``[R, C]`` per sparsity from the prepared path.
 
-        All removals of the layer are ranked by loss and the first ``ceil(removals * sparsity)`` made; each row makes as
-        many of its own as it has among them.
+        The removals of all rows are ranked together by loss. Each row makes as many of its removals as it has among the
+        first ``ceil(removals * sparsity)``.
 
         Raises
         ------
         RuntimeError
-            Nothing was prepared.
+            No path was prepared.
         ValueError
-            A sparsity outside 0 to 1.
+            A sparsity is not between 0 and 1.
         """
         return self.prune_blocked(sparsities)
 
     def prune_blocked(self, sparsities: Sequence[float]) -> list[Tensor]:
-        """The same as :meth:`prune_unstr`, for either kind of path."""
+        """Do the same as :meth:`prune_unstr`; both work with either kind of path."""
         path = self._prepared()
         _check_sparsities(sparsities)
         ranked = torch.argsort(path.losses.flatten(), stable=True) // path.losses.shape[1]
@@ -194,14 +207,14 @@ class TrueOBS:
         return path.weights([torch.bincount(ranked[:number], minlength=self.rows) for number in removals])
 
     def prune_unstr_balanced(self, rem: int) -> Tensor:
-        """Weight matrix ``[rows, columns]`` with ``rem`` weights left in every row.
+        """Return a weight matrix ``[R, C]`` with `rem` remaining weights in every row.
 
         Raises
         ------
         RuntimeError
             :meth:`prepare_unstr` was not called.
         ValueError
-            ``rem`` is negative or more than the number of columns.
+            `rem` is negative or greater than the number of columns.
         """
         path = self._prepared()
         if path.block != 1:
@@ -212,17 +225,17 @@ class TrueOBS:
         return pruned
 
     def prune_struct(self, sparsities: Sequence[float], size: int = 1) -> list[Tensor]:
-        """Weight matrices with whole groups of ``size`` neighbouring columns removed, the same ones for all rows.
+        """Return weight matrices ``[R, C]`` without whole blocks of `size` neighbouring columns, the same in all rows.
 
-        As published, ``ceil(groups * sparsity) + 1`` groups go, but none for a sparsity of 0 (dead columns are zero
-        there too). The groups of a grouped convolution lose that many each.
+        As published, ``ceil(C / size * sparsity) + 1`` blocks are removed, but none for a sparsity of 0 (where dead
+        columns are zero as well). In a grouped convolution each group loses that many blocks.
 
         Raises
         ------
         RuntimeError, torch.linalg.LinAlgError
             As for :meth:`prepare_unstr`.
         ValueError
-            A sparsity outside 0 to 1, or a ``size`` that does not divide the number of columns.
+            A sparsity is not between 0 and 1, or `size` does not divide the number of columns.
         """
         self._check_divides("size", size)
         _check_sparsities(sparsities)
@@ -238,16 +251,16 @@ class TrueOBS:
         return list(results.flatten(1, 2))
 
     def nmprune(self, n: int = 2, m: int = 4, parallel: int = 32) -> None:
-        """Remove ``n`` of every ``m`` neighbouring columns ((kh, kw, in-channel) order) and write the layer.
+        """Remove `n` of every `m` neighbouring columns, in the order (kh, kw, in-channel), and write to the layer.
 
-        ``parallel`` is accepted and has no effect.
+        `parallel` is accepted, but has no effect.
 
         Raises
         ------
         RuntimeError, torch.linalg.LinAlgError
             As for :meth:`prepare_unstr`.
         ValueError
-            ``m`` does not divide the number of columns, or ``n`` is not between 1 and ``m``.
+            `m` does not divide the number of columns, or `n` is not between 1 and `m`.
         """
         self._check_divides("m", m)
         if not 1 <= n <= m:
@@ -259,7 +272,7 @@ class TrueOBS:
         self._matrix.write(self._matrix.natural(pruned))
 
     def free(self) -> None:
-        """Drop the Hessian and all results."""
+        """Free the Hessian and all results."""
         self.H = self.Losses = self.Traces = self.resolvemat = self._path = None
 
     def _prepare(self, block: int, parallel: int, problem: ObsProblem, natural: Callable[[Tensor], Tensor]) -> None:
@@ -271,7 +284,7 @@ class TrueOBS:
         self._path = _Path(problem, order, self.Losses[:, 1:], block, natural)
 
     def _problem(self, arrange: Callable[[Tensor], Tensor], *, zeros_first: bool = False) -> ObsProblem:
-        """Weights and Hessians with dead columns and damping dealt with, columns in the order ``arrange`` gives."""
+        """Return the problem with dead columns and damping handled, and columns reordered by `arrange`."""
         weight, hessian = self._matrix.read(), self._stacked_hessian()
         if self.nsamples == 0 and not bool(hessian.any()):
             raise RuntimeError(f"no inputs of the {self._matrix} were collected: call add_batch() first")
@@ -285,7 +298,7 @@ class TrueOBS:
         return ObsProblem(weight, hessian, str(self._matrix), self._log, zeros_first=zeros_first)
 
     def _stacked_hessian(self) -> Tensor:
-        """Copy of the Hessian as ``[groups, columns, columns]`` in the dtype of the computation."""
+        """Copy the Hessian to ``[G, C, C]`` in the dtype of the computation."""
         dtype = torch.promote_types(self._matrix.weight.dtype, torch.float32)
         hessian = self._hessian().to(dtype, copy=True).reshape(self._matrix.groups, self.columns, self.columns)
         if not bool(hessian.isfinite().all()):
@@ -294,7 +307,7 @@ class TrueOBS:
 
     def _hessian(self) -> Tensor:
         if self.H is None:
-            raise RuntimeError("the Hessian was dropped by free()")
+            raise RuntimeError("the Hessian was freed by free()")
         return self.H
 
     def _keep(self) -> Tensor | None:
@@ -302,7 +315,7 @@ class TrueOBS:
 
     def _prepared(self) -> _Path:
         if self._path is None:
-            raise RuntimeError("no pruning path yet: call prepare_unstr() or prepare_blocked() first")
+            raise RuntimeError("no pruning path was prepared: call prepare_unstr() or prepare_blocked() first")
         return self._path
 
     def _check_divides(self, name: str, value: int) -> None:
