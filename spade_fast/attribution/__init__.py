@@ -1,4 +1,4 @@
-"""Explanations on traces: saliency methods, feature visualisation, and measures of their quality (`metrics`)."""
+"""Explanations of a dense network or a trace: attribution methods, feature visualisation, attribution metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs captum, an extra, when it is first used."""
+    """Import the classes that need captum, an extra, on first use."""
     if name == "LRP":
         from spade_fast.attribution.lrp import LRP
 

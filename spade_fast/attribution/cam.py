@@ -1,4 +1,4 @@
-"""Class activation maps: LayerCAM as a Captum method, and the layer whose maps to look at."""
+"""Class activation maps: LayerCAM as a Captum method, and the choice of the layer that CAM methods use."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ with extra_for("class activation maps need"):
 
 
 class LayerCam(LayerAttribution, GradientAttribution):
-    """LayerCAM: a layer's maps, each place weighted by its own positive gradient.
+    """LayerCAM: the feature maps of a layer, weighted at each position by the positive part of the gradient there.
 
-    Grad-CAM weights a whole map by its mean gradient instead.
+    Grad-CAM, in contrast, weights each feature map as a whole by its mean gradient.
 
     Parameters
     ----------
-    forward_func
+    forward_func : callable
         The network.
-    layer
-        One of its modules, whose output is ``[N, channels, h, w]``.
+    layer : nn.Module
+        A module of the network with output ``[N, C, h, w]``.
 
     References
     ----------
@@ -40,7 +40,7 @@ class LayerCam(LayerAttribution, GradientAttribution):
 
     @log_usage()
     def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Tensor:
-        """Map of the layer, ``[N, 1, h, w]``, never negative; arguments as of Captum's `LayerGradCam`."""
+        """Compute the layer's non-negative map ``[N, 1, h, w]``; arguments are those of Captum's `LayerGradCam`."""
         inputs = inputs if isinstance(inputs, tuple) else (inputs,)
         if additional_forward_args is not None and not isinstance(additional_forward_args, tuple):
             additional_forward_args = (additional_forward_args,)
@@ -51,12 +51,18 @@ class LayerCam(LayerAttribution, GradientAttribution):
 
 
 def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:
-    """Return the last module in the forward pass whose output still is a map: the layer that CAM methods look at.
+    """Return the last module in the forward pass whose output is a feature map: the layer that CAM methods use.
+
+    Parameters
+    ----------
+    model : nn.Module
+    image : Tensor ``[1, C, H, W]``
+        An input of the model, which is run once.
 
     Raises
     ------
     ValueError
-        The network has no such module, or its features become tokens behind the last one, as in a vision transformer.
+        The network has no such module, or its features become tokens after that module, as in a vision transformer.
     """
     names = {module: name for name, module in model.named_modules() if not any(True for _ in module.children())}
     found: list[nn.Module] = []
@@ -79,7 +85,7 @@ def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:
         for hook in hooks:
             hook.remove()
     if not found:
-        raise InvalidValueError("it has no layer whose output is a map")
+        raise InvalidValueError("it has no layer whose output is a feature map")
     if tokens:
-        raise InvalidValueError(f"its features behind the layer {names[found[-1]]!r} are tokens, not a map")
+        raise InvalidValueError(f"its features after the layer {names[found[-1]]!r} are tokens, not feature maps")
     return found[-1]

@@ -1,4 +1,4 @@
-"""Pictures: attribution maps laid over the photo, the dense network beside its traces."""
+"""Figures of attribution maps over a photo, with the dense network and its traces side by side."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from spade_fast._util.extras import extra_for
 _CELL, _GAP, _MARGIN, _ROW_LABEL, _HEAD, _LINE, _FOOT = 2.5, 0.12, 0.25, 0.42, 1.02, 0.17, 0.62  # inches
 _DPI = 160
 _INK, _SOFT_INK = "#1a1a1a", "#5c5c5c"
-# Perceptually uniform, readable by the colour-blind and in grey print.
+# Perceptually uniform; readable with colour blindness and in greyscale print.
 COLOURS = "inferno"
 _PHOTO_LIGHT = 0.5
 
 
 @dataclass(frozen=True)
 class Column:
-    """What one network made of the photo.
+    """One column of a figure: a network and its attribution maps.
 
     Attributes
     ----------
     heading, captions
-        Name of the network, and short lines below it.
+        Name of the network, and short lines of text below it.
     maps
-        One attribution map ``[H, W]`` a row, zero or more; larger is more important.
+        One non-negative attribution map ``[H, W]`` per row of the figure; larger values are more important.
     """
 
     heading: str
@@ -40,29 +40,28 @@ class Column:
 def draw(
     path: Path, photo: np.ndarray, columns: Sequence[Column], rows: Sequence[str], title: str, subtitle: str = ""
 ) -> None:
-    """Save a picture with the photo on the left and one row of overlays for each method.
+    """Save a figure with the photo on the left and one row of overlays per method.
 
     Parameters
     ----------
     path
         PNG file to write.
-    photo
-        uint8 ``[H, W, 3]``.
+    photo : ndarray ``[H, W, 3]``, uint8
     columns
-        Networks, left to right, each with ``len(rows)`` maps of any size with the photo's aspect.
+        Networks from left to right, each with ``len(rows)`` maps of any size in the photo's aspect ratio.
     rows
         Names of the methods.
     title, subtitle
-        The picture's first lines.
+        First lines of the figure.
 
     Raises
     ------
     ImportError
-        matplotlib is missing.
+        matplotlib is not installed.
     ValueError
         A map is not finite or not two-dimensional.
     """
-    with extra_for("pictures need"):
+    with extra_for("figures need"):
         from matplotlib.figure import Figure
 
     cell_height = _CELL * photo.shape[0] / photo.shape[1]
@@ -100,20 +99,23 @@ def draw(
 
 
 def overlay(photo: np.ndarray, attribution: np.ndarray) -> np.ndarray:
-    """The photo in dim grey with the attribution over it in colour.
+    """Draw an attribution map in colour over the photo in dark grey.
 
     Parameters
     ----------
-    photo
-        uint8 ``[H, W, 3]``.
-    attribution
-        ``[h, w]``; stretched to the photo's size. Colours run from 0 to its 99.5th percentile, negative values count
-        as 0.
+    photo : ndarray ``[H, W, 3]``, uint8
+    attribution : ndarray ``[h, w]``
+        Resized to the photo. The colour scale ranges from 0 to the map's 99.5th percentile; negative values count as 0.
 
     Returns
     -------
-    np.ndarray
-        Colours between 0 and 1, ``[H, W, 3]``.
+    ndarray ``[H, W, 3]``
+        Colours between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        The map is not finite or not two-dimensional.
     """
     from matplotlib import colormaps
 
@@ -126,7 +128,7 @@ def overlay(photo: np.ndarray, attribution: np.ndarray) -> np.ndarray:
 
 
 def normalise(attribution: np.ndarray) -> np.ndarray:
-    """Scale a map to 0-1 so that single extreme pixels do not hide the rest.
+    """Scale a map to 0-1 such that a few extreme pixels do not hide the rest.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Feature visualisation: a picture that excites a class, a channel or a neuron, on a dense network or on a trace.
+"""Feature visualisation: an image that maximises the activation of a class, channel or neuron of a network or trace.
 
 After Olah, Mordvintsev and Schubert, "Feature Visualization" (Distill, 2017): gradient ascent on the Fourier
-coefficients of a picture with decorrelated colours, which is moved, turned and scaled a little at each step.
+coefficients of an image with decorrelated colours, which is slightly shifted, rotated and scaled at each step.
 """
 
 from __future__ import annotations
@@ -19,27 +19,33 @@ from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
 
-# Square root of the covariance of the colours of ImageNet, largest norm of a column 1 (Olah et al., 2017).
+# Square root of the covariance of ImageNet's colours, scaled so that the largest column norm is 1 (Olah et al., 2017).
 _COLOURS = ((0.563, 0.195, 0.043), (0.584, 0.0, -0.108), (0.584, -0.195, 0.065))
-_START = 0.01  # standard deviation of the first coefficients
-_CONTRAST = 4.0  # divides the picture before the sigmoid
-_SHIFT = 12  # pixels, at most, each way
+_START = 0.01  # standard deviation of the initial coefficients
+_CONTRAST = 4.0  # divides the image before the sigmoid
+_SHIFT = 12  # largest shift in each direction, in pixels
 _SCALES = (0.9, 1.1)
 _DEGREES = 10.0
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What a picture is to excite.
+    """The activation that an image is to maximise.
 
     Attributes
     ----------
-    index
-        A class, if `layer` is None, else a channel (for layers of tokens: a feature).
-    layer
-        Name of a module of the model, or None for the model's output.
-    neuron
-        Only the neuron in the middle of the map, instead of the mean over its positions.
+    index : int
+        A class if `layer` is None, otherwise a channel of the layer (a feature, if the layer returns tokens).
+    layer : str or None
+        Name of a module of the model; None for the model's output.
+    neuron : bool
+        Maximise only the central neuron of the feature map instead of the mean over all positions.
+
+    Examples
+    --------
+    >>> from spade_fast import Feature
+    >>> Feature(3, layer="layer4.1.conv2", neuron=True)
+    Feature(index=3, layer='layer4.1.conv2', neuron=True)
     """
 
     index: int
@@ -59,40 +65,49 @@ def visualize(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Draw the picture that excites a feature most.
+    """Optimise an image to maximise the activation of a feature (Olah et al., Distill 2017).
 
     Parameters
     ----------
-    model
-        A network of one image input ``[n, 3, H, W]``; in a ``with trace.applied(model):`` block, the trace.
-    feature
-        What to excite.
-    size
-        Height and width of the picture.
-    mean, std
-        Of the colours (0 to 1) that the model's input is normalised with.
-    steps
-        Steps of Adam.
-    learning_rate
-        Of Adam.
-    seed
-        Of the first picture and all its moves; torch's own random state is neither used nor changed.
-    progress
+    model : nn.Module
+        A network with one image input ``[N, 3, H, W]``. In a ``with trace.applied(model):`` block it is the trace.
+    feature : Feature
+        The activation to maximise.
+    size : (int, int)
+        Height and width of the image in pixels.
+    mean, std : sequence of float
+        Normalisation of the model's input, per channel, for colours between 0 and 1.
+    steps : int
+        Number of steps of Adam.
+    learning_rate : float
+        Learning rate of Adam.
+    seed : int
+        Seed of the initial image and of all transformations; torch's global random state is neither used nor changed.
+    progress : callable, optional
         Called as ``progress("visualize", step, steps)``.
 
     Returns
     -------
-    Tensor, [3, H, W]
+    Tensor ``[3, H, W]``
         Colours between 0 and 1, on the CPU.
 
     Raises
     ------
     ValueError
-        No such layer or index, a layer whose output is not a map, or a setting that is out of range.
+        The layer or index does not exist, the layer does not return feature maps, tokens or classes, or a setting is
+        out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast import Feature, visualize
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    >>> visualize(model, Feature(5), size=(32, 32), steps=4).shape
+    torch.Size([3, 32, 32])
     """
     if steps < 0 or learning_rate <= 0 or min(size) < 1:
         raise InvalidValueError(
-            f"steps must be at least 0, learning_rate and size positive, got {steps}, {learning_rate}, {size}"
+            f"steps must be at least 0, and learning_rate and size positive, got {steps}, {learning_rate}, {size}"
         )
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -113,7 +128,7 @@ def visualize(
 
 
 def _picture(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
-    """Colours ``[3, H, W]`` of Fourier coefficients; natural images have amplitudes of 1 / frequency."""
+    """Convert Fourier coefficients to colours ``[3, H, W]``, with amplitudes of 1 / frequency as in natural images."""
     rows = torch.fft.fftfreq(size[0], device=spectrum.device)[:, None]
     columns = torch.fft.rfftfreq(size[1], device=spectrum.device)[None]
     frequency = torch.sqrt(rows**2 + columns**2).clamp(min=1 / max(size))
@@ -124,7 +139,7 @@ def _picture(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _moved(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift, scale and turn an image ``[1, 3, H, W]`` a little, its border continued by reflection."""
+    """Shift, scale and rotate an image ``[1, 3, H, W]`` slightly, with reflection at its borders."""
     shift_x, shift_y, scale, turn = (2 * torch.rand(4, generator=generator) - 1).tolist()
     factor = math.exp((math.log(_SCALES[1] / _SCALES[0]) * scale + math.log(_SCALES[0] * _SCALES[1])) / 2)
     angle = math.radians(_DEGREES * turn)
@@ -142,7 +157,7 @@ def _moved(image: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Give a function from images to the feature's mean activation; the model is in evaluation mode."""
+    """Yield a function from images to the feature's mean activation, with the model in evaluation mode."""
     outputs: list[Tensor] = []
     modules = dict(model.named_modules())
     if feature.layer is not None and feature.layer not in modules:
@@ -154,7 +169,7 @@ def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], 
         outputs.clear()
         model(images)
         if not outputs or not isinstance(outputs[-1], Tensor) or outputs[-1].dim() not in (2, 3, 4):
-            raise InvalidValueError(f"layer {feature.layer!r} does not return a map of features, tokens or classes")
+            raise InvalidValueError(f"layer {feature.layer!r} does not return feature maps, tokens or classes")
         return _activation(outputs[-1], feature).mean()
 
     try:
@@ -173,6 +188,6 @@ def _activation(output: Tensor, feature: Feature) -> Tensor:
         return chosen
     if chosen.dim() != 3:
         raise InvalidValueError(
-            f"a neuron needs a layer whose output is a map, {feature.layer!r} returns {list(output.shape)}"
+            f"a neuron needs a layer whose output is a feature map, but {feature.layer!r} returns {list(output.shape)}"
         )
     return chosen[:, chosen.shape[1] // 2, chosen.shape[2] // 2]

@@ -1,4 +1,4 @@
-"""What Captum's LIME needs for pictures: squares as superpixels, nearness, and a ridge regression."""
+"""Components that Captum's LIME needs for images: square superpixels, a similarity function and a ridge regression."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def squares(image: Tensor, across: int) -> Tensor:
 
     Parameters
     ----------
-    image
-        ``[1, C, H, W]``
-    across
-        Squares in a row; as many as pixels if there are fewer of them.
+    image : Tensor ``[1, C, H, W]``
+    across : int
+        Squares per row; one per pixel if a row has fewer pixels.
 
     Returns
     -------
     Tensor ``[1, 1, H, W]``, int64
-        A feature mask, as Captum calls it.
+        Captum's feature mask: the superpixel of each pixel.
     """
     height, width = image.shape[-2:]
     rows, columns = (torch.arange(size, device=image.device) * min(across, size) // size for size in (height, width))
@@ -37,7 +36,7 @@ def squares(image: Tensor, across: int) -> Tensor:
 
 
 def nearness(original: Any, perturbed: Any, kept: Tensor, **_: Any) -> Tensor:
-    """Weight of a sample, by the cosine distance of its superpixels ``[1, features]`` from the whole picture."""
+    """Weight a perturbed image by the cosine distance of its superpixels ``[1, features]`` from the whole image."""
     distance = 1 - kept.double().mean().sqrt()
     return torch.exp(-(distance**2) / _KERNEL_WIDTH**2).sqrt()
 
@@ -45,14 +44,15 @@ def nearness(original: Any, perturbed: Any, kept: Tensor, **_: Any) -> Tensor:
 class Ridge(Model):
     """Weighted ridge regression with an intercept, in closed form.
 
-    The model of the LIME authors' own image explainer, with its penalty; Captum's default, a lasso, needs scikit-learn.
+    This is the model of the LIME authors' image explainer, with the same penalty. Captum's default, a lasso, needs
+    scikit-learn.
     """
 
     def __init__(self) -> None:
         self._coefficients = torch.zeros(0)
 
     def fit(self, train_data: Any, **_: Any) -> None:
-        """Fit on batches of features ``[n, features]``, outcomes ``[n]`` and weights ``[n]``."""
+        """Fit to batches of features ``[N, features]``, outcomes ``[N]`` and weights ``[N]``."""
         x, y, weight = (torch.cat([part.double() for part in parts]) for parts in zip(*train_data, strict=True))
         weight, y = weight.flatten(), y.flatten()
         share = weight / weight.sum()
@@ -61,7 +61,7 @@ class Ridge(Model):
         self._coefficients = torch.linalg.solve(gram, x.T @ (weight * y)).float()
 
     def representation(self) -> Tensor:
-        """Coefficients ``[features]``."""
+        """Return the coefficients ``[features]``."""
         return self._coefficients
 
     def __call__(self, x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation for networks with skip connections and batch norms, as a Captum method."""
+"""Layer-wise relevance propagation (LRP) as a Captum method, for networks with skip connections and batch norms."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ with extra_for("LRP needs"):
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# Functions of one number that are zero at zero: their relevance is passed on as it is.
+# Elementwise functions that map zero to zero: they pass relevance on unchanged.
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh)
-# Their gradient is their rule: linear without weights, or a choice of one input.
+# Modules whose gradient is their rule, because they are linear without weights or select one input.
 _GRADIENT = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
@@ -31,20 +31,20 @@ _LEAVES = (*_CONVOLUTIONS, *_BATCH_NORMS, *_ACTIVATIONS, *_GRADIENT, nn.Linear)
 
 
 class LRP(InputXGradient):
-    """Layer-wise relevance propagation with the z+ rule for convolutions and the epsilon rule for linear layers.
+    """Layer-wise relevance propagation [1]_ with the z+ rule for convolutions and the epsilon rule for linear layers.
 
-    The composite called EpsilonPlus [2]_. A batch norm behind a convolution counts as part of it. What flows backwards
-    is relevance divided by activation, so that sums, such as skip connections, means and concatenations in the forward
-    pass need no rule: their gradient is it.
+    This is the composite EpsilonPlus [2]_. A batch norm that follows a convolution is merged into it. The backward pass
+    propagates relevance divided by activation, so that sums (such as skip connections), means and concatenations in the
+    forward pass need no rule: their gradient is the rule.
 
     Parameters
     ----------
-    model
-        A network in evaluation mode whose layers are convolutional, linear, pooling, dropout, batch norm and activation
-        modules. Functions called in its forward pass go by their gradient, which is right for ReLU and for all that is
-        linear; products of two activations must not occur.
-    epsilon
-        Added to the denominators, away from zero.
+    model : nn.Module
+        A network in evaluation mode whose layers are convolution, linear, pooling, dropout, batch norm and activation
+        modules. Functions called in its forward pass propagate relevance by their gradient, which is correct for ReLU
+        and for linear functions; products of two activations must not occur.
+    epsilon : float
+        Added to the magnitude of the denominators.
 
     Raises
     ------
@@ -68,10 +68,10 @@ class LRP(InputXGradient):
 
     @log_usage()
     def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
-        """Relevance of the inputs; arguments and result are those of Captum's `InputXGradient`.
+        """Compute the relevance of the inputs; arguments and result are those of Captum's `InputXGradient`.
 
-        It sums up to the target's output, less what ends at biases: at those of linear layers, and where a convolution
-        has no positive product to give an output's relevance to.
+        The relevance sums to the target's output minus what biases absorb: the biases of linear layers, and those of
+        convolutions at outputs without any positive product to receive the relevance.
         """
         with self._hooks():
             return super().attribute(inputs, target, additional_forward_args)
@@ -109,7 +109,7 @@ class LRP(InputXGradient):
         return self._carried_by(args[0], output)
 
     def _positive_part(self, convolution: Any, inputs: Tensor, weight: Tensor) -> Tensor:
-        """What the positive products of inputs and weights add up to."""
+        """Return the sum of the positive products of inputs and weights, per output."""
         weight = weight.detach()
         parameters = {"weight": weight.clamp(min=0)}
         if convolution.bias is not None:
@@ -125,14 +125,14 @@ class LRP(InputXGradient):
             self._in_rule = False
 
     def _carried_by(self, carrier: Tensor, value: Tensor) -> Tensor:
-        """Return `value`, whose relevance goes where that of `carrier` goes."""
+        """Return `value` with a gradient that passes its relevance on to `carrier`."""
         stable = carrier + torch.where(carrier < 0, -self.epsilon, self.epsilon)
         ratio = (value / stable).detach()
         return value.detach() + (carrier - carrier.detach()) * ratio
 
 
 def _find_rules(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules with a rule, each with the name of the method that is its hook."""
+    """Return the modules that have a rule, each with the name of the method that is its hook."""
     kinds = {
         _CONVOLUTIONS: "_convolution",
         _BATCH_NORMS: "_batch_norm",
@@ -141,7 +141,7 @@ def _find_rules(model: nn.Module) -> dict[nn.Module, str]:
     }
     rules: dict[nn.Module, str] = {}
     unknown: set[str] = set()
-    inside: set[nn.Module] = set()  # modules that a layer runs itself, such as its padding
+    inside: set[nn.Module] = set()  # submodules that a layer runs itself, such as its padding
     for module in model.modules():
         if module in inside:
             continue

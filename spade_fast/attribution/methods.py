@@ -1,6 +1,6 @@
-"""Saliency methods by name: each as a Captum method with its arguments for one image, and the map it gives.
+"""Attribution methods by name: the Captum method and arguments of each for one image, and the resulting map.
 
-``docs/methods.md`` says which of them work on which networks.
+``docs/methods.md`` lists which methods work on which networks.
 """
 
 from __future__ import annotations
@@ -25,25 +25,32 @@ if TYPE_CHECKING:
 _IG_STEPS = 32
 _SHAP_SAMPLES, _SHAP_NOISE = 16, 0.1
 _LIME_SAMPLES, _LIME_SQUARES = 500, 8
-_OCCLUSION_PATCHES = 7  # patches that fit side by side; each is moved by half of itself
+_OCCLUSION_PATCHES = 7  # patches per side; the stride is half a patch
 _BATCH = 16
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be explained.
+    """The prediction to explain.
 
     Attributes
     ----------
-    model
+    model : nn.Module
         A network prepared by `prepare_for_attribution`.
-    image
-        Its input ``[1, C, H, W]``.
-    target
-        Index of the class.
-    black
-        Input ``[1, C, 1, 1]`` of a black pixel: the baseline of all methods that need one.
+    image : Tensor ``[1, C, H, W]``
+        Its input.
+    target : int
+        Index of the class to explain.
+    black : Tensor ``[1, C, 1, 1]``
+        The network's input for a black pixel: the baseline of all methods that need one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.attribution import Question
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
+    >>> question = Question(model, torch.rand(1, 3, 4, 4), 2, torch.zeros(1, 3, 1, 1))
     """
 
     model: nn.Module
@@ -61,7 +68,7 @@ class Recipe:
     """A Captum method on a network, and its arguments for one image.
 
     ``recipe.attribution.attribute(image, **recipe.arguments)`` runs it on the dense network, and
-    ``Spade(recipe.attribution, ...).attribute(image, **recipe.arguments)`` on a trace.
+    ``Spade(recipe.attribution, ...).attribute(image, **recipe.arguments)`` runs it on a trace.
     """
 
     attribution: Attribution
@@ -70,7 +77,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Method:
-    """A method's title, and the function that makes its recipe or raises ValueError with the reason why it cannot."""
+    """A method's title, and the function that makes its recipe or raises ValueError if the network rules it out."""
 
     title: str
     build: Callable[[Question], Recipe]
@@ -225,17 +232,23 @@ METHODS = {
 
 
 def make_recipe(name: str, question: Question) -> Recipe:
-    """Set a method up for one image.
+    """Set up a method for one image.
 
     Parameters
     ----------
-    name
+    name : str
         A key of `METHODS`.
+    question : Question
+        Network, image and class.
+
+    Returns
+    -------
+    Recipe
 
     Raises
     ------
     ValueError
-        The method cannot be used on this network; the message says why.
+        The method cannot be used on this network; the message gives the reason.
     """
     method = METHODS[name]
     try:
@@ -245,17 +258,19 @@ def make_recipe(name: str, question: Question) -> Recipe:
 
 
 def attribution_map(name: str, question: Question) -> Tensor:
-    """Run a method on the network as it is; a second run gives the same map.
+    """Run a method on the network with its current weights; random numbers are seeded, so that runs are repeatable.
 
     Parameters
     ----------
-    name
+    name : str
         A key of `METHODS`.
+    question : Question
+        Network, image and class.
 
     Returns
     -------
     Tensor ``[H, W]``
-        Strength of evidence, never negative.
+        Non-negative attribution map, on the CPU.
 
     Raises
     ------
@@ -268,7 +283,7 @@ def attribution_map(name: str, question: Question) -> Tensor:
 
 
 def to_map(attributions: Tensor, image: Tensor) -> Tensor:
-    """Make one map ``[H, W]`` of attributions: absolute values, summed over channels, enlarged to the image."""
+    """Reduce attributions to one map ``[H, W]``: absolute values summed over channels, resized to the image."""
     strength = attributions.detach().abs().sum(1, keepdim=True)
     if strength.shape[-2:] != image.shape[-2:]:
         strength = F.interpolate(strength, image.shape[-2:], mode="bicubic", align_corners=False).clamp(min=0)
@@ -285,7 +300,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device) -> Iterator[None]:
-    """Fix the seeds of torch and of numpy, from which Captum's GradientShap draws, inside; both are restored."""
+    """Seed torch and NumPy (which Captum's GradientShap uses) during a ``with`` block, then restore their states."""
     state = np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(_SEED)
@@ -298,4 +313,4 @@ def seeded(device: torch.device) -> Iterator[None]:
 
 def _need_relu(model: nn.Module) -> None:
     if not any(isinstance(module, nn.ReLU) for module in model.modules()):
-        raise InvalidValueError("it has no ReLU, whose gradient the method changes")
+        raise InvalidValueError("it has no ReLU module, whose gradient the method modifies")

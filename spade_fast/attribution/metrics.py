@@ -1,7 +1,7 @@
-"""How good maps of importance are: where they point, what the network does without the pixels they name.
+"""Metrics of attribution maps (localisation, deletion, insertion) and of pruned outputs, with confidence intervals.
 
-Maps ``[samples, height, width]`` are larger where a pixel matters more; scores are float64 on the device of the maps,
-one a sample, and NaN where a sample has none.
+Attribution maps ``[S, H, W]``, one per sample, are larger where a pixel matters more. Scores ``[S]`` are float64 on the
+device of the maps, one per sample, and NaN where the score of a sample is undefined.
 """
 
 from __future__ import annotations
@@ -26,27 +26,34 @@ _MAPS, _LOGITS = "samples, height, width", "samples, classes"
 
 
 def localisation_auc(maps: Tensor, masks: Tensor) -> Tensor:
-    """Area under the ROC curve of a map's values as a score for the pixels of a mask (SPADE, arXiv 2310.04519).
+    """Compute the area under the ROC curve of a map as a classifier of a mask's pixels (SPADE, arXiv 2310.04519).
 
-    It is the probability that a random pixel inside has a larger value than a random one outside, where equal values
-    count half: 1 is perfect, 0.5 chance, and also what a map without contrast gets.
+    It is the probability that a random pixel inside the mask has a larger value than a random pixel outside, where
+    equal values count half: 1 is perfect; 0.5 is chance, and also the score of a constant map.
 
     Parameters
     ----------
-    maps : Tensor ``[samples, height, width]``
-        Of a floating-point type, finite.
-    masks : Tensor ``[samples, height, width]``, bool
-        True where the evidence is known to lie, such as on a trojan patch.
+    maps : Tensor ``[S, H, W]``
+        Floating-point and finite.
+    masks : Tensor ``[S, H, W]``, bool
+        True where the evidence is known to be, such as on a trojan patch.
 
     Returns
     -------
-    Tensor ``[samples]``
+    Tensor ``[S]``
         NaN where a mask is empty or full.
 
     Raises
     ------
     TypeError, ValueError
-        Tensors of the wrong type or shape; NaN or infinite maps.
+        A tensor has the wrong type or shape, or the maps have NaN or infinite values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.attribution import metrics
+    >>> metrics.localisation_auc(torch.tensor([[[0.9, 0.3, 0.8]]]), torch.tensor([[[True, True, False]]]))
+    tensor([0.5000], dtype=torch.float64)
     """
     maps, masks = (tensor.flatten(1) for tensor in _maps_and_masks(maps, masks))
     rising = maps.sort(1).values
@@ -57,26 +64,33 @@ def localisation_auc(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 0) -> Tensor:
-    """Whether a map's maximum lies in the mask (Zhang et al., ECCV 2016, arXiv 1608.00507).
+    """Determine whether the maximum of a map lies in the mask (Zhang et al., ECCV 2016, arXiv 1608.00507).
 
     Parameters
     ----------
     maps, masks
         As in `localisation_auc`.
-    tolerance
-        Largest distance in pixels (Euclidean, between centres) of a maximum from the mask that still is a hit. Zhang et
-        al. allow 15.
+    tolerance : float
+        Largest distance of a maximum from the mask that still counts as a hit, in pixels (Euclidean, between centres).
+        Zhang et al. use 15.
 
     Returns
     -------
-    Tensor ``[samples]``
-        1 for a hit and 0 for a miss; where several pixels share the maximum, the share of them that hit. NaN where a
-        mask is empty.
+    Tensor ``[S]``
+        1 for a hit and 0 for a miss; if several pixels share the maximum, the share of them that hit. NaN where a mask
+        is empty.
 
     Raises
     ------
     TypeError, ValueError
-        As `localisation_auc`; a tolerance that is no number, negative or infinite.
+        As in `localisation_auc`; or the tolerance is not a number, or is negative or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.attribution import metrics
+    >>> metrics.pointing_game(torch.tensor([[[0.9, 0.3, 0.8]]]), torch.tensor([[[True, True, False]]]))
+    tensor([1.], dtype=torch.float64)
     """
     maps, masks = _maps_and_masks(maps, masks)
     if not is_number(tolerance):
@@ -93,30 +107,37 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 0) -> Tensor:
 
 
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of a map's sum that lies inside the mask: the energy-based pointing game.
+    """Compute the share of a map's sum that lies inside the mask: the energy-based pointing game.
 
-    After Wang et al. (Score-CAM, CVPR workshops 2020, arXiv 1910.01279). With the cell of its class as mask it is the
-    score of the grid pointing game (Böhle, Fritz, Schiele, CVPR 2021, arXiv 2104.00032).
+    After Wang et al. (Score-CAM, CVPR workshops 2020, arXiv 1910.01279). If the mask is the grid cell of the explained
+    class, it is the score of the grid pointing game (Böhle, Fritz, Schiele, CVPR 2021, arXiv 2104.00032).
 
     Parameters
     ----------
     maps, masks
-        As in `localisation_auc`; maps must not be negative anywhere.
+        As in `localisation_auc`; maps must not have negative values.
 
     Returns
     -------
-    Tensor ``[samples]``
+    Tensor ``[S]``
         0 where a mask is empty, NaN where a map is zero everywhere.
 
     Raises
     ------
     TypeError, ValueError
-        As `localisation_auc`; maps with negative values.
+        As in `localisation_auc`; or a map has negative values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.attribution import metrics
+    >>> metrics.energy_inside(torch.tensor([[[3.0, 1.0, 4.0]]]), torch.tensor([[[True, True, False]]]))
+    tensor([0.5000], dtype=torch.float64)
     """
     maps, masks = _maps_and_masks(maps, masks)
     if bool((maps < 0).any()):
         raise InvalidValueError(
-            "maps has negative values, whose energy is not defined: take maps.clamp(min=0) or maps.abs()"
+            "maps has negative values, for which the energy is undefined: use maps.clamp(min=0) or maps.abs()"
         )
     return (maps * masks).sum((1, 2)) / maps.sum((1, 2))
 
@@ -131,42 +152,53 @@ def deletion_curve(
     baseline: str | Tensor = "blur",
     batch_size: int | None = None,
 ) -> Tensor:
-    """Probability of the target while the most important pixels are removed (Petsiuk et al., RISE, arXiv 1806.07421).
+    """Compute the target's probability while the most important pixels are removed (RISE, arXiv 1806.07421).
 
-    After step `k` the ``k * height * width // steps`` pixels of largest value are those of the baseline, in all
-    channels. Equal values go by position, row by row from the top: an arbitrary order, which matters for maps with
-    large areas of one value. The lower the curve, the better the map.
+    After step k, the ``k * H * W // steps`` pixels with the largest values are replaced by the baseline in all
+    channels. Equal values are ordered by position, row by row from the top; this order is arbitrary and matters for
+    maps with large constant areas. The lower the curve, the better the map.
 
     Parameters
     ----------
-    model
-        Maps ``[n, C, H, W]`` to logits ``[n, classes]``. It runs without gradients in evaluation mode and is left as it
-        was: modes, buffers and weights.
-    images : Tensor ``[samples, C, H, W]``
+    model : nn.Module
+        The network: images ``[N, C, H, W]`` to logits ``[N, classes]``. It runs without gradients in evaluation mode;
+        its modes and buffers are restored afterwards.
+    images : Tensor ``[S, C, H, W]``
         As the model takes them, on its device.
-    maps : Tensor ``[samples, H, W]``
-        Of a floating-point type, finite.
-    targets
-        Index of the class: one for all, or one a sample.
-    steps
+    maps : Tensor ``[S, H, W]``
+        Floating-point and finite.
+    targets : int, sequence of int or Tensor ``[S]``
+        Index of the class: one for all samples, or one per sample.
+    steps : int
         From 1 to the number of pixels.
     baseline : "blur", "zero" or Tensor
-        What takes the place of removed pixels. ``"blur"``: the image under a Gaussian whose standard deviation is a
-        twentieth of its shorter side (11.2 of 224 pixels), cut off at three of them, borders repeated. ``"zero"``: 0 in
-        what the model takes, so the mean colour if images are normalised. A tensor is expanded to the images' shape.
-    batch_size
-        Images a forward pass, samples and steps together; None for 8 on a CPU and 64 elsewhere. It changes memory and
-        speed only.
+        Replacement of removed pixels. ``"blur"``: the image blurred by a Gaussian with a standard deviation of 1/20 of
+        its shorter side (11.2 of 224 pixels), truncated at three standard deviations, with replicated borders.
+        ``"zero"``: zeros in the model's input, which is the mean colour if images are normalised. A tensor is expanded
+        to the shape of the images.
+    batch_size : int, optional
+        Images per forward pass, over samples and steps; None for 8 on a CPU and 64 elsewhere. It affects only memory
+        and speed.
 
     Returns
     -------
-    Tensor ``[samples, steps + 1]``
-        Softmax probabilities, float64, from the image to the baseline.
+    Tensor ``[S, steps + 1]``, float64
+        Softmax probabilities, from the image to the baseline.
 
     Raises
     ------
     TypeError, ValueError
-        Arguments of the wrong type, shape or range; NaN or infinite images, maps, baseline or logits.
+        An argument has the wrong type or shape or is out of range; images, maps, baseline or logits have NaN or
+        infinite values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.attribution import metrics
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5))
+    >>> curve = metrics.deletion_curve(model, torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4), [0, 3], steps=8)
+    >>> curve.shape
+    torch.Size([2, 9])
     """
     return _curve(model, images, maps, targets, steps, baseline, batch_size, insert=False)
 
@@ -181,20 +213,45 @@ def insertion_curve(
     baseline: str | Tensor = "blur",
     batch_size: int | None = None,
 ) -> Tensor:
-    """Probability of the target while the most important pixels are put into the baseline (RISE, arXiv 1806.07421).
+    """Compute the target's probability while the most important pixels are inserted (RISE, arXiv 1806.07421).
 
-    All is as in `deletion_curve`, but from the baseline to the image: the higher the curve, the better the map.
+    The same as `deletion_curve`, but from the baseline to the image: the higher the curve, the better the map.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.attribution import metrics
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5))
+    >>> curve = metrics.insertion_curve(model, torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4), 1, steps=8, baseline="zero")
+    >>> metrics.auc(curve).shape
+    torch.Size([2])
     """
     return _curve(model, images, maps, targets, steps, baseline, batch_size, insert=True)
 
 
 def auc(curve: Tensor) -> Tensor:
-    """Mean height of curves ``[samples, points]`` of evenly spaced points, by the trapezoid rule: ``[samples]``.
+    """Compute the mean height of curves by the trapezoidal rule.
+
+    Parameters
+    ----------
+    curve : Tensor ``[S, points]``
+        Values at evenly spaced points, as from `deletion_curve`.
+
+    Returns
+    -------
+    Tensor ``[S]``, float64
 
     Raises
     ------
     TypeError, ValueError
-        No floating-point tensor of that shape, fewer than two points, NaN or infinite values.
+        `curve` is not a floating-point tensor of that shape, has fewer than two points, or has NaN or infinite values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.attribution import metrics
+    >>> metrics.auc(torch.tensor([[1.0, 0.5, 0.0]]))
+    tensor([0.5000], dtype=torch.float64)
     """
     curve = finite_floats("curve", curve, "samples, points")
     if curve.shape[1] < 2:
@@ -204,16 +261,16 @@ def auc(curve: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How close a pruned network's outputs are to the dense one's: tensors ``[samples]``, float64.
+    """Agreement of the outputs of a pruned network with those of the dense network.
 
     Attributes
     ----------
-    same_top
-        1 where both have the same top class, else 0.
-    probability_difference
+    same_top : Tensor ``[S]``, float64
+        1 where both have the same top class, otherwise 0.
+    probability_difference : Tensor ``[S]``, float64
         Absolute difference of the target's softmax probabilities.
-    logit_distance
-        ``||dense - pruned|| / ||dense||``, Euclidean; NaN where the dense logits are all zero.
+    logit_distance : Tensor ``[S]``, float64
+        ``‖dense - pruned‖ / ‖dense‖``, Euclidean; NaN where the dense logits are all zero.
     """
 
     same_top: Tensor
@@ -222,24 +279,31 @@ class Agreement:
 
 
 def agreement(dense: Tensor, pruned: Tensor, targets: int | Sequence[int] | Tensor | None = None) -> Agreement:
-    """Compare a pruned network's outputs with those of the dense network on the same samples.
+    """Compare the outputs of a pruned network with those of the dense network on the same samples.
 
     Parameters
     ----------
-    dense, pruned : Tensor ``[samples, classes]``
-        Logits, finite.
-    targets
-        Index of the class: one for all, or one a sample; None for each sample's top class of the dense network.
+    dense, pruned : Tensor ``[S, classes]``
+        Finite logits.
+    targets : int, sequence of int, Tensor ``[S]`` or None
+        Index of the class: one for all samples, or one per sample; None for the dense network's top class.
 
     Returns
     -------
     Agreement
-        Where classes tie, the first of them is the top class.
+        If several classes tie, the first of them is the top class.
 
     Raises
     ------
     TypeError, ValueError
-        Arguments of the wrong type, shape or range; NaN or infinite logits.
+        An argument has the wrong type or shape or is out of range, or logits are NaN or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.attribution import metrics
+    >>> metrics.agreement(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.5, 2.0]])).same_top
+    tensor([1.], dtype=torch.float64)
     """
     dense = finite_floats("dense", dense, _LOGITS).double()
     pruned = finite_floats("pruned", pruned, _LOGITS).to(dense)
@@ -264,31 +328,41 @@ def bootstrap_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a mean by resampling groups (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
+    """Compute the percentile bootstrap interval of a mean (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
 
-    Values that share a source, such as scores of several patches on one photo, are not independent: whole groups are
-    drawn with replacement, as many as there are, and each draw gives the mean of all its values.
+    Values that share a source, such as the scores of several patches on one photo, are not independent. Whole groups
+    are therefore resampled with replacement, and each resample gives the mean of all its values.
 
     Parameters
     ----------
-    values : ``[n]``
+    values : Tensor, ndarray or sequence ``[N]``
         Finite or NaN; NaNs are ignored.
-    groups : ``[n]``
-        The name or number of each value's group; None for a group each. A single group gives an interval of no width.
-    level
-        Share of the resampled means inside, between 0 and 1.
-    resamples, seed
-        How many draws, and the number (not negative) that fixes them.
+    groups : Tensor, ndarray or sequence ``[N]``, optional
+        Name or number of each value's group; None if each value is its own group. With a single group the interval has
+        zero width.
+    level : float
+        Share of the resampled means inside the interval, between 0 and 1.
+    resamples : int
+        Number of resamples.
+    seed : int
+        Seed of the resampling, at least 0.
 
     Returns
     -------
     tuple of float
-        Lower and upper end.
+        Lower and upper end of the interval.
 
     Raises
     ------
     TypeError, ValueError
-        Arguments of the wrong type, shape or range; infinite values; only NaNs.
+        An argument has the wrong type or shape or is out of range; values are infinite, or all are NaN.
+
+    Examples
+    --------
+    >>> from spade_fast.attribution import metrics
+    >>> low, high = metrics.bootstrap_interval([0.7, 0.8, 0.9, 0.6], groups=["a", "a", "b", "c"])
+    >>> low <= 0.75 <= high
+    True
     """
     resamples, seed = integer("resamples", resamples, 1), integer("seed", seed, 0)
     if not is_number(level):
@@ -307,7 +381,7 @@ def bootstrap_interval(
         raise InvalidValueError("values has infinite values")
     known = ~np.isnan(numbers)
     if not known.any():
-        raise InvalidValueError("values has nothing but NaN: there is no mean")
+        raise InvalidValueError("values has nothing but NaN: their mean is undefined")
     _, group = np.unique(names[known], return_inverse=True)
     counts, sums = np.bincount(group), np.bincount(group, numbers[known])
     times = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), resamples)
@@ -324,7 +398,7 @@ def _curve(
     samples, _, *size = images.shape
     maps = finite_floats("maps", maps, _MAPS).to(images.device)
     if maps.shape != (samples, *size):
-        raise InvalidValueError(f"maps must have shape {[samples, *size]}, as images do, got {list(maps.shape)}")
+        raise InvalidValueError(f"maps must have shape {[samples, *size]} to match images, got {list(maps.shape)}")
     pixels = math.prod(size)
     if integer("steps", steps, 1) > pixels:
         raise InvalidValueError(f"steps must be at most the number of pixels, {pixels}, got {steps}")
@@ -353,7 +427,7 @@ def _baseline(baseline: Any, images: Tensor) -> Tensor:
             return values.expand_as(images)
         except RuntimeError:
             shapes = f"{list(images.shape)}, got {list(values.shape)}"
-            raise InvalidValueError(f"baseline cannot be expanded to the images' shape {shapes}") from None
+            raise InvalidValueError(f"baseline cannot be expanded to the shape of images, {shapes}") from None
     if not isinstance(baseline, str):
         raise InvalidTypeError(f"baseline must be 'blur', 'zero' or a tensor, got {type(baseline).__name__}")
     if baseline not in ("blur", "zero"):
@@ -362,7 +436,7 @@ def _baseline(baseline: Any, images: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
-    """Images under a Gaussian of standard deviation `sigma` in pixels."""
+    """Blur images by a Gaussian with standard deviation `sigma` in pixels."""
     reach = math.ceil(3 * sigma)
     planes = images.to(torch.promote_types(images.dtype, torch.float32)).flatten(0, 1).unsqueeze(1)
     offsets = torch.arange(-reach, reach + 1, device=planes.device, dtype=planes.dtype)

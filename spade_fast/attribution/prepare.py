@@ -1,4 +1,4 @@
-"""Makes a network safe for attribution methods that hook its activation modules."""
+"""`prepare_for_attribution`, which makes a network safe for attribution methods that hook its activation modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FUNCTIONAL = {F.relu: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU, "relu
 
 
 class ReLU6(nn.ReLU):
-    """`nn.ReLU6` as a kind of `nn.ReLU`, so that hook-based methods do not pass it over."""
+    """`nn.ReLU6` as a subclass of `nn.ReLU`, so that hook-based methods include it."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu6(input)
@@ -32,7 +32,7 @@ _FUNCTIONAL[F.relu6] = ReLU6
 
 
 class PerCall(nn.Module):
-    """Stands for an activation module used several times in one forward pass: each use runs a module of its own."""
+    """Replaces an activation module that is used several times in one forward pass: each use runs a separate module."""
 
     def __init__(self, activation: nn.Module, uses: int) -> None:
         super().__init__()
@@ -46,31 +46,47 @@ class PerCall(nn.Module):
 
 
 def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
-    """Copy a network so that methods which hook activations (GuidedBackprop, GuidedGradCam, DeepLift) are right on it.
+    """Copy a network such that methods which hook activations (GuidedBackprop, GuidedGradCam, DeepLift) are correct.
 
-    In the copy activations work out of place, an activation module that is used several times in one forward pass runs
-    as that many modules, `torch.relu` and its like become modules, and ReLU6 counts as a ReLU. Class, submodules, their
-    names and the outputs (bit for bit) stay as they were. The copy **shares all parameters and buffers** with `model`,
-    which itself is not changed; build the attribution method on the copy and trace the copy.
+    In the copy, activations are not in place, an activation module that is used several times in one forward pass is
+    replaced by that many modules, calls such as `torch.relu` become modules, and ReLU6 counts as a ReLU. The class, the
+    submodules and their names, and the outputs (bit for bit) are the same. The copy **shares all parameters and
+    buffers** with `model`, which is not modified; build the attribution method on the copy, and trace the copy.
 
     Parameters
     ----------
-    model
+    model : nn.Module
         The network, in evaluation mode.
-    example_inputs
-        The input or inputs of one forward pass. Needed for a network that `torch.fx` cannot trace symbolically: the
-        uses of its activations are then counted in a real forward pass. Where calls of functions became modules, the
-        copy's outputs are compared with the model's, and the calls stay functions if they differ.
+    example_inputs : Tensor or tuple, optional
+        The input or inputs of one forward pass. They are needed for a network that `torch.fx` cannot trace
+        symbolically: the uses of its activations are then counted in a real forward pass. They also serve to check
+        function calls that became modules: if the copy's outputs differ from the model's, the calls stay functions.
+
+    Returns
+    -------
+    nn.Module
+        The prepared copy.
 
     Warns
     -----
     UserWarning
-        Something could not be prepared; the message names it and says what that means.
+        A part of the network could not be prepared; the message names it and the consequences.
 
     Raises
     ------
     TypeError
         `model` is not a module.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast import prepare_for_attribution
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(inplace=True)).eval()
+    >>> prepare_for_attribution(model)
+    Sequential(
+      (0): Linear(in_features=8, out_features=4, bias=True)
+      (1): ReLU()
+    )
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -97,7 +113,7 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
         uses = Counter()
         warnings.warn(
             f"the forward pass of {type(model).__name__} cannot be traced ({reason}): activation modules used several "
-            "times are not told apart, which GuidedBackprop and DeepLift need; give example_inputs to count their uses",
+            "times are not separated, as GuidedBackprop and DeepLift require; give example_inputs to count their uses",
             stacklevel=2,
         )
     _split_by_use(prepared, uses)
@@ -105,7 +121,7 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
 
 
 def _teach_deep_lift() -> None:
-    """Captum's DeepLift finds its rules by exact type; ReLU6 follows the rule of every function of one number."""
+    """Register our ReLU6 with Captum's DeepLift, which finds rules by exact type; it is an elementwise function."""
     try:
         from captum.attr._core import deep_lift
     except ImportError:
@@ -114,13 +130,13 @@ def _teach_deep_lift() -> None:
 
 
 def _is_activation(module: nn.Module) -> bool:
-    """A function without state: DeepLift hooks pooling too."""
+    """Whether `module` is an activation or pooling module without parameters; DeepLift also hooks pooling."""
     own = type(module).__module__ in ("torch.nn.modules.activation", "torch.nn.modules.pooling", __name__)
     return own and not isinstance(module, PerCall) and not any(True for _ in module.parameters())
 
 
 def _slots(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Every (parent, name, activation) at which an activation is registered."""
+    """Return (parent, name, activation) for every place where an activation is registered."""
     return [
         (parent, name, child)
         for parent in model.modules()
@@ -140,7 +156,7 @@ def _replace_activations(model: nn.Module) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Stops at torch's own modules and at modules with weights of their own (convolutions that pad themselves)."""
+    """Treats torch's modules and modules with direct parameters (such as self-padding convolutions) as leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, PerCall | ReLU6) or super().is_leaf_module(m, module_qualified_name):
@@ -149,7 +165,7 @@ class _Tracer(fx.Tracer):
 
 
 class _ShallowTracer(fx.Tracer):
-    """Follows one module's own forward only."""
+    """Traces only the forward of one module, not those of its submodules."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -157,7 +173,7 @@ class _ShallowTracer(fx.Tracer):
 
 def _trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
     parameters = inspect.signature(model.forward).parameters.values()
-    # Optional arguments keep their defaults: a stand-in would not be None where the model asks for that.
+    # Optional arguments keep their defaults: a proxy would not pass the model's tests for None.
     defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
     try:
         return _Tracer().trace(model, defaults), ""
@@ -167,7 +183,7 @@ def _trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
 
 
 def _replace_functions(model: nn.Module, graph: fx.Graph, example_inputs: Tensor | tuple[Any, ...] | None) -> bool:
-    """Rewrite the forward of the modules that call ReLU as a function; True if any was rewritten."""
+    """Rewrite the forward of modules that call ReLU as a function; return True if any was rewritten."""
     owners: dict[str, nn.Module] = {}
     for node in graph.nodes:
         if node.op in ("call_function", "call_method") and node.target in _FUNCTIONAL:
@@ -193,10 +209,10 @@ def _replace_functions(model: nn.Module, graph: fx.Graph, example_inputs: Tensor
 def _functions_to_modules(owner: nn.Module) -> bool:
     parameters = inspect.signature(owner.forward).parameters.values()
     if any(one.default is not one.empty or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters):
-        return False  # which of its ways such a forward goes is not known before the call
+        return False  # such a forward can branch on its arguments, which are unknown before the call
     try:
         graph = _ShallowTracer().trace(owner)
-    except Exception:  # the model's own code runs here too, as in _trace: then this module stays as it is
+    except Exception:  # the model's own code may fail in any way, as in _trace; this module is then not rewritten
         return False
     nodes = [node for node in graph.nodes if node.op in ("call_function", "call_method") and node.target in _FUNCTIONAL]
     for index, node in enumerate(nodes):
@@ -207,13 +223,13 @@ def _functions_to_modules(owner: nn.Module) -> bool:
             node.replace_all_uses_with(graph.call_module(name, (argument,)))
         graph.erase_node(node)
     rewritten = type(fx.GraphModule(owner, graph)).forward
-    # On the instance, so that class and submodules stay what they were.
+    # Set on the instance, so that class and submodules stay the same.
     owner.__dict__["forward"] = types.MethodType(rewritten, owner)
     return True
 
 
 def _run(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> Any:
-    """One forward pass in evaluation mode, without gradients."""
+    """Run one forward pass in evaluation mode without gradients."""
     with evaluation_mode(model), torch.no_grad():
         return model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 

@@ -1,4 +1,4 @@
-"""SPADE around any Captum method (Moakhar, Iofinova, Frantar, Alistarh, ICML 2024, arXiv 2310.04519)."""
+"""`Spade`, which runs any Captum method on traces (Moakhar, Iofinova, Frantar, Alistarh, arXiv 2310.04519)."""
 
 from __future__ import annotations
 
@@ -31,46 +31,49 @@ Augmenter = Callable[[Tensor, str], Batches]
 
 
 class Spade(Attribution):
-    """Runs an attribution method on each sample's trace instead of on the dense network.
+    """Runs an attribution method on each sample's trace instead of the dense network (SPADE, arXiv 2310.04519).
 
-    In the manner of Captum's `NoiseTunnel`: it takes any attribution object and keeps its interface. The weights of the
-    method's own model are swapped while it runs and are always put back, so that layer and neuron methods and methods
-    with hooks work as they are.
+    Like Captum's `NoiseTunnel`, it wraps any attribution object and keeps its interface. The weights of the method's
+    own model are swapped while it runs and always restored, so that layer and neuron methods and methods with hooks
+    work unchanged.
 
     Parameters
     ----------
-    attribution_method
-        Any Captum method built on an `nn.Module` of one input tensor. For methods with hooks build it on
+    attribution_method : captum.attr.Attribution
+        Any Captum method built on an `nn.Module` with one input tensor. Methods with hooks should be built on
         `prepare_for_attribution(model)`.
-    calibration
-        Where a sample's trace comes from: an `ImageAugmenter`, or any function that is given the sample ``[1, ...]``
-        and its id and returns batches. Batches given directly (a tensor, or an iterable of tensors that can be run over
-        again) make one trace, used for all samples.
+    calibration : callable, Tensor or iterable of Tensor
+        Source of the calibration data: an `ImageAugmenter`, or any function that takes the sample ``[1, ...]`` and its
+        id and returns batches. If batches are given directly (a tensor, or an iterable of tensors that can be iterated
+        repeatedly), one trace is made and used for all samples.
     sparsity, progress
         As in `spade_fast.trace`.
-    samples_per_solve
-        Samples that are traced together, with one solver call per layer. It changes memory and speed only.
-    model
-        The network, if the method holds only a function that calls it.
+    samples_per_solve : int
+        Number of samples traced together, with one solver call per layer. It affects only memory and speed.
+    model : nn.Module, optional
+        The network, if the method was built on a function that calls it.
     solver, layers, block, damping, precision, memory_limit, seed, strict
-        The other fields of `PruneConfig`; `seed` is by default that of the augmenter.
+        The other fields of `PruneConfig`; the default of `seed` is the augmenter's seed.
 
     Attributes
     ----------
     traces : list of Trace
-        The traces of the last call of `attribute`, one per sample (a single one for batches given directly).
+        The traces of the last call of `attribute`, one per sample (only one if batches were given directly).
 
     Raises
     ------
     TypeError
         `attribution_method` is not a Captum method, or its model cannot be found.
+    ValueError
+        A field of the configuration is out of range.
 
     Examples
     --------
+    >>> import torch
     >>> from captum.attr import Saliency
-    >>> from spade_fast import ImageAugmenter
+    >>> from spade_fast import ImageAugmenter, Spade
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
-    >>> spade = Spade(Saliency(model), ImageAugmenter(n=64), sparsity=0.5)
+    >>> spade = Spade(Saliency(model), ImageAugmenter(n=64, hue=0), sparsity=0.5)
     >>> spade.attribute(torch.rand(2, 3, 4, 4), target=1).shape
     torch.Size([2, 3, 4, 4])
     """
@@ -117,34 +120,37 @@ class Spade(Attribution):
         sample_ids: Sequence[str | int] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Trace each sample and attribute on its trace.
+        """Trace each sample and run the attribution method on its trace.
 
         Parameters
         ----------
-        inputs : Tensor ``[samples, ...]``
-            Or a tuple of one such tensor.
+        inputs : Tensor ``[S, ...]``
+            One entry per sample; or a tuple of one such tensor.
         *args, **kwargs
-            Passed on to the wrapped method. `target`, `baselines`, `additional_forward_args` and `feature_mask` with
-            one entry per sample are split among the samples, by Captum's rules.
-        sample_ids
-            One name per sample; with the augmenter's seed it fixes the sample's augmentations. Default: its index.
+            Passed to the wrapped method. `target`, `baselines`, `additional_forward_args` and `feature_mask` with one
+            entry per sample are split among the samples according to Captum's rules.
+        sample_ids : sequence of str or int, optional
+            One name per sample; with the augmenter's seed it determines the sample's augmentations. Default: the index.
 
         Returns
         -------
-        What the wrapped method returns: attributions, or a tuple of them, or attributions and convergence delta.
+        Tensor or tuple
+            The result of the wrapped method: attributions, a tuple of them, or attributions and convergence delta.
 
         Raises
         ------
         TypeError, ValueError
-            Arguments which the wrapped method does not take, inputs of wrong type or shape, or a wrong number of
-            targets or sample ids; and all errors of `spade_fast.trace`. The model is as it was after any error.
+            The wrapped method does not take an argument, the inputs have the wrong type or shape, or there are not as
+            many targets or sample ids as samples.
+        UserError
+            All errors of `spade_fast.trace`. The model is restored after any error.
         """
         tensor = _single_input(inputs)
         count = len(tensor)
         arguments = _bind(self.attribution_method, inputs, args, kwargs)
         ids = [str(index) for index in range(count)] if sample_ids is None else [str(name) for name in sample_ids]
         if len(ids) != count:
-            raise InvalidValueError(f"sample_ids must name each of the {count} samples, got {len(ids)}")
+            raise InvalidValueError(f"sample_ids must have one name for each of the {count} samples, got {len(ids)}")
         shares_baselines = arguments.get("draw_baseline_from_distrib", False) or isinstance(
             self.attribution_method, GradientShap | DeepLiftShap
         )
@@ -195,7 +201,7 @@ def _find_model(method: Attribution) -> nn.Module:
             return candidate
     raise InvalidTypeError(
         f"{type(method).__name__} was built on a function, {method.forward_func!r}, not on a module: "
-        "give the network whose weights are to be swapped as Spade(..., model=...)"
+        "pass the network whose weights it uses as Spade(..., model=...)"
     )
 
 
@@ -212,7 +218,7 @@ def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:
 
 
 def _bind(method: Attribution, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments but the inputs, by name; a wrong one is refused here, before any solving."""
+    """Return all arguments except the inputs, by name; wrong ones raise TypeError here, before any solving."""
     signature = inspect.signature(method.attribute)
     bound = signature.bind(inputs, *args, **kwargs).arguments
     bound.pop(next(iter(bound)))
@@ -220,12 +226,12 @@ def _bind(method: Attribution, inputs: Any, args: tuple[Any, ...], kwargs: dict[
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             bound.update(bound.pop(name, {}))
         elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and name in bound:
-            raise InvalidTypeError(f"give the arguments of {type(method).__name__}.attribute by name")
+            raise InvalidTypeError(f"pass the arguments of {type(method).__name__}.attribute by name")
     return dict(bound)
 
 
 def _share(name: str, value: Any, index: int, count: int, shares_baselines: bool) -> Any:
-    """One sample's part of an argument, by Captum's rules on what belongs to a sample."""
+    """Return one sample's part of an argument, according to Captum's rules on which arguments are per sample."""
 
     def part(tensor: Any) -> Any:
         per_sample = isinstance(tensor, Tensor) and tensor.dim() > 0 and len(tensor) == count
@@ -237,7 +243,7 @@ def _share(name: str, value: Any, index: int, count: int, shares_baselines: bool
             return value
         if len(value) != count:
             raise InvalidValueError(
-                f"target must be one for all or one for each of the {count} samples, got {len(value)}"
+                f"target must be one class for all samples or one for each of the {count} samples, got {len(value)}"
             )
         return value[index : index + 1]
     if name in ("additional_forward_args", "feature_mask") or (name == "baselines" and not shares_baselines):

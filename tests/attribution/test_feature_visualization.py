@@ -95,7 +95,7 @@ def test_normalised_inputs_and_traces() -> None:
         (dict(feature=Feature(0, "nothing")), "no layer 'nothing'"),
         (dict(feature=Feature(3)), "index must lie between 0 and 2, got 3"),
         (dict(feature=Feature(-1)), "index must lie between 0 and 2, got -1"),
-        (dict(feature=Feature(0, neuron=True)), "a neuron needs a layer whose output is a map"),
+        (dict(feature=Feature(0, neuron=True)), "a neuron needs a layer whose output is a feature map"),
         (dict(steps=-1), "steps must be at least 0"),
         (dict(size=(0, 5)), "size positive"),
         (dict(learning_rate=0.0), "learning_rate"),
@@ -127,4 +127,4 @@ def test_command(small: str, photo: Path, tmp_path: Path) -> None:
     assert (out / "dense.png").read_bytes() != (out / "one.png").read_bytes()
     assert "2 error: index must lie between 0 and 3, got 9" in run("visualize", 9, *drawn[2:])
     assert "2 error: no such trace file" in run(*drawn, "--trace", tmp_path / "none")
-    assert "names of their own" in run(*drawn, "--trace", trace, "--trace", trace)
+    assert "distinct names" in run(*drawn, "--trace", trace, "--trace", trace)

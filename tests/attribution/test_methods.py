@@ -313,7 +313,7 @@ def test_layer_cam_by_hand(images):
 def test_last_feature_layer():
     asked = question("ResNet-18")
     assert last_feature_layer(asked.model, torch.rand(1, 3, 64, 64)) in asked.model.layer4[1].modules()
-    with pytest.raises(ValueError, match="no layer whose output is a map"):
+    with pytest.raises(ValueError, match="no layer whose output is a feature map"):
         last_feature_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2))
     with pytest.raises(ValueError, match="'conv_proj' are tokens"):
         last_feature_layer(question("ViT").model, question("ViT").image)

@@ -294,7 +294,7 @@ def test_bad_arguments_of_curves():
     refuses(ValueError, "images has NaN", images=images / 0)
     refuses(TypeError, "maps must be a floating-point", maps=maps > 0.5)
     refuses(ValueError, "maps has NaN", maps=maps * NAN)
-    refuses(ValueError, r"maps must have shape \[2, 4, 5\], as images do, got \[2, 5, 4\]", maps=maps.mT)
+    refuses(ValueError, r"maps must have shape \[2, 4, 5\] to match images, got \[2, 5, 4\]", maps=maps.mT)
     refuses(ValueError, r"maps must have shape \[samples, height, width\]", maps=images)
     for steps, kind in ((0, ValueError), (-1, ValueError), (21, ValueError), (2.0, TypeError), (True, TypeError)):
         refuses(kind, "steps must be", steps=steps)
