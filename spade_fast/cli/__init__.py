@@ -1,4 +1,4 @@
-"""The command line, ``spade-fast``."""
+"""The command line interface ``spade-fast``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from spade_fast._util.errors import MissingExtraError
 
 
 def main() -> None:
-    """Run the command line; the entry point ``spade-fast``."""
-
+    """Run the command line; this is the entry point of ``spade-fast``."""
     try:
         from spade_fast.cli.app import run
     except MissingExtraError as error:

@@ -1,4 +1,4 @@
-"""The ``spade-fast`` commands on photos, and what each prints."""
+"""The ``spade-fast`` application: its commands, except those on batches, and what each prints."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-_Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A photo, or 'demo' for the packaged one.")]
+_Image = Annotated[str, typer.Argument(metavar="IMAGE", help="Path of a photo, or 'demo' for the packaged photo.")]
 
 
 @app.callback()
 def _spade_fast(
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of errors.")] = False,
 ) -> None:
     """Sample-targeted pruning for explanations (SPADE, arXiv 2310.04519)."""
     show_tracebacks.set(traceback)
@@ -45,18 +45,20 @@ def _spade_fast(
 def explain(
     image: _Image,
     *,
-    solver: Annotated[str, typer.Option(help="exact (SPADE), sparsegpt (FastSPADE) or both.")] = "both",
+    solver: Annotated[str, typer.Option(help="Solver: exact (SPADE), sparsegpt (FastSPADE) or both.")] = "both",
     config: PruneConfig,
     setup: Setup,
     methods: Annotated[
-        str, typer.Option(help="Comma-separated; --methods list names them.")
+        str, typer.Option(help="Comma-separated attribution methods; '--methods list' lists all.")
     ] = "saliency,integrated-gradients,guided-gradcam,gradcam",
-    target: Annotated[int | None, typer.Option(help="Class to explain; default: the one predicted.")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for page, pictures, traces, report.")] = Path(
-        "explanation"
-    ),
+    target: Annotated[
+        int | None, typer.Option(help="Index of the class to explain; default: the predicted class.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the HTML page, images, traces and report.")
+    ] = Path("explanation"),
 ) -> None:
-    """Explain one photo: dense network against SPADE, side by side."""
+    """Explain the prediction for one photo, with the dense network and SPADE side by side."""
     from spade_fast.cli.explain import METHODS, explain_photo
 
     if methods == "list":
@@ -81,9 +83,9 @@ def trace(
     image: _Image,
     config: PruneConfig,
     setup: Setup,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the trace.")] = Path("trace.safetensors"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write the trace to.")] = Path("trace.safetensors"),
 ) -> None:
-    """Prune the network for one photo, and save the trace."""
+    """Prune the network for one photo and save the trace."""
     from spade_fast.cli.trace_photo import trace_photo
 
     with _progress_bars() as report:
@@ -94,16 +96,20 @@ def trace(
 
 @command(app, without=("augmentations",))
 def visualize(
-    index: Annotated[int, typer.Argument(metavar="INDEX", help="A class; with --layer, a channel of that layer.")],
+    index: Annotated[
+        int, typer.Argument(metavar="INDEX", help="Index of a class or, with --layer, of a channel of that layer.")
+    ],
     setup: Setup,
-    layer: Annotated[str | None, typer.Option(help="Name of a module; default: the output.")] = None,
-    neuron: Annotated[bool, typer.Option(help="Only the neuron in the middle of the layer's map.")] = False,
-    trace: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A trace to draw too; repeatable.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path("visualization"),
+    layer: Annotated[str | None, typer.Option(help="Name of a module; default: the network's output.")] = None,
+    neuron: Annotated[bool, typer.Option(help="Maximise only the central neuron of the feature map.")] = False,
+    trace: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Also visualise this trace; can be repeated.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Number of optimisation steps.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the initial image.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")] = Path("visualization"),
 ) -> None:
-    """Draw what excites a class, channel or neuron, in the dense network and in traces."""
+    """Visualise a class, channel or neuron of the dense network and of traces."""
     from spade_fast.attribution.feature_visualization import Feature
     from spade_fast.cli.feature_pictures import draw_feature
 
@@ -117,22 +123,33 @@ def visualize(
 
 @command(app, without=("sparsity",))
 def tune(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos, or 'demo' for the packaged one.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Paths of photos, or 'demo' for the packaged photo.")
+    ],
     config: PruneConfig,
     setup: Setup,
     score: Annotated[
-        str, typer.Option(help="probability of the predicted class, deletion, or localisation (needs --masks).")
+        str,
+        typer.Option(help="Score to maximise: probability (of the predicted class), deletion, or localisation."),
     ] = "probability",
     masks: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="NAME.png for each photo NAME.*; the object is not black.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="For --score localisation: folder with a mask NAME.png per photo NAME.*; the object is not black.",
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(help="Whose maps deletion and localisation score.")] = "saliency",
+    method: Annotated[
+        str, typer.Option(help="Attribution method whose maps deletion and localisation score.")
+    ] = "saliency",
     candidates: Annotated[str, typer.Option(help="Comma-separated sparsities to try.")] = "0,0.2,0.5,0.8,0.9,0.95,0.99",
-    stages: Annotated[str, typer.Option(help="What gets a sparsity of its own: blocks or layers.")] = "blocks",
-    rounds: Annotated[int, typer.Option(help="Times to go through all stages.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="For the sparsities.")] = Path("sparsity.yaml"),
+    stages: Annotated[str, typer.Option(help="Units that share one sparsity: blocks or layers.")] = "blocks",
+    rounds: Annotated[int, typer.Option(help="Maximum number of passes over all stages.")] = 1,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="YAML file to write the sparsities to.")] = Path(
+        "sparsity.yaml"
+    ),
 ) -> None:
-    """Search each stage's best sparsity for some photos; --sparsity FILE then uses them."""
+    """Search for the best sparsity of each stage on some photos, for use with --sparsity FILE."""
     from spade_fast.cli.tune_photos import tune_photos
 
     with _progress_bars() as report:
@@ -158,14 +175,18 @@ add_batch_commands(app)
 
 @command(app, context_settings={"allow_interspersed_args": False})
 def profile(
-    command: Annotated[list[str], typer.Argument(metavar="explain|trace ...", help="A command as it would be alone.")],
-    chrome: Annotated[Path, typer.Option(metavar="FILE", help="File for the Chrome trace.")] = Path("profile.json"),
+    command: Annotated[
+        list[str], typer.Argument(metavar="explain|trace ...", help="The command to profile, with its arguments.")
+    ],
+    chrome: Annotated[Path, typer.Option(metavar="FILE", help="File to write the Chrome trace to.")] = Path(
+        "profile.json"
+    ),
 ) -> None:
-    """Run a command under torch's profiler: a table of seconds by stage, and a Chrome trace."""
+    """Run a command under torch's profiler: print a table of seconds by stage, and write a Chrome trace."""
     from spade_fast.cli.profiler import profile as run_profiled
 
     if command[0] not in ("explain", "trace"):
-        raise InvalidValueError(f"profile runs explain or trace, got {command[0]!r}")
+        raise InvalidValueError(f"profile supports only the commands explain and trace, got {command[0]!r}")
     stages = run_profiled(lambda: _run_command(command), chrome)
     _print_profile(stages)
     stdout.print(str(chrome), markup=False)
@@ -173,7 +194,7 @@ def profile(
 
 @command(app)
 def doctor() -> None:
-    """Print versions and what the machine offers, and check the native ops against plain float64."""
+    """Print versions and properties of the machine, and check the native ops against plain float64."""
     from spade_fast.cli.doctor import GPU_READY, check_ops, describe
 
     facts, checks = describe(), check_ops()
@@ -193,9 +214,9 @@ def doctor() -> None:
 
 
 def run() -> None:
-    """Run the command line of this process."""
+    """Run the application with the arguments of this process."""
     keep_freed_memory()
-    sys.path.append(os.getcwd())  # for module:callable
+    sys.path.append(os.getcwd())  # so that module:callable finds modules in the current folder
     app(prog_name="spade-fast")
 
 

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from spade_fast.batch.driver import Progress as Report
     from spade_fast.batch.driver import Summary
 
-_WORK = "How to work (changes no result)"
+_WORK = "Execution (does not affect results)"
 _SHOWN_ERRORS = 10
 _SECONDS_PER_LINE = 30.0
 
 
 def add_batch_commands(app: typer.Typer) -> None:
-    """Add them to the command line."""
+    """Add the commands ``batch`` and ``index`` to the application."""
     command(app)(batch)
     command(app)(index)
 
@@ -41,40 +41,45 @@ def batch(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="A folder of photos, a quoted pattern ('photos/**/*.jpg'), a .csv or .parquet file with a column path "
-            "(and perhaps id), or module:callable for a dataset.",
+            help="A folder of photos, a quoted pattern ('photos/**/*.jpg'), a .csv or .parquet file with a column "
+            "'path' (and optionally 'id'), or module:callable for a dataset.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results; a repeated run resumes in it.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results; a repeated run resumes there.")],
     config: PruneConfig,
     setup: Setup,
     methods: Annotated[
-        str | None, typer.Option(help="Explain each sample too: comma-separated; explain --methods list names them.")
+        str | None,
+        typer.Option(
+            help="Also explain each sample: comma-separated attribution methods; 'explain demo --methods list' lists "
+            "all."
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Processor threads per worker; changes the last bits of results.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads per worker; affects the last bits of results.")] = 1,
     engine: Annotated[
-        str, typer.Option(help="local, or ray: a cluster (needs the extra cluster).", rich_help_panel=_WORK)
+        str,
+        typer.Option(help="Engine: local, or ray for a cluster (needs the extra 'cluster').", rich_help_panel=_WORK),
     ] = "local",
     address: Annotated[
         str | None,
         typer.Option(
-            help="The Ray cluster: HOST:PORT, or auto for the one this machine is part of; default: start one here.",
+            help="Ray cluster: HOST:PORT, or auto for the cluster this machine belongs to; default: start a local one.",
             rich_help_panel=_WORK,
         ),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes; default: one per GPU, or one per --threads processors, as memory allows. 0: this process "
-            "alone, which dies with a sample that kills it.",
+            help="Worker processes; default: one per GPU, or one per --threads CPU cores, as memory allows. 0: run in "
+            "this process, which then ends if a sample crashes it.",
             rich_help_panel=_WORK,
         ),
     ] = None,
     samples_per_solve: Annotated[
         int | None,
         typer.Option(
-            help="Default: up to 8 on a GPU, else one per thread, as the machine's memory allows; fewer after running "
-            "out of it.",
+            help="Samples solved together; default: up to 8 on a GPU, otherwise one per thread, as memory allows, and "
+            "fewer after memory runs out.",
             rich_help_panel=_WORK,
         ),
     ] = None,
@@ -82,19 +87,19 @@ def batch(
         int | None,
         typer.Option(
             metavar="COUNT",
-            help="Move finished samples into zip files of so many; default: files of their own.",
+            help="Move finished samples into zip files of COUNT samples each; default: one file per result.",
             rich_help_panel=_WORK,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, say what would be done.", rich_help_panel=_WORK)
+        bool, typer.Option("--dry-run", help="Only check everything and print the plan.", rich_help_panel=_WORK)
     ] = False,
 ) -> None:
-    """Trace every sample of a folder or list. Killed at any moment, the same command resumes.
+    """Trace every sample of a folder, list or dataset. If the run is killed, the same command resumes it.
 
-    A sample is known by its id: its path in the folder, what a list says, or its index in a dataset.
+    A sample is identified by its id: its path within the folder, the id in a list, or its index in a dataset.
 
-    Exits with 1 if samples failed (DIR/errors says why), with 2 if the run could not continue.
+    Exits with 1 if samples failed (DIR/errors gives the reasons), and with 2 if the run could not continue.
 
     Example: spade-fast batch photos --solver sparsegpt --methods saliency --out traces
     """
@@ -119,11 +124,11 @@ def batch(
                     progress=report,
                 )
         except (KeyboardInterrupt, SystemExit) as stop:
-            stderr.print("stopped; the same command resumes from here", markup=False)
+            stderr.print("stopped; run the same command to resume", markup=False)
             raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else EXIT_STATUS) from stop
         except UserError:
             raise
-        except Exception as error:  # not the exit code 1, which says that samples failed
+        except Exception as error:  # exit code 1 would mean that samples failed
             traceback.print_exc()
             raise typer.Exit(2) from error
     _print_summary(summary, out, dry_run)
@@ -132,9 +137,9 @@ def batch(
 
 
 def index(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a batch.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the results of a batch.")],
 ) -> None:
-    """Write index.parquet of a batch again: one row per sample, with sparsity, errors, classes and seconds."""
+    """Rewrite index.parquet of a batch: one row per sample, with sparsity, errors, classes and seconds."""
     from spade_fast.batch.index import INDEX, write_index
 
     states = write_index(folder)
@@ -175,7 +180,7 @@ def _pace(summary: Summary) -> str:
 
 @contextmanager
 def _progress(dry_run: bool) -> Iterator[Report | None]:
-    """Show a bar, or where nobody can see one, a line at the start and from time to time."""
+    """Show a progress bar; without a terminal, print a line at the start and from time to time."""
     if dry_run:
         yield None
         return
@@ -203,7 +208,7 @@ def _progress(dry_run: bool) -> Iterator[Report | None]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=stderr) as bars:
-        task = bars.add_task("reading what is finished", total=None)
+        task = bars.add_task("reading finished results", total=None)
 
         def show(summary: Summary) -> None:
             failed = f", {len(summary.failed)} failed" if summary.failed else ""

@@ -1,4 +1,4 @@
-"""What the installation is made of, and whether its native ops compute what they should."""
+"""The facts and checks of ``spade-fast doctor``: versions, the machine, and the native ops against their oracle."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from spade_fast.ops import reference
 from spade_fast.ops._native import _C
 
 _ROWS, _COLUMNS, _BLOCK = 6, 48, 4
-# Relative to the largest value of the oracle; float32 ops on well-conditioned problems.
+# Largest error relative to the largest value of the oracle, for float32 ops on well-conditioned problems.
 _TOLERANCE = 1e-3
 GPU_READY = torch.cuda.is_available() and _C.build_info()["cuda"] is not None
 
 
 @dataclass(frozen=True)
 class Check:
-    """One op compared with its oracle: what was compared, the error relative to the largest value, the verdict."""
+    """One op compared with its oracle: what was compared, its error relative to the largest value, and the verdict."""
 
     op: str
     checked: str
@@ -31,14 +31,14 @@ class Check:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can change a result, and the instruction set in use."""
+    """Return the versions of all packages that can affect results, and the instruction set in use."""
     found = {"spade_fast": library_version(), "python": platform.python_version(), "torch": torch.__version__}
     found["instruction set"] = ops.simd_level()
     return {**found, **versions_of("numpy", "safetensors", "captum", "torchvision", "matplotlib")}
 
 
 def describe() -> dict[str, str]:
-    """Versions, instruction set, threads and CUDA state, ready to print."""
+    """Return versions, instruction sets, threads and the state of CUDA as text to print."""
     facts = versions()
     facts["instruction sets"] = f"{ops.simd_level()} in use, of {', '.join(ops.simd_levels())}"
     del facts["instruction set"]

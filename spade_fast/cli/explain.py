@@ -1,4 +1,4 @@
-"""Explains one photo: dense network against its traces, as a page, pictures, trace files and a report."""
+"""Explains the prediction for one photo with the dense network and its traces: HTML page, figures, traces, report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEFAULT_METHODS = ("saliency", "integrated-gradients", "guided-gradcam", "gradca
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the results lie, the page last; seconds by stage; and the content of the JSON report."""
+    """The files written (the page last), the seconds by stage, and the content of the JSON report."""
 
     files: list[Path]
     seconds: dict[str, float]
@@ -56,35 +56,40 @@ def explain_photo(
     target: int | None = None,
     progress: Progress = no_progress,
 ) -> Explanation:
-    """Explain one photo and write a page, pictures, traces and ``report.json`` into a folder.
+    """Explain the prediction for one photo; write an HTML page, figures, traces and ``report.json`` to a folder.
 
     Parameters
     ----------
     image
         Path of a photo.
     out
-        Folder for the results, made if it does not exist. Nothing appears in it before all results are complete.
+        Folder for the results, created if it does not exist. Files appear in it only when all results are complete.
     config
-        What to prune; its solver is replaced by each of `solvers`, and None in it stands for the network's defaults.
+        What to prune. Its solver is replaced by each of `solvers`; None in a field means the network's default.
     setup
-        Network, device and calibration images.
+        Network, device and number of calibration images.
     solvers
-        Some of ``"exact"`` and ``"sparsegpt"``.
+        ``"exact"``, ``"sparsegpt"`` or both.
     methods
         Keys of `METHODS`.
     target
-        Index of the class to explain; None for the one the dense network predicts.
+        Index of the class to explain; None for the class that the dense network predicts.
     progress
         Called as ``progress(stage, done, total)``.
+
+    Returns
+    -------
+    Explanation
 
     Raises
     ------
     ValueError
-        Unknown method, solver, model or layer, a sparsity outside 0-1, no such class, or no such device.
+        A method, solver, model, layer, class or device does not exist, a sparsity is not between 0 and 1, or the file
+        is not an image.
     FileNotFoundError, OSError
-        No such photo, a file that is not an image, or a folder that cannot be written.
+        The photo does not exist or cannot be read, or the folder cannot be written.
     ImportError
-        A package is missing; the message names the extra to install.
+        A package is not installed; the message names the extra to install.
     """
     check_names("solver", solvers, SOLVERS)
     check_names("method", methods, METHODS)
@@ -100,7 +105,7 @@ def explain_photo(
             dense = predict(prepared, pixels)
             target = int(dense.argmax()) if target is None else target
             if not 0 <= target < len(dense):
-                raise InvalidValueError(f"target must be a class between 0 and {len(dense) - 1}, got {target}")
+                raise InvalidValueError(f"target must be a class from 0 to {len(dense) - 1}, got {target}")
             question = Question(prepared, pixels, target, model.black.to(pixels))
 
         networks = {"dense": dense}

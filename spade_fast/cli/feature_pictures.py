@@ -1,4 +1,4 @@
-"""Draws what excites a feature, in a dense network and in traces of it, into a folder."""
+"""Feature visualisation of a dense network and its traces, saved as one image file per network."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def draw_feature(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write ``dense.png``, and a picture for each trace, named as its file.
+    """Write ``dense.png``, and for each trace an image with the name of its file.
 
     Parameters
     ----------
     feature
-        What to excite.
+        The activation to maximise.
     traces
         Trace files made from the network of `setup`.
     out
-        Folder, made if it does not exist. Nothing appears in it before all pictures are complete.
+        Folder, created if it does not exist. Files appear in it only when all images are complete.
     setup
         Network and device.
     steps, seed
@@ -47,17 +47,22 @@ def draw_feature(
     Returns
     -------
     list of Path
+        The image files.
 
     Raises
     ------
-    ValueError, FileNotFoundError, OSError, ImportError
-        No such feature, model or device; no trace file, one of another model, or two of one name; a folder that cannot
-        be written; a package that is missing.
+    ValueError
+        The feature, model or device does not exist; a file is not a trace or is a trace of another model; two trace
+        files have the same name.
+    FileNotFoundError, OSError
+        A trace file does not exist, or the folder cannot be written.
+    ImportError
+        A package is not installed; the message names the extra to install.
     """
     loaded = {"dense": None, **{path.stem: Trace.load(path) for path in traces}}
     if len(loaded) != len(traces) + 1:
         names = ", ".join(path.name for path in traces)
-        raise InvalidValueError(f"trace files must have names of their own, other than 'dense', got {names}")
+        raise InvalidValueError(f"trace files must have distinct names, other than 'dense', got {names}")
     network = setup.load_model()
     size = (network.crop, network.crop)
     with whole_folder(out) as folder:

@@ -1,4 +1,4 @@
-"""What the commands share: consoles, groups of options, and errors and warnings as one line."""
+"""Code shared by the commands: consoles, groups of options, and the display of errors and warnings as one line."""
 
 from __future__ import annotations
 
@@ -29,26 +29,40 @@ _EXIT_STATUS = 2
 
 
 def pruning_options(
-    solver: Annotated[str, typer.Option(help="exact (SPADE) or sparsegpt (FastSPADE).")] = PruneConfig.solver,
+    solver: Annotated[str, typer.Option(help="Solver: exact (SPADE) or sparsegpt (FastSPADE).")] = PruneConfig.solver,
     sparsity: Annotated[
-        str | None, typer.Option(help="Share of weights removed, or FILE.yaml from tune; default by solver.")
+        str | None,
+        typer.Option(
+            help="Share of weights to remove, or a file FILE.yaml from tune; the default depends on the solver."
+        ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Comma-separated name patterns; default: wide layers; '*': all.")
+        str | None,
+        typer.Option(
+            help="Comma-separated name patterns, '*' for all; default: layers with 100 or more weights per output."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the augmentations.")] = 0,
-    precision: Annotated[str, typer.Option(help="Of the calibration: float32 or bf16.")] = PruneConfig.precision,
+    seed: Annotated[int, typer.Option(help="Seed of the augmentations.")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="Precision of the calibration: float32 or bf16.")
+    ] = PruneConfig.precision,
 ) -> PruneConfig:
-    """Make the configuration of a command."""
+    """Make the pruning configuration from a command's options."""
     return PruneConfig(sparsity=_shares(sparsity), solver=solver, layers=split(layers), seed=seed, precision=precision)
 
 
 def setup_options(
-    model: Annotated[str, typer.Option(help="demo, torchvision:NAME[:WEIGHTS] or module:callable.")] = Setup.model,
-    augmentations: Annotated[int, typer.Option(help="Calibration images made from each photo.")] = Setup.augmentations,
-    device: Annotated[str, typer.Option(help="cpu, or a GPU as torch names it: cuda, cuda:1.")] = Setup.device,
+    model: Annotated[
+        str, typer.Option(help="Network: demo, torchvision:NAME[:WEIGHTS] or module:callable.")
+    ] = Setup.model,
+    augmentations: Annotated[
+        int, typer.Option(help="Number of calibration images made from each photo.")
+    ] = Setup.augmentations,
+    device: Annotated[
+        str, typer.Option(help="Device: cpu, or a GPU in torch's notation: cuda, cuda:1.")
+    ] = Setup.device,
 ) -> Setup:
-    """Make the setup of a command."""
+    """Make the setup from a command's options."""
     return Setup(model, device, augmentations)
 
 
@@ -58,10 +72,10 @@ _GROUPS: dict[Any, Callable[..., Any]] = {PruneConfig: pruning_options, Setup: s
 def command(
     app: typer.Typer, *, without: Collection[str] = (), **settings: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command of `app`.
+    """Register a function as a command of `app`.
 
-    A parameter of type `PruneConfig` or `Setup` becomes the options of its group, except those in `without` and those
-    that the function has itself. Errors that the user can cause are printed as one line, and so are warnings.
+    A parameter of type `PruneConfig` or `Setup` is replaced by the options of its group, except those in `without` and
+    those that the function declares itself. User errors and warnings are printed as one line.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -100,12 +114,12 @@ def _with_groups(function: Callable[..., None], without: Collection[str]) -> Cal
 
 
 def split(patterns: str | None) -> list[str] | None:
-    """The parts between commas."""
+    """Split a comma-separated option; None stays None."""
     return None if patterns is None else patterns.split(",")
 
 
 def number(what: str, text: str, alternative: str = "") -> float:
-    """A number, or ValueError for an option `what`."""
+    """Convert `text` to a number, or raise ValueError that names the option `what`."""
     try:
         return float(text)
     except ValueError:
@@ -113,7 +127,7 @@ def number(what: str, text: str, alternative: str = "") -> float:
 
 
 def _shares(sparsity: str | None) -> float | dict[str, float] | None:
-    """A number, or what a file of sparsities says."""
+    """Convert the option ``--sparsity`` to a number, or read it as a sparsity file."""
     if sparsity is None:
         return None
     if sparsity.endswith((".yaml", ".yml")):
@@ -125,7 +139,7 @@ def _shares(sparsity: str | None) -> float | dict[str, float] | None:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Print an error that the user can cause as one line, or with its traceback if asked for, and exit with 2."""
+    """Print a UserError as one line, or with its traceback on request, and exit with code 2."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The explanation as one HTML page that needs no other file and no network."""
+"""Renders an explanation as a single self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from spade_fast.attribution.drawing import COLOURS, overlay
 from spade_fast.attribution.methods import METHODS
 from spade_fast.pruning.config import SOLVERS
 
-# Of a JPEG: single-pixel evidence stays sharp, and a page with a dozen maps stays below a megabyte.
+# JPEG quality: single-pixel evidence stays sharp, and a page with a dozen maps stays below a megabyte.
 _QUALITY = 90
 
 
 @dataclass(frozen=True)
 class _Network:
-    """What the page says of one network.
+    """The content of the page for one network.
 
     Attributes
     ----------
     title
-        Its name.
+        Name of the network.
     target, top
-        The class to explain and the most probable classes, each with ``name`` and ``probability``, from the report.
+        The explained class and the most probable classes, each with ``name`` and ``probability``, from the report.
     decides
-        Whether its most probable class is the dense network's.
+        Whether it predicts the same class as the dense network.
     layers
         Reports of its layers; None for the dense network.
     """
@@ -49,7 +49,7 @@ class _Network:
 
     @property
     def pruned(self) -> list[Mapping[str, Any]]:
-        """Reports of the layers that were not left alone."""
+        """Reports of the layers that were not skipped."""
         return [layer for layer in self.layers or () if not layer["note"]]
 
     @property
@@ -61,21 +61,21 @@ class _Network:
 
 
 def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequence[np.ndarray]]) -> str:
-    """Make the page, pictures included.
+    """Render the page with all images embedded.
 
     Parameters
     ----------
     report
         Content of ``report.json``.
-    photo
-        uint8 ``[H, W, 3]``.
+    photo : ndarray ``[H, W, 3]``, uint8
     maps
-        For each network of the report's predictions one attribution map ``[h, w]`` a method of its settings.
+        For each network in the report's predictions, one attribution map ``[h, w]`` per method in the report's
+        settings.
 
     Returns
     -------
     str
-        An HTML document without scripts, which refers to nothing outside itself.
+        An HTML document without scripts and without references to other files or sites.
     """
     from matplotlib import colormaps
 
@@ -114,7 +114,7 @@ def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequ
 
 
 def _picture(colours: np.ndarray) -> str:
-    """Address of a picture that holds the picture itself; colours between 0 and 1, ``[H, W, 3]``."""
+    """Encode an image as a data URL; colours between 0 and 1, ``[H, W, 3]``."""
     from PIL import Image
 
     file = io.BytesIO()

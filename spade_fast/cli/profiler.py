@@ -1,4 +1,4 @@
-"""Where the time of a run goes: torch's profiler around it, summed up by the stages of `spade_fast._util.ranges`."""
+"""Profiles a run by the stages of `spade_fast._util.ranges`: seconds, floating-point operations and peak memory."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _SAMPLING_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class StageUse:
-    """What one stage took.
+    """The resources that one stage used.
 
     Attributes
     ----------
     stage
-        One of `STAGES`, or ``"other"`` for all that lies in none of them.
+        One of `STAGES`, or ``"other"`` for everything outside them.
     seconds
-        Time on the thread of the run, without that of stages inside this one. For work on a GPU that is the time of
-        launching it and of waiting for it.
+        Time on the run's thread, excluding nested stages. For GPU work it is the time spent launching it and waiting
+        for it.
     operations
-        Floating-point operations that `spade_fast.ops.flops` counts; 0 where none are counted.
+        Floating-point operations as `spade_fast.ops.flops` counts them; 0 if none are counted.
     peak_bytes
-        Largest resident memory of the process seen in this stage, which includes all that is kept from before. It is
-        read every 5 ms, so that shorter peaks can be missed, and a stage that was never met has None; so has every
-        stage on a system without ``/proc/self/statm``.
+        Largest resident memory of the process sampled during this stage, including memory allocated earlier. It is
+        sampled every 5 ms, so shorter peaks can be missed; it is None if no sample fell into the stage, or if the
+        system has no ``/proc/self/statm``.
     """
 
     stage: str
@@ -62,26 +62,26 @@ def profile(run: Callable[[], object], chrome: Path) -> list[StageUse]:
     Parameters
     ----------
     run
-        What to profile. An exception it raises is passed on.
+        Function to profile. Its exceptions are passed on.
     chrome
-        File for the Chrome trace (``chrome://tracing``, Perfetto). It appears once it is complete, and only if `run`
-        did not fail.
+        File for the Chrome trace (``chrome://tracing``, Perfetto). It appears only when it is complete, and only if
+        `run` succeeds.
 
     Returns
     -------
     list of StageUse
-        The stages that occurred, and ``"other"``. Their seconds add up to those of the run.
+        The stages that occurred, and ``"other"``. Their seconds sum to the duration of the run.
 
     Raises
     ------
     ValueError
-        The environment asks for NVTX ranges, which torch cannot make beside a profile.
+        The environment asks for NVTX ranges, which torch cannot emit while profiling.
     OSError
         The Chrome trace cannot be written.
     """
     if nvtx_asked_for():
-        raise InvalidValueError(f"{NVTX_VARIABLE}=1 and a profile exclude each other: unset the variable")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler prints about itself
+        raise InvalidValueError(f"{NVTX_VARIABLE}=1 cannot be combined with a profile: unset the variable")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # suppresses the profiler's own messages
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     check_file(chrome, "the Chrome trace")
     with whole_file(chrome, "the Chrome trace") as file, tempfile.TemporaryDirectory() as scratch:
@@ -90,16 +90,16 @@ def profile(run: Callable[[], object], chrome: Path) -> list[StageUse]:
             readings = [_read_clock() for _ in range(_CLOCK_READINGS)]
             with record_function(_RUN):
                 run()
-        exported = Path(scratch, chrome.name)  # torch compresses by the name's suffix
+        exported = Path(scratch, chrome.name)  # torch chooses compression by the suffix
         profiler.export_chrome_trace(str(exported))
         with exported.open("rb") as finished:
             shutil.copyfileobj(finished, file)
-    # All of `profiler.events()` would become Python objects, which takes ten times longer.
+    # `profiler.events()` would convert all events to Python objects, which takes ten times longer.
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     named = [event for event in events if event.name().startswith(PREFIX) and event.device_type() == DeviceType.CPU]
     whole = next(event for event in named if event.name() == _RUN)
     clock = sorted(event.start_ns() for event in named if event.name() == _CLOCK)
-    # The profiler's clock is another one. A reading is late where this thread lost the processor just before it.
+    # The profiler has another clock. A reading is late if this thread lost the CPU just before it, so take the minimum.
     start = whole.start_ns() + min(reading - begin for reading, begin in zip(readings, clock, strict=True))
     ranges = []
     for event in named:
@@ -123,14 +123,14 @@ def profile(run: Callable[[], object], chrome: Path) -> list[StageUse]:
 
 
 class Timeline:
-    """Which stage a run was in at each moment; of stages inside each other, the innermost.
+    """The stage of a run at each moment; where stages are nested, the innermost.
 
     Parameters
     ----------
     ranges
         Start, end and stage of each range, in nanoseconds from the start of the run.
     end
-        Length of the run.
+        Duration of the run in nanoseconds.
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int, str]], end: int) -> None:
@@ -150,11 +150,11 @@ class Timeline:
         close_until(end)
 
     def stage_at(self, moment: int) -> str:
-        """Return the stage at a moment; ``"other"`` before the start."""
+        """Return the stage at a moment, in nanoseconds from the start; ``"other"`` before the start."""
         return self._changes[max(0, bisect(self._changes, moment, key=lambda change: change[0]) - 1)][1]
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of each stage; they add up to the length of the run."""
+        """Return the seconds of each stage; they sum to the duration of the run."""
         total: dict[str, float] = defaultdict(float)
         for (start, stage), (stop, _) in pairwise([*self._changes, (self._end, "")]):
             total[stage] += (stop - start) / 1e9
@@ -162,11 +162,11 @@ class Timeline:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the operations of every op: when, in which stage if the op is one by itself, and how many."""
+    """Records the time and number of operations of every op, and its stage if the op forms a stage by itself."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Compiled code does not run under a mode anyway; marking this would import the compiler, which takes seconds.
+        # Compiled code never runs under a dispatch mode; marking this one would import the compiler, which is slow.
         return False
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class _Counter(TorchDispatchMode):
 
 
 class _MemorySampler:
-    """Reads the resident memory of the process again and again, on a thread of its own."""
+    """Samples the resident memory of the process at regular intervals on a separate thread."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[int, int]] = []
@@ -210,7 +210,7 @@ def _read_clock() -> int:
 
 
 def resident_bytes() -> int | None:
-    """Return the resident memory of this process; None on systems without ``/proc``."""
+    """Return the resident memory of this process in bytes, or None on systems without ``/proc``."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

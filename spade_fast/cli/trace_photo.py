@@ -1,4 +1,4 @@
-"""The trace of one photo, as a file."""
+"""Traces a network for one photo and saves the trace to a file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from spade_fast.pruning.tracing import trace
 
 
 def trace_photo(image: Path, out: Path, config: PruneConfig, setup: Setup, progress: Progress | None = None) -> Trace:
-    """Prune a network for one photo, and save the trace.
+    """Prune a network for one photo and save the trace.
 
     Parameters
     ----------
     image
         Path of a photo.
     out
-        File for the trace, in a folder that exists.
+        File for the trace, in an existing folder.
     config
-        What to prune; None in it stands for the network's defaults.
+        What to prune; None in a field means the network's default.
     setup
-        Network, device and calibration images.
+        Network, device and number of calibration images.
     progress
         Called as ``progress(stage, done, total)``.
 
@@ -58,6 +58,6 @@ def trace_image(
     setup: Setup,
     progress: Progress | None,
 ) -> Trace:
-    """Trace `module`, which may be a prepared copy of the network, for its input ``[1, C, H, W]`` made from a photo."""
+    """Trace `module`, the network or its prepared copy, for an input ``[1, C, H, W]`` made from a photo."""
     batches = setup.augmenter(model, config.seed)(image, name)
     return trace(module, batches, sample_id=name, progress=progress, **config.options())

@@ -1,4 +1,4 @@
-"""Searches sparsities for photos, and writes them into a file that the other commands take."""
+"""Searches for sparsities on photos and saves them to a file that the other commands accept."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ def tune_photos(
     rounds: int = 1,
     progress: Progress | None = None,
 ) -> Tuning:
-    """Search the sparsities that are best for some photos, and save them.
+    """Search for the sparsities with the best mean score on some photos, and save them.
 
     Parameters
     ----------
     photos
-        Paths of the photos. Each is explained for the class that the dense network predicts.
+        Paths of the photos. The scores refer to the class that the dense network predicts for each.
     out
-        YAML file for the result, in a folder that exists.
+        YAML file for the result, in an existing folder.
     config
-        What to prune; None for its layers stands for the network's default. Its sparsity is not used.
+        What to prune; None for its layers means the network's default. Its sparsity is not used.
     setup
-        Network, device and calibration images.
+        Network, device and number of calibration images.
     score
-        ``"probability"`` of that class; ``"deletion"``: how far below 1 the dense network's probability of it is on
-        average while pixels are blurred, those first that `method`'s map says are important; or ``"localisation"``: the
-        AUC with which that map tells the object's pixels from the others.
+        ``"probability"``: the trace's probability of the class. ``"deletion"``: one minus the mean of the dense
+        network's deletion curve, in which pixels are blurred in the order of importance given by `method` on the trace.
+        ``"localisation"``: the AUC of that method's map as a classifier of the object's pixels.
     masks
-        Folder with a mask for each photo, of its name and size, as PNG: what is not black is the object.
+        Folder with one PNG mask per photo, of the same name and size. The object is where the mask is not black.
     method
         A key of `METHODS`.
     candidates, stages, rounds
@@ -72,15 +72,15 @@ def tune_photos(
     Raises
     ------
     UserError
-        As in `spade_fast.cli.explain.explain_photo`; or there are no masks for the photos.
+        As in `spade_fast.cli.explain.explain_photo`; or a mask is missing or does not fit its photo.
     """
-    require("yaml", "files of sparsities need")
+    require("yaml", "sparsity files need")
     if not photos:
         raise InvalidValueError("give at least one photo")
     check_names("score", [score], SCORES)
     check_names("method", [method], METHODS)
     if (masks is None) != (score != "localisation"):
-        raise InvalidValueError("the score localisation needs a folder of masks, and no other score takes one")
+        raise InvalidValueError("the score localisation needs a folder of masks, and no other score accepts one")
     check_file(out, "the sparsities")
     opened = [open_photo(path) for path in photos]
     model = setup.load_model()
@@ -139,16 +139,16 @@ def _localisation(method: str, questions: Sequence[Question], masks: Sequence[Te
 
 
 def _mask(folder: Path, photo: Path, size: tuple[int, int], model: LoadedModel) -> Tensor:
-    """The object of a photo in the network's input: boolean ``[crop, crop]``."""
+    """Return where the object of a photo is in the network's input: Tensor ``[crop, crop]``, bool."""
     path = folder / f"{photo.stem}.png"
     opened = open_photo(path)
     if opened.size != size:
         given, expected = ("x".join(map(str, s)) for s in (opened.size, size))
-        raise InvalidValueError(f"{path} is not a mask of {photo.name}: it has {given} pixels instead of {expected}")
+        raise InvalidValueError(f"{path} is not a mask of {photo.name}: its size is {given} instead of {expected}")
     pixels: np.ndarray = replace(model, interpolation="nearest").preprocess(opened)[1]
     mask = torch.from_numpy(pixels).amax(2) > 0
     if bool(mask.all()) or not bool(mask.any()):
         raise InvalidValueError(
-            f"{path}: the mask must have pixels inside and outside the object in the part that the network sees"
+            f"{path}: the part of the mask that the network sees must have pixels both inside and outside the object"
         )
     return mask

@@ -293,7 +293,7 @@ def test_unreadable_samples_are_recorded(small, photos, tmp_path):
     out = tmp_path / "out"
     summary = run_small(photos, out, small)
     assert summary.finished == 5 and sorted(summary.failed) == ["broken.png", "cut.png", "text.jpg"]
-    assert all("not an image file, or a damaged one" in error for error in summary.failed.values())
+    assert all("not an image file, or damaged" in error for error in summary.failed.values())
     record = json.loads((out / "errors/cut.png.json").read_text())
     assert record["id"] == "cut.png" and record["error"] == summary.failed["cut.png"]
     (photos / "cut.png").write_bytes((photos / "00.png").read_bytes())
@@ -583,7 +583,7 @@ def test_unforeseen_errors_end_with_2(small, photos, tmp_path, monkeypatch):
         ({"--precision": "half"}, "unknown precision"),
         ({"--workers": "-1"}, "workers must be at least 0, got -1"),
         ({"--samples-per-solve": "0"}, "samples_per_solve must be at least 1, got 0"),
-        ({"--engine": "magic"}, "unknown engine 'magic': allowed are local, ray"),
+        ({"--engine": "magic"}, "unknown engine 'magic': choose from local, ray"),
         ({"--address": "auto"}, "engine 'local' has no address"),
         ({"--threads": "0"}, "threads must be at least 1, got 0"),
         ({"--out": "photos"}, "photos is not empty"),

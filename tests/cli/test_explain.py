@@ -123,7 +123,7 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
     [
         ({"IMAGE": "absent.jpg"}, "no such image file: absent.jpg"),
         ({"IMAGE": "small_network.py"}, "not an image"),
-        ({"IMAGE": "cut.png"}, "not an image file, or a damaged one"),
+        ({"IMAGE": "cut.png"}, "not an image file, or damaged"),
         ({"--methods": "saliency,magic"}, "unknown method 'magic'"),
         ({"--methods": ""}, "method"),
         ({"--methods": "deeplift", "--model": "small_network:gelu"}, "DeepLIFT cannot be used on Sequential: DeepLIFT"),
@@ -135,7 +135,7 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"--sparsity": "nan"}, "sparsity must lie between 0 and 1"),
         ({"--augmentations": "0"}, "augmentations must be at least 1"),
         ({"--layers": "body.*"}, "body."),
-        ({"--target": "4"}, "target must be a class between 0 and 3"),
+        ({"--target": "4"}, "target must be a class from 0 to 3"),
         ({"--out": "photo.png/out"}, "cannot write into the output folder"),
         ({"--out": "/proc/out"}, "cannot write into the output folder"),
     ],
@@ -174,12 +174,12 @@ def test_trace_command_makes_the_trace_of_the_explanation(small, photo, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--solver": "both"}, "unknown solver 'both': allowed are exact, sparsegpt"),
+        ({"--solver": "both"}, "unknown solver 'both': choose from exact, sparsegpt"),
         ({"--sparsity": "2"}, "sparsity must lie between 0 and 1"),
         ({"--device": "cuda:99"}, "device 'cuda:99' cannot be used"),
         ({"--model": "small_network:maps"}, "one row of logits"),
         ({"--layers": "body.*"}, "body."),
-        ({"--out": "absent/trace.safetensors"}, "cannot write the trace: there is no folder absent"),
+        ({"--out": "absent/trace.safetensors"}, "cannot write the trace: folder absent does not exist"),
         ({"--out": "."}, "cannot write the trace: . is a folder"),
     ],
 )

@@ -134,9 +134,7 @@ def test_hostile_names(monkeypatch):
     assert not [name for _, attributes, _ in parsed.elements for name in attributes if name.startswith("on")]
     assert parsed.texts("h1") == [f"Why “{HOSTILE}”?"]
     assert (
-        f"left alone: {HOSTILE}" in parsed.texts("td")
-        and HOSTILE in parsed.texts("th")
-        and HOSTILE in parsed.texts("dt")
+        f"skipped: {HOSTILE}" in parsed.texts("td") and HOSTILE in parsed.texts("th") and HOSTILE in parsed.texts("dt")
     )
     assert f"{HOSTILE}: 1" in parsed.texts("dd") and HOSTILE in parsed.texts("dd")
     assert any(attributes["alt"].endswith(f"evidence for “{HOSTILE}”") for _, attributes, _ in parsed.all("img"))
@@ -171,12 +169,12 @@ def test_warning_where_the_decision_is_lost(decisions, target, warned):
     parsed = Parsed(make_page(make_report(*decisions, target)))
     names = dict(zip(("Dense network", "SPADE", "FastSPADE"), decisions, strict=True))
     for text, (title, best) in zip(parsed.texts("article"), names.items(), strict=True):
-        lost = f"no longer decides for “{CLASSES[decisions[0]]}” but for “{CLASSES[best]}” (60.0%)"
+        lost = f"no longer predicts “{CLASSES[decisions[0]]}” but “{CLASSES[best]}” (60.0%)"
         assert text.startswith(title) and ("Warning:" in text) == (title in warned) == (lost in text)
-        assert (f"ecides for “{CLASSES[best]}”" in text.replace(lost, "")) == (title not in warned)
-    heads = [f"{title} decision lost" if title in warned else title for title in names]
+        assert (f"redicts “{CLASSES[best]}”" in text.replace(lost, "")) == (title not in warned)
+    heads = [f"{title} prediction changed" if title in warned else title for title in names]
     assert parsed.texts("th")[:3] == heads
-    aside = "the maps show what speaks for “ant” all the same"
+    aside = "the maps nevertheless show the evidence for “ant”"
     assert (aside in parsed.texts("article")[0]) == (decisions[0] != target)
 
 
@@ -184,7 +182,7 @@ def test_layers():
     layers = [layer("a", 0.0, 0.0), layer("b", 0.5, 2.5), layer("c", 0.5, note="no inputs")]
     parsed = Parsed(make_page(make_report(layers=layers)))
     rows = [text for text in parsed.texts("tr") if re.match("[abc] ", text)]
-    assert rows == 2 * ["a 0.0% 0.0%", "b 50.0% 250.0%", "c left alone: no inputs"]
+    assert rows == 2 * ["a 0.0% 0.0%", "b 50.0% 250.0%", "c skipped: no inputs"]
     tables = parsed.elements.index(parsed.all("table", style="layers")[0])
     styles = [
         attributes["style"]
@@ -192,9 +190,9 @@ def test_layers():
         if "bar" in attributes.get("class", "").split()
     ]
     assert styles[:4] == ["width: 0.00%", "width: 0.00%", "width: 50.00%", "width: 100.00%"]
-    assert "25.0% of the weights of 2 layers removed." in parsed.texts("article")[1]
+    assert "25.0% of the weights in 2 layers removed." in parsed.texts("article")[1]
     only = make_page(make_report(layers=[layer("c", 0.5, note="no inputs")]))
-    assert "No layer pruned. Still decides for “ant”." in Parsed(only).texts("article")[1]
+    assert "No layer pruned. Still predicts “ant”." in Parsed(only).texts("article")[1]
 
 
 def test_outline():

@@ -229,8 +229,12 @@ def test_profile_of_an_explanation(command, tmp_path, monkeypatch):
     [
         (["profile"], {"--solver": "magic"}, "unknown solver 'magic'"),
         (["profile"], {"--magic": 1}, "No such option"),
-        (["profile", "doctor"], {}, "profile runs explain or trace, got 'doctor'"),
-        (["profile", "--chrome", "absent/chrome.json"], {}, "cannot write the Chrome trace: there is no folder absent"),
+        (["profile", "doctor"], {}, "profile supports only the commands explain and trace, got 'doctor'"),
+        (
+            ["profile", "--chrome", "absent/chrome.json"],
+            {},
+            "cannot write the Chrome trace: folder absent does not exist",
+        ),
         (["profile", "--chrome", "."], {}, "cannot write the Chrome trace: . is a folder"),
     ],
 )
@@ -266,5 +270,5 @@ def test_nvtx(monkeypatch, tmp_path):
             monkeypatch.setenv("SPADE_FAST_NVTX", value)
         stages.emit_nvtx_if_asked_for()
         assert len(entered) == expected
-    with pytest.raises(ValueError, match="SPADE_FAST_NVTX=1 and a profile exclude each other"):
+    with pytest.raises(ValueError, match="SPADE_FAST_NVTX=1 cannot be combined with a profile"):
         profile(lambda: None, tmp_path / "trace.json")

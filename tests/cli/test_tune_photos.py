@@ -111,10 +111,14 @@ def test_localisation(small, photos, tmp_path, monkeypatch):
 
     Image.new("L", (40, 30)).save(masks / "photo.png")
     result = invoke("tune", *photos, *options)
-    assert result.exit_code == 2 and "photo.png: the mask must have pixels inside and outside" in result.stderr
+    assert (
+        result.exit_code == 2
+        and "photo.png: the part of the mask that the network sees must have pixels both inside and outside"
+        in result.stderr
+    )
     Image.new("L", (30, 40)).save(masks / "photo.png")
     result = invoke("tune", *photos, *options)
-    assert result.exit_code == 2 and "is not a mask of photo.png: it has 30x40 pixels instead of 40x30" in result.stderr
+    assert result.exit_code == 2 and "is not a mask of photo.png: its size is 30x40 instead of 40x30" in result.stderr
     (masks / "other.png").unlink()
     (masks / "photo.png").unlink()
     result = invoke("tune", *photos, *options)
@@ -147,10 +151,10 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         ({"IMAGE": "absent.jpg"}, "no such image file: absent.jpg"),
         ({"--model": "magic"}, "unknown model 'magic'"),
         ({"--model": "small_network:maps"}, "one row of logits"),
-        ({"--solver": "both"}, "unknown solver 'both': allowed are exact, sparsegpt"),
-        ({"--score": "beauty"}, "unknown score 'beauty': allowed are probability, deletion, localisation"),
+        ({"--solver": "both"}, "unknown solver 'both': choose from exact, sparsegpt"),
+        ({"--score": "beauty"}, "unknown score 'beauty': choose from probability, deletion, localisation"),
         ({"--score": "localisation"}, "localisation needs a folder of masks"),
-        ({"--masks": "."}, "no other score takes one"),
+        ({"--masks": "."}, "no other score accepts one"),
         ({"--method": "magic"}, "unknown method 'magic'"),
         ({"--candidates": "0.5,x"}, "candidates must be a number, got 'x'"),
         ({"--candidates": "0.5,2"}, "candidates[1] must lie between 0 and 1"),
@@ -159,7 +163,7 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         ({"--augmentations": "0"}, "augmentations must be at least 1"),
         ({"--device": "gpu"}, "device 'gpu' cannot be used"),
         ({"--layers": "body.*"}, "body."),
-        ({"--out": "absent/tuned.yaml"}, "cannot write the sparsities: there is no folder absent"),
+        ({"--out": "absent/tuned.yaml"}, "cannot write the sparsities: folder absent does not exist"),
         ({"--out": "."}, "cannot write the sparsities: . is a folder"),
     ],
 )
@@ -178,7 +182,7 @@ def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, mes
     ("given", "message"),
     [
         ("much", "sparsity must be a number or a file FILE.yaml, got 'much'"),
-        ("absent.yaml", "no such file of sparsities: absent.yaml"),
+        ("absent.yaml", "no such sparsity file: absent.yaml"),
         ("list.yml", "list.yml has no entry 'sparsity'"),
         ("high.yaml", "high.yaml: the sparsity of '0' must lie between 0 and 1, got 3"),
     ],
