@@ -1,9 +1,10 @@
-"""SPADE and layer-wise OBS, fast: explain one decision of a network on a network pruned for that one sample.
+"""SPADE and layer-wise OBS on fast native ops: explain a prediction with a network pruned for that sample alone.
 
->>> import spade_fast                                            # doctest: +SKIP
->>> trace = spade_fast.trace(model, batches, sparsity=0.5)       # doctest: +SKIP
->>> with trace.applied(model):                                   # doctest: +SKIP
-...     ...  # any saliency method
+>>> import torch, spade_fast
+>>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+>>> trace = spade_fast.trace(model, torch.randn(64, 8), sparsity=0.5)
+>>> with trace.applied(model):
+...     logits = model(torch.randn(1, 8))  # or any attribution method
 """
 
 from __future__ import annotations
