@@ -1,5 +1,5 @@
 #!/bin/bash
-# Traces photos on several nodes: sbatch slurm.sh. Preempted or out of time, the job is queued again and goes on.
+# Traces photos on several nodes: sbatch slurm.sh. If preempted or out of time, the job is requeued and resumes.
 # Nodes without GPUs: sbatch --gpus-per-node=0 slurm.sh
 #SBATCH --job-name=spade-fast
 #SBATCH --nodes=2
@@ -20,7 +20,7 @@ options=(--model demo --solver sparsegpt)
 
 device=${SLURM_GPUS_ON_NODE:+cuda}
 
-# Ray takes orders only from those who know the token.
+# Ray accepts commands only with this token.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex())')
 export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
@@ -43,4 +43,4 @@ END
 
 spade-fast batch "$photos" --out "$out" "${options[@]}" --device "${device:-cpu}" \
     --engine ray --address "$host:$port" &
-wait $! || wait $!  # a trap ends the first
+wait $! || wait $!  # the trap interrupts the first wait
