@@ -1,4 +1,4 @@
-"""Networks by name, and the preprocessing that each brings."""
+"""Networks by name, and the preprocessing of each."""
 
 from __future__ import annotations
 
