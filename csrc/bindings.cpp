@@ -1,4 +1,4 @@
-// The module spade_fast._C: build information and settings. The ops are in torch.ops.spade_fast.
+// The module spade_fast.ops._C: build information and settings. The ops are in torch.ops.spade_fast.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

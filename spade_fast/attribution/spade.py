@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
 from spade_fast.pruning import tracing
+from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.traces import Trace
 
@@ -26,7 +27,6 @@ with extra_for("Spade needs"):
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Batches = Tensor | Iterable[Tensor]
 Augmenter = Callable[[Tensor, str], Batches]
 
 

@@ -26,7 +26,7 @@ from spade_fast.pruning.config import PruneConfig, PruneOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Progress = Callable[["Summary"], None]
+SummaryCallback = Callable[["Summary"], None]
 
 
 @dataclass
@@ -80,7 +80,7 @@ def run(
     samples_per_solve: int | None = None,
     pack: int | None = None,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: SummaryCallback | None = None,
     **options: Unpack[PruneOptions],
 ) -> Summary:
     """Trace every sample of an input into a folder; what is finished there is not done again.
@@ -194,7 +194,7 @@ def run(
 
 
 def _follow(
-    outcomes: Iterable[Outcome], store: Store, ids: Sequence[str], summary: Summary, progress: Progress | None
+    outcomes: Iterable[Outcome], store: Store, ids: Sequence[str], summary: Summary, progress: SummaryCallback | None
 ) -> None:
     start = time.monotonic()
     for outcome in outcomes:

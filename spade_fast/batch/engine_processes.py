@@ -18,7 +18,7 @@ import torch
 from spade_fast._util.malloc import keep_freed_memory
 from spade_fast.batch.job import Job, not_sendable
 from spade_fast.batch.schedule import POLL, WorkerDied
-from spade_fast.batch.worker import DeviceError, Outcome, Worker, describe
+from spade_fast.batch.worker import DeviceError, Outcome, Worker, error_line
 
 _END = 5.0  # seconds that a process is given to end
 _JOB, _IDLE = "job", "idle"  # what a worker asks for: its job; a task
@@ -128,14 +128,14 @@ def _use_gpu(number: int) -> None:
     try:
         torch.cuda.set_device(number % max(1, torch.cuda.device_count()))
     except (AssertionError, RuntimeError) as error:  # a build without CUDA raises the first
-        raise DeviceError(describe(error)) from error
+        raise DeviceError(error_line(error)) from error
 
 
 def _send(connection: Connection, error: Exception) -> None:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # the error of a user's network or dataset may not be picklable, and may fail in any way
-        error = RuntimeError(describe(error))
+        error = RuntimeError(error_line(error))
     with suppress(OSError):  # the parent has ended
         connection.send(error)
 

@@ -13,7 +13,7 @@ from spade_fast._util.files import write_whole, writing
 from spade_fast.batch.results import Results, read_json
 
 INDEX = "index.parquet"
-STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
+TIMED_STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
 COLUMNS = {
     "id": "string",
     "state": "string",  # finished, failed or damaged
@@ -32,7 +32,7 @@ COLUMNS = {
     "warnings": "string",
     "worker": "string",  # machine and process
     "together": "int32",  # samples in its solve
-    **{f"seconds_{stage}": "double" for stage in STAGES},
+    **{f"seconds_{stage}": "double" for stage in TIMED_STAGES},
 }
 _ROWS_PER_GROUP = 10_000
 
@@ -114,7 +114,7 @@ def _finished(stored: Any) -> dict[str, Any]:
 def _report(report: dict[str, Any]) -> dict[str, Any]:
     seconds, warnings = report.get("seconds", {}), report.get("warnings")
     return {
-        **{f"seconds_{stage}": seconds.get(stage) for stage in STAGES},
+        **{f"seconds_{stage}": seconds.get(stage) for stage in TIMED_STAGES},
         **{name: report.get(name) for name in ("worker", "together")},
         "warnings": "; ".join(warnings) if warnings else None,
     }

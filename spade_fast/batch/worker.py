@@ -163,7 +163,7 @@ class Worker:
         except ImportError:
             raise
         except Exception as error:
-            return Outcome(index, "failed", describe(error))
+            return Outcome(index, "failed", error_line(error))
         return _Sample(index, name, image, size, began, {"load": time.perf_counter() - start}, noted)
 
     def _solve(self, samples: Sequence[_Sample], last_try: bool = False) -> Iterator[Outcome]:
@@ -181,7 +181,7 @@ class Worker:
             raise
         except Exception as error:
             # What the failed attempt holds is freed when this block ends, before the next attempt.
-            memory, failure = _is_out_of_memory(error), describe(error)
+            memory, failure = _is_out_of_memory(error), error_line(error)
         else:
             for sample, made in zip(samples, traces, strict=True):
                 yield self._finish(sample, made, len(samples))
@@ -220,7 +220,7 @@ class Worker:
         except (ImportError, DeviceError):
             raise
         except Exception as error:
-            return Outcome(sample.index, "failed", describe(error))
+            return Outcome(sample.index, "failed", error_line(error))
         seconds["explain"] = time.perf_counter() - start
         # What differs from run to run is not part of the result.
         kept = ("sample_id", "settings", "images", "library_version", "weights")
@@ -245,7 +245,7 @@ class Worker:
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-            return Outcome(sample.index, "failed", describe(error))
+            return Outcome(sample.index, "failed", error_line(error))
         self._unpacked.append(file_name(sample.id))
         return Outcome(sample.index, "finished")
 
@@ -323,11 +323,11 @@ def _noticing_a_lost_device() -> Iterator[None]:
         yield
     except Exception as error:
         if (isinstance(error, accelerator) or "CUDA error" in str(error)) and not _is_out_of_memory(error):
-            raise DeviceError(describe(error)) from error
+            raise DeviceError(error_line(error)) from error
         raise
 
 
-def describe(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Return an error as one line, with its type unless the message alone is meant for users."""
     message = " ".join(str(error).split())
     return message if isinstance(error, UserError) else f"{type(error).__name__.lstrip('_')}: {message}"

@@ -41,8 +41,8 @@ def _spade_fast(
     show_tracebacks.set(traceback)
 
 
-@command(app)
-def explain(
+@command(app, "explain")
+def explain_command(
     image: _Image,
     *,
     solver: Annotated[str, typer.Option(help="Solver: exact (SPADE), sparsegpt (FastSPADE) or both.")] = "both",
@@ -78,8 +78,8 @@ def explain(
     _print_result(explanation)
 
 
-@command(app)
-def trace(
+@command(app, "trace")
+def trace_command(
     image: _Image,
     config: PruneConfig,
     setup: Setup,
@@ -94,8 +94,8 @@ def trace(
     stdout.print(str(out), markup=False)
 
 
-@command(app, without=("augmentations",))
-def visualize(
+@command(app, "visualize", without=("augmentations",))
+def visualize_command(
     index: Annotated[
         int, typer.Argument(metavar="INDEX", help="Index of a class or, with --layer, of a channel of that layer.")
     ],
@@ -121,8 +121,8 @@ def visualize(
         stdout.print(str(path), markup=False)
 
 
-@command(app, without=("sparsity",))
-def tune(
+@command(app, "tune", without=("sparsity",))
+def tune_command(
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGE...", help="Paths of photos, or 'demo' for the packaged photo.")
     ],
@@ -173,8 +173,8 @@ def tune(
 add_batch_commands(app)
 
 
-@command(app, context_settings={"allow_interspersed_args": False})
-def profile(
+@command(app, "profile", context_settings={"allow_interspersed_args": False})
+def profile_command(
     command: Annotated[
         list[str], typer.Argument(metavar="explain|trace ...", help="The command to profile, with its arguments.")
     ],
@@ -183,7 +183,7 @@ def profile(
     ),
 ) -> None:
     """Run a command under torch's profiler: print a table of seconds by stage, and write a Chrome trace."""
-    from spade_fast.cli.profiler import profile as run_profiled
+    from spade_fast.cli.profiler import run_profiled
 
     if command[0] not in ("explain", "trace"):
         raise InvalidValueError(f"profile supports only the commands explain and trace, got {command[0]!r}")
@@ -192,8 +192,8 @@ def profile(
     stdout.print(str(chrome), markup=False)
 
 
-@command(app)
-def doctor() -> None:
+@command(app, "doctor")
+def doctor_command() -> None:
     """Print versions and properties of the machine, and check the native ops against plain float64."""
     from spade_fast.cli.doctor import GPU_READY, check_ops, describe
 
@@ -213,7 +213,7 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def run() -> None:
+def run_command_line() -> None:
     """Run the application with the arguments of this process."""
     keep_freed_memory()
     sys.path.append(os.getcwd())  # so that module:callable finds modules in the current folder

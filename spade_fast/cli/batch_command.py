@@ -22,8 +22,7 @@ with extra_for("spade-fast needs"):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from spade_fast.batch.driver import Progress as Report
-    from spade_fast.batch.driver import Summary
+    from spade_fast.batch.driver import Summary, SummaryCallback
 
 _WORK = "Execution (does not affect results)"
 _SHOWN_ERRORS = 10
@@ -32,11 +31,11 @@ _SECONDS_PER_LINE = 30.0
 
 def add_batch_commands(app: typer.Typer) -> None:
     """Add the commands ``batch`` and ``index`` to the application."""
-    command(app)(batch)
-    command(app)(index)
+    command(app, "batch")(batch_command)
+    command(app, "index")(index_command)
 
 
-def batch(
+def batch_command(
     samples: Annotated[
         str,
         typer.Argument(
@@ -136,7 +135,7 @@ def batch(
         raise typer.Exit(1)
 
 
-def index(
+def index_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the results of a batch.")],
 ) -> None:
     """Rewrite index.parquet of a batch: one row per sample, with sparsity, errors, classes and seconds."""
@@ -179,7 +178,7 @@ def _pace(summary: Summary) -> str:
 
 
 @contextmanager
-def _progress(dry_run: bool) -> Iterator[Report | None]:
+def _progress(dry_run: bool) -> Iterator[SummaryCallback | None]:
     """Show a progress bar; without a terminal, print a line at the start and from time to time."""
     if dry_run:
         yield None

@@ -70,16 +70,16 @@ _GROUPS: dict[Any, Callable[..., Any]] = {PruneConfig: pruning_options, Setup: s
 
 
 def command(
-    app: typer.Typer, *, without: Collection[str] = (), **settings: Any
+    app: typer.Typer, name: str, *, without: Collection[str] = (), **settings: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function as a command of `app`.
+    """Register a function as the command `name` of `app`.
 
     A parameter of type `PruneConfig` or `Setup` is replaced by the options of its group, except those in `without` and
     those that the function declares itself. User errors and warnings are printed as one line.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(**settings)(_with_groups(function, without))
+        app.command(name, **settings)(_with_groups(function, without))
         return function
 
     return register

@@ -56,7 +56,7 @@ class StageUse:
     peak_bytes: int | None
 
 
-def profile(run: Callable[[], object], chrome: Path) -> list[StageUse]:
+def run_profiled(run: Callable[[], object], chrome: Path) -> list[StageUse]:
     """Run a function under torch's profiler.
 
     Parameters

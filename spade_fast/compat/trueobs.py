@@ -13,7 +13,7 @@ from spade_fast import ops
 from spade_fast.compat.collect import LayerMatrix
 from spade_fast.compat.problem import ObsProblem, invert
 from spade_fast.compat.structured import structured_path
-from spade_fast.compat.traces import Traces
+from spade_fast.compat.weight_paths import Traces
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from spade_fast._util.safetensors_file import safetensors_file, safetensors_meta
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.solve import LayerReport
 
-FORMAT = "spade_fast.trace"
-FORMAT_VERSION = 1
+_FORMAT = "spade_fast.trace"
+_FORMAT_VERSION = 1
 
 # Ids of the parameters whose weights are currently swapped.
 _swapped: set[int] = set()
@@ -229,7 +229,7 @@ class Trace:
             "model_hash": self.model_hash,
             "content_hash": _content_hash(tensors),
         }
-        metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "trace": json.dumps(header)}
+        metadata = {"format": _FORMAT, "format_version": str(_FORMAT_VERSION), "trace": json.dumps(header)}
         write_whole(path, safetensors_file(tensors, metadata), "the trace")
 
     @classmethod
@@ -259,12 +259,12 @@ class Trace:
             metadata = safetensors_metadata(BytesIO(contents), len(contents))
         except (SafetensorError, ValueError) as error:
             raise InvalidValueError(f"{path} is not a trace file, or is truncated: {error}") from error
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != _FORMAT:
             raise InvalidValueError(f"{path} is a safetensors file, but does not contain a trace")
         version = metadata.get("format_version")
-        if version != str(FORMAT_VERSION):
+        if version != str(_FORMAT_VERSION):
             raise InvalidValueError(
-                f"{path} is a trace of format version {version}; this version reads {FORMAT_VERSION}"
+                f"{path} is a trace of format version {version}; this version reads {_FORMAT_VERSION}"
             )
         try:
             stored = json.loads(metadata["trace"])

@@ -28,7 +28,7 @@ from spade_fast.batch.worker import DeviceError
 
 MODEL = "batches_network:loaded"
 PATIENCE = 300  # seconds, since the machine may be busy
-COMMAND = "from spade_fast.cli.app import main; main()"
+COMMAND = "from spade_fast.cli import main; main()"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from spade_fast.inputs.setup import Setup  # noqa: E402
 
 def invoke(function, *arguments, **settings):
     small = typer.Typer(pretty_exceptions_enable=False)
-    command(small, **settings)(function)
+    command(small, "only", **settings)(function)
     return CliRunner().invoke(small, arguments)
 
 

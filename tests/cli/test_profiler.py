@@ -19,7 +19,7 @@ from spade_fast import ops
 from spade_fast._util import ranges as stages
 from spade_fast._util.ranges import PREFIX, stage
 from spade_fast.cli import profiler as profiling
-from spade_fast.cli.profiler import OTHER, Timeline, profile
+from spade_fast.cli.profiler import OTHER, Timeline, run_profiled
 from spade_fast.ops import flops
 
 # Stages
@@ -130,7 +130,7 @@ def test_operations_go_to_their_stage(tmp_path):
         ops.obs_path(weight, hinv)
         torch.linalg.cholesky(hessian)
 
-    found = {use.stage: use for use in profile(run, tmp_path / "trace.json")}
+    found = {use.stage: use for use in run_profiled(run, tmp_path / "trace.json")}
     operations = {name: use.operations for name, use in found.items()}
     assert operations == {"forward": 50 * 2 * 30 * 20 * 10, "gram": 30 * 20**2, "path": 4 * 12**3 / 3, OTHER: 0}
 
@@ -147,7 +147,7 @@ def test_seconds_are_exclusive_and_add_up(tmp_path):
                 time.sleep(0.2)
 
     start = time.perf_counter()
-    found = {use.stage: use.seconds for use in profile(run, tmp_path / "trace.json")}
+    found = {use.stage: use.seconds for use in run_profiled(run, tmp_path / "trace.json")}
     wall = time.perf_counter() - start
     assert list(found) == ["forward", "attribute", OTHER]
     assert found[OTHER] >= 0.05 and found["forward"] >= 0.1 and found["attribute"] >= 0.2
@@ -167,7 +167,7 @@ def test_peak_memory_belongs_to_its_stage(tmp_path):
         with stage("path"):
             time.sleep(0.05)
 
-    found = {use.stage: use.peak_bytes for use in profile(run, tmp_path / "trace.json")}
+    found = {use.stage: use.peak_bytes for use in run_profiled(run, tmp_path / "trace.json")}
     assert found["factor"] - found["path"] > size / 2 < found["factor"] - found[OTHER]
 
 
@@ -271,4 +271,4 @@ def test_nvtx(monkeypatch, tmp_path):
         stages.emit_nvtx_if_asked_for()
         assert len(entered) == expected
     with pytest.raises(ValueError, match="SPADE_FAST_NVTX=1 cannot be combined with a profile"):
-        profile(lambda: None, tmp_path / "trace.json")
+        run_profiled(lambda: None, tmp_path / "trace.json")
