@@ -31,11 +31,11 @@ _LEAVES = (*_CONVOLUTIONS, *_BATCH_NORMS, *_ACTIVATIONS, *_GRADIENT, nn.Linear)
 
 
 class LRP(InputXGradient):
-    """Layer-wise relevance propagation [1]_ with the z+ rule for convolutions and the epsilon rule for linear layers.
+    """Layer-wise relevance propagation with the z+ rule for convolutions and the epsilon rule for linear layers.
 
-    This is the composite EpsilonPlus [2]_. A batch norm that follows a convolution is merged into it. The backward pass
-    propagates relevance divided by activation, so that sums (such as skip connections), means and concatenations in the
-    forward pass need no rule: their gradient is the rule.
+    This is the composite EpsilonPlus (Kohlbrenner et al.). A batch norm that follows a convolution is merged into it.
+    The backward pass propagates relevance divided by activation, so that sums (such as skip connections), means and
+    concatenations in the forward pass need no rule: their gradient is the rule.
 
     Parameters
     ----------

@@ -93,9 +93,11 @@ def run(
     Parameters
     ----------
     samples
-        A folder, pattern, list or dataset; see `spade_fast.batch.samples.find_samples`.
+        A folder of photos, subfolders included; a file name or pattern (``*``, ``?``, ``[...]``, ``**``); a ``.csv`` or
+        ``.parquet`` list with a column ``path`` and optionally a column ``id``; a dataset with ``__len__`` and
+        ``__getitem__``, or ``module:callable``, which returns one.
     out
-        Folder for the results, see `spade_fast.batch.store`; a path that all workers can write to.
+        Folder for the results, which all workers can write to under this path.
     model
         Name of the network, for `spade_fast.load_model`.
     sparsity
@@ -140,9 +142,9 @@ def run(
     Raises
     ------
     ValueError, TypeError, FileNotFoundError, ImportError
-        As in `find_samples`, `make_job` and `open_engine`; or the folder holds other things, or results of other
-        settings or files.
-    spade_fast.batch.OutputError
+        An argument, the input, the network, the device or a package is wrong or missing; or the folder holds other
+        things, or results of other settings or files.
+    OutputError
         The folder cannot be written, as when its disk is full. What is in it is intact.
     ConnectionError
         There is no cluster.

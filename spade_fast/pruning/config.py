@@ -31,7 +31,7 @@ class PruneConfig:
         Share of each layer's weights to remove, between 0 and 1. A mapping assigns shares to layer names or patterns: a
         layer takes the share of the first pattern it matches, or 0 if it matches none. A function takes the layer's
         name and returns the share. Layers with a share of 0 are skipped. None, where a network is loaded by name, means
-        the solver's default (:func:`spade_fast.inputs.defaults.fill_defaults`).
+        the solver's default (`spade_fast.inputs.defaults.fill_defaults`).
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
     layers : str, iterable of str or None
