@@ -84,11 +84,15 @@ trojan: build  ## do traces explain better? Implant a trojan and score maps agai
 trojan-study: build  ## which settings make traces explain better, one at a time, on other photos
 	$(BIN)/python studies/trojan study
 
+docs: build  ## build the documentation as a site in out/docs; warnings are errors
+	$(BIN)/sphinx-build -n -W --keep-going -q -d out/doctrees docs out/docs
+	@echo "out/docs/index.html"
+
 notebook: build  ## run examples/spade.ipynb at full size, in minutes, and save its outputs in it
 	$(BIN)/python tests/test_notebook.py
 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/ops/*.so spade_fast/ops/built_with.json
 
-.PHONY: help build demo test lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study notebook clean
+.PHONY: help build demo test docs lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study notebook clean
 .DEFAULT_GOAL := help
