@@ -1,5 +1,6 @@
 """Native ops: Gram matrices, inverse Cholesky factors, exact OBS and SparseGPT, each on a batch of problems."""
 
+from spade_fast.ops import fakes  # noqa: F401  registers them
 from spade_fast.ops.functions import (
     gram_conv2d_,
     gram_linear_,

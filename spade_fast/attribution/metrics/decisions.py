@@ -1,0 +1,83 @@
+"""Whether two networks predict the same: agreement of the outputs of a dense and a pruned network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spade_fast._util.checks import class_indices, finite_floats
+from spade_fast._util.errors import InvalidValueError
+
+LOGITS = "samples, classes"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of the outputs of a pruned network with those of the dense network.
+
+    Attributes
+    ----------
+    same_top : Tensor ``[S]``, float64
+        1 where both have the same top class, otherwise 0.
+    probability_difference : Tensor ``[S]``, float64
+        Absolute difference of the target's softmax probabilities.
+    logit_distance : Tensor ``[S]``, float64
+        ``‖dense - pruned‖ / ‖dense‖``, Euclidean; NaN where the dense logits are all zero.
+    """
+
+    same_top: Tensor
+    probability_difference: Tensor
+    logit_distance: Tensor
+
+
+def agreement(dense: Tensor, pruned: Tensor, targets: int | Sequence[int] | Tensor | None = None) -> Agreement:
+    """Compare the outputs of a pruned network with those of the dense network on the same samples.
+
+    Parameters
+    ----------
+    dense, pruned : Tensor ``[S, classes]``
+        Finite logits.
+    targets : int, sequence of int, Tensor ``[S]`` or None
+        Index of the class: one for all samples, or one per sample; None for the dense network's top class.
+
+    Returns
+    -------
+    Agreement
+        If several classes tie, the first of them is the top class.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type or shape or is out of range, or logits are NaN or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast.attribution import metrics
+    >>> metrics.agreement(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.5, 2.0]])).same_top
+    tensor([1.], dtype=torch.float64)
+    """
+    dense = finite_floats("dense", dense, LOGITS).double()
+    pruned = finite_floats("pruned", pruned, LOGITS).to(dense)
+    if dense.shape != pruned.shape:
+        raise InvalidValueError(
+            f"dense and pruned must have the same shape, got {list(dense.shape)} and {list(pruned.shape)}"
+        )
+    top = dense.argmax(1)
+    classes = top if targets is None else class_indices("targets", targets, len(dense), dense.device)
+    norm = dense.norm(dim=1)
+    return Agreement(
+        (pruned.argmax(1) == top).double(),
+        (class_probabilities(dense, classes) - class_probabilities(pruned, classes)).abs(),
+        ((dense - pruned).norm(dim=1) / norm).masked_fill(norm == 0, math.nan),
+    )
+
+
+def class_probabilities(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the probability ``[S]`` of one class per sample; ValueError for a class beyond ``[S, classes]``."""
+    if bool(((classes < 0) | (classes >= logits.shape[1])).any()):
+        raise InvalidValueError(f"targets must be classes from 0 to {logits.shape[1] - 1}, got {classes.tolist()}")
+    return logits.double().softmax(1).gather(1, classes[:, None])[:, 0]
