@@ -2,7 +2,7 @@
 //
 // The sweep goes by panels of about 128 columns. Inside a panel a mask block is brought up to date when the sweep
 // reaches it, then masked, then walked column by column; the columns behind the panel get its errors in one matrix
-// product. Work: R·C² multiply-adds, nearly all in that product. Weights are stored transposed, so that a column is a
+// product. Work: R·C² operations, nearly all in that product. Weights are stored transposed, so that a column is a
 // vector.
 #pragma once
 
