@@ -4,6 +4,7 @@ VENV ?= .venv
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 EXTRAS ?= dev
 TESTS ?= tests
+WORKERS ?= 2
 OUT ?= out/demo
 BIN = $(VENV)/bin
 CPP = $$(git ls-files 'csrc/*' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
@@ -36,8 +37,9 @@ build: $(BUILD)  ## make the virtual environment and compile the extension in pl
 demo: build  ## explain a packaged photo: dense network against SPADE and FastSPADE
 	$(BIN)/spade-fast explain demo --out $(OUT)
 
+test: export OMP_NUM_THREADS = 1
 test: build  ## run the tests
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
 cuda-check: export TORCH_CUDA_ARCH_LIST = 7.5;8.0;9.0+PTX
 cuda-check: $(VENV)/.built-cuda  ## build the CUDA kernels, GPU or not, and check their registers, their PTX and that they load

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +17,26 @@ from torch.utils import _pytree
 from spade_fast import ops
 from spade_fast.ops import functions
 
-BACKENDS = [
-    *ops.simd_levels(),
-    pytest.param("emulated", marks=pytest.mark.emulated),
-    pytest.param("cuda", marks=pytest.mark.cuda),
-]
+LEVELS = [pytest.param(level) for level in ops.simd_levels()]
+CUDA = [pytest.param("emulated", marks=pytest.mark.emulated)]
+if torch.cuda.is_available() or os.environ.get("SPADE_FAST_REQUIRE_CUDA") == "1":
+    CUDA.append(pytest.param("cuda", marks=pytest.mark.cuda))
+BACKENDS = [*LEVELS, *CUDA]
+DEVICES = [LEVELS[-1], *CUDA]
+
+
+def in_turns(**axes: Collection[Any]) -> pytest.MarkDecorator:
+    """Parametrise a test with all combinations of the values, each on one backend: along every axis they take turns.
+
+    What falls to the emulated kernels also runs on a GPU.
+    """
+    turns = [*([level] for level in LEVELS), CUDA]
+    cases = []
+    for places in itertools.product(*(range(len(values)) for values in axes.values())):
+        values = [list(values)[place] for values, place in zip(axes.values(), places, strict=True)]
+        for backend in turns[sum(places) % len(turns)]:
+            cases.append(pytest.param(*values, *backend.values, marks=backend.marks))
+    return pytest.mark.parametrize((*axes, "backend"), cases, indirect=["backend"])
 
 
 class _OnGpu:

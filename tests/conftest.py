@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backends import BACKENDS, running_on
+from backends import BACKENDS, DEVICES, running_on
 
 from spade_fast.ops import _native
 
@@ -49,6 +49,13 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of a file to one worker, and those of the emulator, which has to be compiled, to one."""
+    for item in items:
+        group = "emulated" if item.get_closest_marker("emulated") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests that need a GPU where there is none, or fail them if SPADE_FAST_REQUIRE_CUDA=1."""
     if item.get_closest_marker("cuda") is None:
@@ -67,6 +74,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test of ops on each instruction set of this processor, on emulated CUDA kernels and on a GPU."""
+    with running_on(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test of what no instruction set changes on this processor, on emulated CUDA kernels and on a GPU."""
     with running_on(request.param):
         yield request.param
 

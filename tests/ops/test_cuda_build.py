@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
 from test_build import load_setup
@@ -66,18 +68,35 @@ def entries(ptx: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def virtual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of each architecture: the kernels' PTX, and what the assembler says in ``report``."""
+    folders = {architecture: tmp_path_factory.mktemp(architecture) for architecture in THREADS}
+
+    def compile_for(architecture: str) -> None:
+        folder = folders[architecture]
+        strict = ("-Xptxas", "-v,-warn-spills", "-Werror", "all-warnings")
+        report = nvcc(
+            f"-arch={architecture}", *strict, "--keep", "--keep-dir", folder, "-cubin", KERNELS, "-o", folder / "out"
+        )
+        (folder / "report").write_text(report)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_for, folders))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def virtual(compiled: dict[str, Path]) -> dict[str, int]:
     """Threads per block of each kernel, from the PTX of the oldest architecture."""
-    ptx = tmp_path_factory.mktemp("ptx") / "all.ptx"
-    nvcc("-arch=sm_75", "-ptx", KERNELS, "-o", ptx)
-    return entries(ptx.read_text())
+    return entries((compiled["sm_75"] / "all.ptx").read_text())
 
 
 @needs_toolkit
 @pytest.mark.parametrize("architecture", THREADS)
-def test_no_spills_and_a_quarter_of_the_threads(architecture: str, virtual: dict[str, int], tmp_path: Path) -> None:
-    strict = ("-Xptxas", "-v,-warn-spills", "-Werror", "all-warnings")
-    report = nvcc(f"-arch={architecture}", *strict, "-c", KERNELS, "-o", tmp_path / "all.o")
+def test_no_spills_and_a_quarter_of_the_threads(
+    architecture: str, compiled: dict[str, Path], virtual: dict[str, int]
+) -> None:
+    report = (compiled[architecture] / "report").read_text()
     kernels = {}
     for text in report.split("Compiling entry function '")[1:]:
         name = text.split("'")[0]
@@ -118,14 +137,16 @@ ops.obs_path(torch.ones(1, 2, 4).cuda(), hinv)
     assert run.returncode == 1 and "RuntimeError: Found no NVIDIA driver" in run.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("required", ["0", "1"])
-def test_tests_that_need_a_gpu_are_skipped_or_fail_as_asked(required: str) -> None:
-    command = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "test_cuda.py"), "-k", "test_doctor"]
-    environment = {**os.environ, "SPADE_FAST_REQUIRE_CUDA": required}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    said = "SPADE_FAST_REQUIRE_CUDA=1, but torch finds no GPU" if required == "1" else "1 skipped"
-    assert run.returncode == int(required) and said in run.stdout
+@pytest.mark.parametrize(("required", "outcome"), [("0", pytest.skip.Exception), ("1", pytest.fail.Exception)])
+def test_tests_that_need_a_gpu_are_skipped_or_fail_as_asked(
+    required: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("SPADE_FAST_REQUIRE_CUDA", required)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    conftest.pytest_runtest_setup(request.node)
+    request.node.add_marker(pytest.mark.cuda)
+    with pytest.raises(outcome, match="torch finds no GPU"):
+        conftest.pytest_runtest_setup(request.node)
 
 
 def test_resident_threads() -> None:

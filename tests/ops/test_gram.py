@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import BACKENDS, running_on
+from backends import BACKENDS, in_turns, running_on
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -94,7 +94,7 @@ def assert_upper_close(gram: Tensor, truth: Tensor, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(conv=convolutions(), dtype=st.sampled_from(list(EPSILON)), layout=st.sampled_from(LAYOUTS))
 def test_conv2d(backend: str, conv: Conv, dtype: torch.dtype, layout: str) -> None:
     x = conv.input(dtype, layout)
@@ -127,7 +127,7 @@ def test_linear(backend: str, samples: int, positions: int, channels: int, dtype
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(conv=convolutions(), layout=st.sampled_from(LAYOUTS), images=st.integers(1, 5))
 def test_bfloat16_inputs(backend: str, conv: Conv, layout: str, images: int) -> None:
     """Products of bfloat16 are exact in float32, so the sums are as good as those of float32 inputs."""
@@ -139,9 +139,7 @@ def test_bfloat16_inputs(backend: str, conv: Conv, layout: str, images: int) -> 
     assert_upper_close(gram, conv.truth(x.float()), 4 * EPSILON[torch.float32])
 
 
-@pytest.mark.parametrize("positions", [1, 2, 3, 101, 1000])
-@pytest.mark.parametrize("channels", [1, 17, 48, 400])
-@pytest.mark.parametrize("transposed", [False, True])
+@in_turns(positions=[1, 2, 3, 101, 1000], channels=[1, 17, 48, 400], transposed=[False, True])
 def test_bfloat16_linear(backend: str, positions: int, channels: int, transposed: bool) -> None:
     x = torch.randn(2, positions, channels).to(torch.bfloat16)
     if transposed:
@@ -168,8 +166,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", CASES)
+@in_turns(name=CASES, layout=LAYOUTS)
 def test_error_of_float32(name: str, layout: str, backend: str) -> None:
     """At most twice the error of im2col and a matrix product, plus four units in the last place."""
     conv = CASES[name]
@@ -181,7 +178,7 @@ def test_error_of_float32(name: str, layout: str, backend: str) -> None:
     assert (gram - truth).triu().abs().max() <= 2 * plain + 4.8e-7 * truth.abs().max()
 
 
-@pytest.mark.parametrize("name", CASES)
+@in_turns(name=CASES)
 def test_calls_add_up_and_mirror(name: str, backend: str) -> None:
     conv = CASES[name]
     first, second = conv.input(torch.float64), conv.input(torch.float64, "channels_last")
@@ -217,15 +214,15 @@ def test_what_lies_beside_the_channels_does_not_leak(backend: str) -> None:
         assert torch.equal(gram.triu(), torch.full_like(gram, 40).triu())
 
 
-@pytest.mark.parametrize("columns", [1, 2, 31, 32, 33, 100])
-def test_mirror(columns: int, backend: str) -> None:
-    gram = torch.randn(2, 3, columns, columns)
-    upper = gram.triu()
-    ops.mirror_upper_(gram)
-    assert torch.equal(gram, upper + upper.triu(1).mT)
+def test_mirror(device: str) -> None:
+    for columns in (1, 2, 31, 32, 33, 100):
+        gram = torch.randn(2, 3, columns, columns)
+        upper = gram.triu()
+        ops.mirror_upper_(gram)
+        assert torch.equal(gram, upper + upper.triu(1).mT)
 
 
-def test_strides_of_dimensions_of_one_do_not_matter(backend: str) -> None:
+def test_strides_of_dimensions_of_one_do_not_matter(device: str) -> None:
     """Whether a tensor is contiguous does not depend on them."""
     x = torch.randn(1, 600, 64)
     gram = torch.zeros(64, 1, 64).transpose(0, 1)
@@ -234,7 +231,7 @@ def test_strides_of_dimensions_of_one_do_not_matter(backend: str) -> None:
     assert_upper_close(gram, reference.gram_linear(x), 2e-6)
 
 
-def test_empty_batches_change_nothing(backend: str) -> None:
+def test_empty_batches_change_nothing(device: str) -> None:
     gram = torch.randn(2, 1, 36, 36)
     before = gram.clone()
     ops.gram_conv2d_(gram, torch.randn(0, 4, 5, 5), (3, 3))
@@ -262,7 +259,7 @@ def test_empty_batches_change_nothing(backend: str) -> None:
         (ValueError, "dilation must be two", {"dilation": (1, 1, 1)}),
     ],
 )
-def test_bad_convolutions(error: type[Exception], message: str, change: dict[str, object], backend: str) -> None:
+def test_bad_convolutions(error: type[Exception], message: str, change: dict[str, object], device: str) -> None:
     arguments: dict[str, object] = {
         "gram": torch.zeros(1, 1, 36, 36),
         "x": torch.zeros(2, 4, 5, 5),
@@ -272,7 +269,7 @@ def test_bad_convolutions(error: type[Exception], message: str, change: dict[str
         ops.gram_conv2d_(**{**arguments, **change})
 
 
-def test_bad_linear_and_mirror(backend: str) -> None:
+def test_bad_linear_and_mirror(device: str) -> None:
     with pytest.raises(ValueError, match="gram must have shape"):
         ops.gram_linear_(torch.zeros(1, 3, 3), torch.zeros(1, 7, 4))
     with pytest.raises(ValueError, match="x must have shape"):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backends import in_turns
 from problems import random_problem
 
 from spade_fast import ops
 from spade_fast.ops import reference
 
 
-@pytest.mark.parametrize("columns", [1, 2, 7, 12, 13, 33, 95, 96, 97, 130, 200])
-@pytest.mark.parametrize("damp", [0.0, 0.3])
+@in_turns(columns=[1, 2, 7, 12, 13, 33, 95, 96, 97, 130, 200], damp=[0.0, 0.3])
 def test_float64(backend, columns, damp):
     _, hessian, _ = random_problem(3, 1, columns, torch.float64, seed=columns)
     factor, info = ops.inverse_cholesky(hessian, damp)
@@ -24,7 +24,7 @@ def test_float64(backend, columns, damp):
     torch.testing.assert_close(factor, reference.inverse_cholesky(hessian, damp)[0], rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@in_turns(seed=range(8))
 def test_float32_is_as_good_as_the_published_chain(seed, backend):
     """The published code computes Cholesky, inverse, Cholesky in float32; ours has at most twice its error."""
     _, hessian, _ = random_problem(1, 1, 200, seed=seed, damp=1e-2)
@@ -59,8 +59,7 @@ def test_neither_threads_nor_other_problems_matter(columns):
     assert torch.equal(alone, shared) and torch.equal(alone, together)
 
 
-@pytest.mark.parametrize("bad", [-1.0, 0.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("column", [0, 3, 110, 199])
+@in_turns(bad=[-1.0, 0.0, float("nan"), float("inf")], column=[0, 3, 110, 199])
 def test_info_counts_from_the_last_column(backend, bad, column):
     hessian = torch.eye(200)[None].clone()
     hessian[0, column, column] = bad
@@ -74,14 +73,14 @@ def test_each_problem_has_its_own_damping_and_info(backend):
     assert torch.equal(factor[0], torch.eye(4)) and torch.equal(factor[2], torch.eye(4))
 
 
-def test_empty(backend):
+def test_empty(device):
     factor, info = ops.inverse_cholesky(torch.zeros(0, 5, 5))
     assert factor.shape == (0, 5, 5) and info.shape == (0,)
     factor, info = ops.inverse_cholesky(torch.zeros(2, 0, 0))
     assert factor.shape == (2, 0, 0) and info.tolist() == [0, 0]
 
 
-def test_bad_arguments(backend):
+def test_bad_arguments(device):
     with pytest.raises(ValueError, match="hessian must have shape"):
         ops.inverse_cholesky(torch.zeros(2, 3, 4))
     with pytest.raises(TypeError, match="hessian must be float32 or float64"):

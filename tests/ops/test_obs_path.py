@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import BACKENDS, running_on
+from backends import BACKENDS, in_turns, running_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import random_problem
@@ -32,7 +32,7 @@ def assert_path_agrees(weight, hinv, block, order, losses, band):
                 assert abs(losses[b, r, end].double() - true_losses[b, r, end]) / scale[b, r] < band
 
 
-@pytest.mark.parametrize("columns", SIZES)
+@in_turns(columns=SIZES)
 def test_unstructured_float64(backend, columns):
     weight, _, hinv = random_problem(2, 3, columns, torch.float64, seed=columns)
     order, losses = ops.obs_path(weight, hinv)
@@ -41,8 +41,9 @@ def test_unstructured_float64(backend, columns):
     torch.testing.assert_close(losses, true_losses, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize(("count", "block"), BLOCKS)
-def test_blocks_float64(backend, count, block):
+@in_turns(shape=BLOCKS)
+def test_blocks_float64(backend, shape):
+    count, block = shape
     weight, _, hinv = random_problem(2, 2, count * block, torch.float64, seed=count)
     order, losses = ops.obs_path(weight, hinv, block)
     true_order, true_losses = reference.obs_path(weight, hinv, block)
@@ -50,21 +51,22 @@ def test_blocks_float64(backend, count, block):
     torch.testing.assert_close(losses, true_losses, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("columns", SIZES)
+@in_turns(columns=SIZES)
 def test_unstructured_float32(backend, columns):
     weight, _, hinv = random_problem(1, 4, columns, seed=100 + columns)
     assert_path_agrees(weight, hinv, 1, *ops.obs_path(weight, hinv), band=2e-5)
 
 
-@pytest.mark.parametrize(("count", "block"), BLOCKS)
-def test_blocks_float32(backend, count, block):
+@in_turns(shape=BLOCKS)
+def test_blocks_float32(backend, shape):
+    count, block = shape
     weight, _, hinv = random_problem(1, 3, count * block, seed=200 + count)
     assert_path_agrees(weight, hinv, block, *ops.obs_path(weight, hinv, block), band=2e-5)
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 4), (3, 4), (0, 4), (4, 4), (1, 1)])
-@pytest.mark.parametrize("groups", [1, 5, 33])
-def test_nm(backend, n, m, groups):
+@in_turns(pattern=[(2, 4), (4, 8), (1, 4), (3, 4), (0, 4), (4, 4), (1, 1)], groups=[1, 5, 33])
+def test_nm(backend, pattern, groups):
+    n, m = pattern
     weight, _, hinv = random_problem(2, 3, m * groups, torch.float64, seed=groups)
     order, losses = ops.nm_path(weight, hinv, n, m)
     true_order, true_losses = reference.nm_path(weight, hinv, n, m)
@@ -155,13 +157,13 @@ def test_inputs_may_be_strided(backend):
         (dict(block=0), ValueError, "block must divide"),
     ],
 )
-def test_bad_arguments(change, error, message, backend):
+def test_bad_arguments(change, error, message, device):
     arguments = dict(weight=torch.zeros(1, 2, 4), hinv=torch.eye(4)[None], block=1) | change
     with pytest.raises(error, match=message):
         ops.obs_path(**arguments)
 
 
-def test_bad_nm(backend):
+def test_bad_nm(device):
     weight, hinv = torch.zeros(1, 2, 6), torch.eye(6)[None]
     with pytest.raises(ValueError, match="m must divide the 6 columns, got 4"):
         ops.nm_path(weight, hinv, 2, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import BACKENDS, running_on
+from backends import BACKENDS, in_turns, running_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import layer_errors, random_problem
@@ -29,9 +29,9 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("problems", "rows", "columns", "mask_block"), SHAPES)
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
-def test_float64(backend, problems, rows, columns, mask_block, share):
+@in_turns(shape=SHAPES, share=[0.0, 0.5, 0.9, 1.0])
+def test_float64(backend, shape, share):
+    problems, rows, columns, mask_block = shape
     weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed=columns)
     factor, _ = ops.inverse_cholesky(hessian)
     counts = mask_counts(problems, rows, columns, mask_block, share)
@@ -62,9 +62,9 @@ def test_losses_are_the_layer_error(backend):
     torch.testing.assert_close(losses, layer_errors(weight, pruned, hessian))
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 3), (0, 4), (4, 4)])
-@pytest.mark.parametrize("groups", [1, 6, 40])
-def test_nm(backend, n, m, groups):
+@in_turns(pattern=[(2, 4), (4, 8), (1, 3), (0, 4), (4, 4)], groups=[1, 6, 40])
+def test_nm(backend, pattern, groups):
+    n, m = pattern
     weight, hessian, _ = random_problem(2, 5, m * groups, torch.float64, seed=groups)
     factor, _ = ops.inverse_cholesky(hessian)
     none = torch.zeros(2, 0, dtype=torch.int64)
