@@ -149,32 +149,47 @@ class DepthwiseJob {
     strips_ = {p_.images, p_.rows.size, p_.columns.size, std::max<int64_t>(images, 1), lines, width};
   }
 
-  // Adds the sums of a block to its matrices: first those of each pair of taps as they are, groups in lanes.
+  // Adds the sums of a block to its matrices, one row of first taps after the other: first those of each pair of taps
+  // as they are, groups in lanes, in an array that stays in the first-level cache or near it.
   void finish_block(const T* sums, int64_t groups, T* gram) const {
     const int64_t taps = p_.rows.kernel * p_.columns.kernel;
-    std::vector<T> of_taps(taps * taps * sum_size());
-    for (size_t k = 0; k < keys_.size(); ++k) {
-      for (const TapPair& y : y_cells_[k].pairs) {
-        for (size_t i = first_cell(keys_[k].lines); i < x_cells_.size(); ++i) {
-          const T* sum = sums + (keys_[k].first_sum + i - first_cell(keys_[k].lines)) * sum_size();
-          for (const TapPair& x : x_cells_[i].pairs) {
-            const int64_t first = y.first * p_.columns.kernel + x.first;
-            const int64_t second = y.second * p_.columns.kernel + x.second;
-            T* target = of_taps.data() + (first * taps + second) * sum_size();
-            for (int64_t v = 0; v < sum_size(); ++v) target[v] += sum[v];
-          }
+    std::vector<T> of_pairs(p_.columns.kernel * taps * sum_size());
+    for (int64_t first_y = 0; first_y < p_.rows.kernel; ++first_y) {
+      std::fill(of_pairs.begin(), of_pairs.end(), T(0));
+      for (size_t k = 0; k < keys_.size(); ++k) {
+        for (const TapPair& y : y_cells_[k].pairs) {
+          if (y.first != first_y) continue;
+          add_key(keys_[k], sums, of_pairs.data() + y.second * p_.columns.kernel * sum_size());
         }
       }
+      for (int64_t x = 0; x < p_.columns.kernel; ++x) {
+        spread(of_pairs.data() + x * taps * sum_size(), first_y * p_.columns.kernel + x, groups, gram);
+      }
     }
+  }
+
+  // of_pairs [first column of taps][tap] += the sums of a key.
+  void add_key(const GramKey& key, const T* sums, T* of_pairs) const {
+    const int64_t taps = p_.rows.kernel * p_.columns.kernel;
+    const T* sum = sums + key.first_sum * sum_size();
+    for (size_t i = first_cell(key.lines); i < x_cells_.size(); ++i, sum += sum_size()) {
+      for (const TapPair& x : x_cells_[i].pairs) {
+        T* target = of_pairs + (x.first * taps + x.second) * sum_size();
+        for (int64_t v = 0; v < sum_size(); ++v) target[v] += sum[v];
+      }
+    }
+  }
+
+  // Adds the sums of a tap with all later ones to the matrices of a block.
+  void spread(const T* of_tap, int64_t tap, int64_t groups, T* gram) const {
     const int64_t size = p_.size();
-    for (int64_t row = 0; row < size; ++row) {
-      const int64_t first = row / p_.channels;
-      const T* of_row = of_taps.data() + first * taps * sum_size() + row % p_.channels * padded_ * lanes_;
-      for (int64_t g = 0; g < groups; ++g) {
-        T* target = gram + (g * size + row) * size;
-        for (int64_t tap = first; tap < taps; ++tap) {
-          const T* source = of_row + tap * sum_size() + g;
-          for (int64_t d = 0; d < p_.channels; ++d) target[tap * p_.channels + d] += source[d * lanes_];
+    const int64_t taps = p_.rows.kernel * p_.columns.kernel;
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t c = 0; c < p_.channels; ++c) {
+        T* row = gram + (g * size + tap * p_.channels + c) * size;
+        for (int64_t other = tap; other < taps; ++other) {
+          const T* sum = of_tap + other * sum_size() + c * padded_ * lanes_ + g;
+          for (int64_t d = 0; d < p_.channels; ++d) row[other * p_.channels + d] += sum[d * lanes_];
         }
       }
     }
