@@ -3,13 +3,14 @@
 
 #include <stdint.h>
 
+#include "ceil_div.h"
+
 namespace spade {
 
 struct Axis {
   int64_t size, kernel, stride, padding, dilation;
 
-  // Forced inline, so that no instruction set's copy is left for the linker to choose.
-  inline __attribute__((always_inline)) int64_t outputs() const {
+  SPADE_INLINE int64_t outputs() const {
     return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
   }
 };
