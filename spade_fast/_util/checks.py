@@ -87,5 +87,7 @@ def check_device(name: str) -> None:
     """Raise ValueError if tensors cannot be made on the device of this name."""
     try:
         torch.zeros(0, device=name)
+        if torch.device(name).type == "meta":
+            raise RuntimeError("its tensors have no values")
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise InvalidValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error

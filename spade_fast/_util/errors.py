@@ -25,14 +25,14 @@ class UnknownLayerError(UserError, KeyError, ValueError):
 
 
 class UnknownSampleError(UserError, KeyError):
-    """A batch has no finished sample of this id, or has not explained it."""
+    """A batch has no finished sample with this id, or no explanation of it."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder to read does not exist."""
+    """A file, or the folder of a file to write, does not exist."""
 
 
 class OutputError(UserError, OSError):
@@ -52,7 +52,7 @@ class MemoryLimitError(UserError, MemoryError):
 
 
 class NotPositiveDefiniteError(UserError, torch.linalg.LinAlgError):
-    """A Hessian cannot be factorised with any damping."""
+    """A Hessian cannot be factorised even with the largest damping."""
 
 
 class TraceAppliedError(UserError, RuntimeError):

@@ -117,7 +117,8 @@ def overlay(photo: np.ndarray, attribution: np.ndarray) -> np.ndarray:
     ValueError
         The map is not finite or not two-dimensional.
     """
-    from matplotlib import colormaps
+    with extra_for("pictures need"):
+        from matplotlib import colormaps
 
     heat = normalise(attribution)
     if heat.shape != photo.shape[:2]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spade_fast._util.checks import integer
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
@@ -105,6 +106,8 @@ def visualize(
     >>> visualize(model, Feature(5), size=(32, 32), steps=4).shape
     torch.Size([3, 32, 32])
     """
+    if not 0 <= integer("seed", seed) < 1 << 63:
+        raise InvalidValueError(f"seed must lie between 0 and 2**63 - 1, got {seed}")
     if steps < 0 or learning_rate <= 0 or min(size) < 1:
         raise InvalidValueError(
             f"steps must be at least 0, and learning_rate and size positive, got {steps}, {learning_rate}, {size}"

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.extras import extra_for
 from spade_fast._util.ranges import stage
 
 if TYPE_CHECKING:
@@ -252,7 +253,8 @@ def make_recipe(name: str, question: Question) -> Recipe:
     """
     method = METHODS[name]
     try:
-        return method.build(question)
+        with extra_for("attribution methods need"):
+            return method.build(question)
     except ValueError as error:
         raise InvalidValueError(f"{method.title} cannot be used on {type(question.model).__name__}: {error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,7 +95,10 @@ class Spade(Attribution):
             raise InvalidTypeError(
                 f"attribution_method must be a captum.attr method, such as Saliency(model), got {given}"
             )
-        options.setdefault("seed", getattr(calibration, "seed", None))
+        if isinstance(calibration, Iterator):
+            raise InvalidTypeError("calibration is an iterator, which can be used only once: pass a list or a function")
+        if options.get("seed") is None:
+            options["seed"] = _seed_of(calibration)
         self.config = PruneConfig(sparsity=sparsity, **options)
         self.samples_per_solve = integer("samples_per_solve", samples_per_solve, 1)
         super().__init__(attribution_method.forward_func)
@@ -193,6 +196,11 @@ class Spade(Attribution):
         return tracing.trace_batch(
             self.model, batches, sample_ids=names, progress=self.progress, **self.config.options()
         )
+
+
+def _seed_of(calibration: Any) -> int | None:
+    seed = getattr(calibration, "seed", None)
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 
 def _find_model(method: Attribution) -> nn.Module:

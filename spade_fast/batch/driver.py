@@ -157,7 +157,8 @@ def run(
         if number is not None:
             integer(name, number, 1)
     source = find_samples(samples)
-    options.setdefault("seed", 0)
+    if options.get("seed") is None:
+        options["seed"] = 0
     config = PruneConfig(sparsity=sparsity, **options)
     setup = Setup(model, device, augmentations)
     here = engine == "local"

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spade_fast._util.checks import check_device, check_names, integer
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import is_installed, require
@@ -142,7 +144,8 @@ def _versions(methods: Sequence[str]) -> dict[str, str]:
     """Versions of the packages that results come from."""
     optional = [name for name in ("kornia", "PIL", *(["captum"] if methods else [])) if is_installed(name)]
     distributions = ["pillow" if name == "PIL" else name for name in optional]
-    return {f"version of {name}": found for name, found in versions_of("spade_fast", "torch", *distributions).items()}
+    found = {**versions_of("spade_fast", *distributions), "torch": torch.__version__}
+    return {f"version of {name}": version for name, version in found.items()}
 
 
 def not_sendable(error: BaseException) -> TypeError:

@@ -119,7 +119,9 @@ def find_samples(given: Any) -> Source:
             return Items(given)
         raise InvalidTypeError(f"samples must be a path, a pattern or a dataset, got {type(given).__name__}")
     path = Path(given)
-    if path.is_dir():
+    with reading(path):
+        is_folder = path.is_dir()
+    if is_folder:
         found = _images(path)
         if not found:
             raise MissingFileError(f"no images in folder {path} ({', '.join(SUFFIXES)})")

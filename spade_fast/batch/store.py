@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_fast._util.errors import InvalidValueError, OutputError
-from spade_fast._util.files import write_whole, writing
+from spade_fast._util.files import is_file, reading, write_whole, writing
 from spade_fast.batch.job import Job
 from spade_fast.batch.locks import Claims
 from spade_fast.batch.packs import Packs, pack_stem
@@ -64,9 +64,9 @@ class Store:
 
     def check(self) -> None:
         """Raise ValueError if results of this job may not be written into the folder."""
-        path = self.folder / RUN_FILE
-        if not path.exists():
-            entries = self.folder.iterdir() if self.folder.is_dir() else ()
+        if not is_file(self.folder / RUN_FILE):
+            with reading(self.folder):
+                entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
             if any(entry.name not in _FOLDERS and not entry.name.startswith(".") for entry in entries):
                 raise InvalidValueError(f"{self.folder} is not empty, and not the folder of a batch")
             return
@@ -81,7 +81,8 @@ class Store:
 
     def check_writable(self) -> None:
         """Raise OutputError if the folder cannot be written, without writing anything."""
-        place = next(place for place in (self.folder, *self.folder.parents) if place.exists())
+        with writing(self.folder):
+            place = next(place for place in (self.folder, *self.folder.parents) if place.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
             raise OutputError(errno.EACCES, "it is not a folder that can be written", str(place))
 

@@ -258,7 +258,9 @@ def _print_result(explanation: Explanation) -> None:
     for network, prediction in explanation.report["predictions"].items():
         best, target = prediction["top"][0], prediction["target"]
         kept = "" if best["class"] == target["class"] else f", {target['name']} {target['probability']:.1%}"
-        stdout.print(f"{network:>9}: {best['name']} {best['probability']:.1%}{kept}", markup=False)
+        stdout.print(
+            f"{SOLVERS.get(network, network):>9}: {best['name']} {best['probability']:.1%}{kept}", markup=False
+        )
     for path in explanation.files:
         stdout.print(str(path), markup=False)
 

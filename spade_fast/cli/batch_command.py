@@ -150,7 +150,7 @@ def _print_summary(summary: Summary, out: Path, dry_run: bool) -> None:
     if dry_run:
         stdout.print(_plan(summary), markup=False)
         return
-    finished = f"{summary.before + summary.finished} finished ({summary.before} before)"
+    finished = f"{summary.before + summary.finished} finished ({summary.before} in earlier runs)"
     stdout.print(f"{_total(summary)}: {finished}, {len(summary.failed)} failed, {_pace(summary)}", markup=False)
     for name, error in list(summary.failed.items())[:_SHOWN_ERRORS]:
         stdout.print(f"  {name}: {error}", markup=False)
@@ -171,9 +171,9 @@ def _total(summary: Summary) -> str:
 def _pace(summary: Summary) -> str:
     done = summary.finished + len(summary.failed)
     if done == 0:
-        return "nothing done"
+        return "nothing to do"
     rate = done / max(summary.seconds, 1e-9)
-    text = f"{rate:.2f} per second" if rate >= 0.1 else f"{1 / rate:.0f} s each"
+    text = f"{rate:.2f} samples per second" if rate >= 0.1 else f"{1 / rate:.0f} s each"
     return f"{text}, {timedelta(seconds=round(summary.left / rate))} left" if summary.left else text
 
 

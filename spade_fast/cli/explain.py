@@ -94,6 +94,8 @@ def explain_photo(
     check_names("solver", solvers, SOLVERS)
     check_names("method", methods, METHODS)
     require("captum", "explanations need")
+    require("matplotlib", "pictures need")
+    require("jinja2", "the page needs")
     photo = open_photo(image)
     with whole_folder(out) as folder:
         seconds: dict[str, float] = {}
@@ -139,7 +141,7 @@ def explain_photo(
             "settings": {
                 "image": str(image),
                 **asdict(setup),
-                **config.record(),
+                **{name: value for name, value in config.record().items() if name != "solver"},
                 "layers": None if layers is None else list(layers),
                 "solvers": list(solvers),
                 "methods": list(methods),

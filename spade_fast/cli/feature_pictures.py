@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.extras import require
 from spade_fast._util.files import whole_folder
 from spade_fast._util.progress import Progress, titled
 from spade_fast.attribution.feature_visualization import Feature, visualize
@@ -60,6 +61,7 @@ def draw_feature(
         A package is not installed; the message names the extra to install.
     """
     loaded = {"dense": None, **{path.stem: Trace.load(path) for path in traces}}
+    require("PIL", "pictures need")
     if len(loaded) != len(traces) + 1:
         names = ", ".join(path.name for path in traces)
         raise InvalidValueError(f"trace files must have distinct names, other than 'dense', got {names}")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from spade_fast._util.extras import extra_for
 from spade_fast.attribution.drawing import COLOURS, overlay
 from spade_fast.attribution.methods import METHODS
 from spade_fast.pruning.config import SOLVERS
@@ -77,7 +77,9 @@ def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequ
     str
         An HTML document without scripts and without references to other files or sites.
     """
-    from matplotlib import colormaps
+    with extra_for("the page needs"):
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from matplotlib import colormaps
 
     environment = Environment(
         loader=PackageLoader("spade_fast.cli"),

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_fast._util.errors import InvalidValueError
-from spade_fast._util.files import check_file, whole_file
+from spade_fast._util.files import check_file, whole_file, writing
 from spade_fast._util.ranges import NVTX_VARIABLE, PREFIX, STAGES, nvtx_asked_for
 from spade_fast.ops import flops
 
@@ -92,7 +92,7 @@ def run_profiled(run: Callable[[], object], chrome: Path) -> list[StageUse]:
                 run()
         exported = Path(scratch, chrome.name)  # torch chooses compression by the suffix
         profiler.export_chrome_trace(str(exported))
-        with exported.open("rb") as finished:
+        with exported.open("rb") as finished, writing(chrome):
             shutil.copyfileobj(finished, file)
     # `profiler.events()` would convert all events to Python objects, which takes ten times longer.
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]

@@ -79,8 +79,10 @@ def tune_photos(
         raise InvalidValueError("give at least one photo")
     check_names("score", [score], SCORES)
     check_names("method", [method], METHODS)
-    if (masks is None) != (score != "localisation"):
-        raise InvalidValueError("the score localisation needs a folder of masks, and no other score accepts one")
+    if score == "localisation" and masks is None:
+        raise InvalidValueError("the score localisation needs a folder of masks")
+    if score != "localisation" and masks is not None:
+        raise InvalidValueError(f"masks are used with the score localisation only, got score {score!r}")
     check_file(out, "the sparsities")
     opened = [open_photo(path) for path in photos]
     model = setup.load_model()

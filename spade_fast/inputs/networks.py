@@ -138,7 +138,7 @@ def load_model(name: str) -> LoadedModel:
         loaded = _demo()
     elif family == "torchvision" and rest:
         loaded = _torchvision(name, *rest.split(":", 1))
-    elif family and rest:
+    elif family and not family.startswith(".") and rest:
         loaded = _from_callable(name, family, rest)
     else:
         raise InvalidValueError(f"unknown model {name!r}: choose from {MODEL_FORMS}")

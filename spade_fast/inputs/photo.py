@@ -10,7 +10,7 @@ import numpy as np
 
 from spade_fast._util.errors import InvalidValueError, MissingFileError
 from spade_fast._util.extras import extra_for
-from spade_fast._util.files import read_bytes
+from spade_fast._util.files import is_file, read_bytes
 
 
 def open_photo(path: Path) -> Any:
@@ -27,7 +27,7 @@ def open_photo(path: Path) -> Any:
     """
     with extra_for("photos need"):
         from PIL import Image
-    if not path.is_file():
+    if not is_file(path):
         raise MissingFileError(f"no such image file: {path}")
     contents = read_bytes(path)
     try:

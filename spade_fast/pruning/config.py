@@ -30,8 +30,8 @@ class PruneConfig:
     sparsity : float, mapping, function or None
         Share of each layer's weights to remove, between 0 and 1. A mapping assigns shares to layer names or patterns: a
         layer takes the share of the first pattern it matches, or 0 if it matches none. A function takes the layer's
-        name and returns the share. Layers with a share of 0 are skipped. None, where a network is loaded by name, means
-        the solver's default (`spade_fast.inputs.defaults.fill_defaults`).
+        name and returns the share. Layers with a share of 0 are skipped. The commands and
+        `spade_fast.batch.run` also accept None, the default for a network (`spade_fast.inputs.defaults.fill_defaults`).
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
     layers : str, iterable of str or None
@@ -94,16 +94,15 @@ class PruneConfig:
             raise InvalidValueError(f"damping must be a number of at least 0, got {self.damping!r}")
         if self.seed is not None:
             integer("seed", self.seed)
+        if not isinstance(self.strict, bool):
+            raise InvalidTypeError(f"strict must be True or False, got {self.strict!r}")
+        # One form of each value, which nobody else can change.
+        if isinstance(self.sparsity, Mapping):
+            object.__setattr__(self, "sparsity", dict(self.sparsity))
         if self.memory_limit is not None:
-            parse_bytes(self.memory_limit)
+            object.__setattr__(self, "memory_limit", parse_bytes(self.memory_limit))
         if self.layers is not None:
-            patterns = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
-            object.__setattr__(self, "layers", patterns)
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """`memory_limit` in bytes; None if there is no limit."""
-        return None if self.memory_limit is None else parse_bytes(self.memory_limit)
+            object.__setattr__(self, "layers", _patterns(self.layers))
 
     def options(self) -> dict[str, Any]:
         """Return the fields as keyword arguments."""
@@ -132,6 +131,12 @@ class PruneOptions(TypedDict, total=False):
     memory_limit: int | str | None
     seed: int | None
     strict: bool
+
+
+def _patterns(layers: Any) -> tuple[str, ...]:
+    if not isinstance(layers, Iterable) or isinstance(layers, bytes):
+        raise InvalidTypeError(f"layers must be names or patterns, got {layers!r}")
+    return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
 def parse_bytes(size: int | str) -> int:

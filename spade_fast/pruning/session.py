@@ -108,7 +108,8 @@ class Session:
 
     def plan(self, samples: Sequence[Batches]) -> Plan:
         """Divide the work so that the Gram matrices held at the same time stay within the memory limit."""
-        limit = self.config.memory_bytes
+        limit = self.config.memory_limit
+        assert not isinstance(limit, str)  # the configuration holds bytes
         sizes = {layer.name: gram_bytes(layer, self.model) for layer in self.layers}
         together = samples_per_solve(sizes, limit, len(samples))
         groups = group_by_memory({name: size * together for name, size in sizes.items()}, limit)

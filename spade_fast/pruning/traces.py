@@ -21,7 +21,7 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidValueError, MissingFileError, TraceAppliedError, UnknownLayerError
-from spade_fast._util.files import write_whole
+from spade_fast._util.files import is_file, read_bytes, write_whole
 from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.ranges import stage
 from spade_fast._util.safetensors_file import safetensors_file, safetensors_metadata
@@ -183,7 +183,18 @@ class Trace:
 
     def summary(self) -> str:
         """Return a text table with one line per layer."""
-        titles = ("layer", "shape", "sparsity", "requested", "damping", "dead", "error", "predicted", "seconds", "note")
+        titles = (
+            "layer",
+            "shape",
+            "reached",
+            "requested",
+            "damping",
+            "dead",
+            "error",
+            "predicted error",
+            "seconds",
+            "note",
+        )
         rows = [titles] + [
             (
                 report.name,
@@ -244,9 +255,9 @@ class Trace:
             The file is not a trace, is truncated or modified, or has another format version.
         """
         path = Path(path)
-        if not path.is_file():
+        if not is_file(path):
             raise MissingFileError(f"no such trace file: {path}")
-        return cls.from_bytes(path.read_bytes(), str(path))
+        return cls.from_bytes(read_bytes(path), str(path))
 
     @classmethod
     def from_bytes(cls, contents: bytes, path: str = "this") -> Trace:

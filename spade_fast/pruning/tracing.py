@@ -72,7 +72,7 @@ def trace(
     MemoryLimitError
         A single layer does not fit into `memory_limit` (also a MemoryError).
     NotPositiveDefiniteError
-        A Hessian cannot be factorised with any damping (also a torch.linalg.LinAlgError).
+        A Hessian cannot be factorised even with the largest damping (also a torch.linalg.LinAlgError).
     FallbackError
         With `strict`: the data does not reach a layer, a weight is used by an operation other than a convolution or a
         matrix product with the whole weight, a layer needs more damping than requested, or several passes are needed.

@@ -9,7 +9,7 @@ from typing import Any
 
 from spade_fast._util.errors import InvalidValueError, MissingFileError
 from spade_fast._util.extras import extra_for
-from spade_fast._util.files import write_whole
+from spade_fast._util.files import is_file, read_bytes, write_whole
 from spade_fast.pruning.config import check_shares
 
 _HEADING = """\
@@ -77,7 +77,7 @@ class Tuning:
         """Return the sparsity of each stage and the scores as text."""
         width = max(map(len, self.stages), default=0)
         lines = [f"{stage:{width}}  {share:g}" for stage, share in self.stages.items()]
-        return "\n".join([*lines, f"score {self.before:.4f} -> {self.after:.4f}, {len(self.history)} tried"])
+        return "\n".join([*lines, f"mean score {self.before:.4f} -> {self.after:.4f} after {len(self.history)} trials"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a YAML file, which appears only when it is complete.
@@ -159,10 +159,10 @@ def _import_yaml() -> Any:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
     yaml = _import_yaml()
-    if not path.is_file():
+    if not is_file(path):
         raise MissingFileError(f"no such sparsity file: {path}")
     try:
-        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
+        contents = yaml.safe_load(read_bytes(path).decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidValueError(f"{path} is not a YAML file: {error}") from error
     sparsity = contents.get("sparsity") if isinstance(contents, dict) else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import sys
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -14,6 +16,7 @@ import spade_fast
 from spade_fast import PruneConfig, UserError
 from spade_fast._util import errors
 from spade_fast._util.extras import extra_for, is_installed, require
+from spade_fast._util.files import whole_file
 from spade_fast.batch import run
 from spade_fast.pruning.config import PruneOptions
 
@@ -83,3 +86,23 @@ def test_type_checkers_know_the_same_fields() -> None:
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(TypeError, match="'solvr'"):
         spade_fast.trace(torch.nn.Linear(2, 2), torch.ones(1, 2), sparsity=0.5, solvr="exact")
+
+
+def test_a_file_that_is_written_keeps_errors_of_others_apart(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="/absent") as caught, whole_file(tmp_path / "a", "it"):
+        Path("/absent").read_bytes()
+    assert not isinstance(caught.value, UserError)
+    with pytest.raises(spade_fast.InputError, match="unreadable"), whole_file(tmp_path / "a", "it"):
+        raise spade_fast.InputError(5, "unreadable", "b")
+    with pytest.raises(spade_fast.MissingFileError, match="cannot write it"), whole_file(tmp_path / "no" / "a", "it"):
+        pass
+    with pytest.raises(spade_fast.OutputError, match="cannot write it"), whole_file(tmp_path, "it"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_errors_travel_between_processes(error: type[Exception]) -> None:
+    given = error(28, "no space", "file") if issubclass(error, OSError) else error("the message")
+    back = pickle.loads(pickle.dumps(given))
+    assert type(back) is error and str(back) == str(given) and back.args == given.args

@@ -350,3 +350,9 @@ def test_torchvision_networks_prepared(name):
         assert torch.equal(prepared(x), model(x))
     assert GuidedBackprop(prepared).attribute(x, target=3).isfinite().all()
     assert DeepLift(prepared).attribute(x, target=3).isfinite().all()
+
+
+def test_an_iterator_as_calibration_is_refused():
+    model = nn.Linear(4, 2)
+    with pytest.raises(TypeError, match="calibration is an iterator"):
+        Spade(Saliency(model), (torch.randn(3, 4) for _ in range(2)), sparsity=0.5)

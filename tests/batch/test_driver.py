@@ -541,13 +541,13 @@ def test_command(small, photos, tmp_path):
     result = invoke(photos, *options)
     assert result.exit_code == 0, result.output
     assert result.stderr == "5 samples, 0 finished, 5 to do (workers: 0, samples per solve: 1)\n"
-    assert "5 samples: 5 finished (0 before), 0 failed" in result.stdout
+    assert "5 samples: 5 finished (0 in earlier runs), 0 failed" in result.stdout
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out")
     (photos / "bad.png").write_text("x")
     result = invoke(photos, *options)
-    assert result.exit_code == 1 and "6 samples: 5 finished (5 before), 1 failed" in result.stdout
+    assert result.exit_code == 1 and "6 samples: 5 finished (5 in earlier runs), 1 failed" in result.stdout
     assert "  bad.png: not an image file" in result.stdout
-    assert "Killed at any moment" in CliRunner().invoke(app, ["batch", "--help"]).stdout
+    assert "resumes it" in CliRunner().invoke(app, ["batch", "--help"]).stdout
 
 
 def test_a_dry_run_sees_that_nothing_can_be_written(small, photos, small_disk):

@@ -70,3 +70,9 @@ def test_traceback_on_request():
     result = CliRunner().invoke(app, ["--traceback", *given])
     assert result.exit_code == 2
     assert "Traceback" in result.stderr and result.stderr.endswith("no such image file: absent.jpg\n")
+
+
+@pytest.mark.parametrize("command", ["trace", "explain"])
+def test_paths_that_the_system_refuses_are_one_line(command):
+    result = CliRunner().invoke(app, [command, 300 * "x"])
+    assert result.exit_code == 2 and "File name too long" in result.stderr and "Traceback" not in result.stderr

@@ -154,7 +154,7 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         ({"--solver": "both"}, "unknown solver 'both': choose from exact, sparsegpt"),
         ({"--score": "beauty"}, "unknown score 'beauty': choose from probability, deletion, localisation"),
         ({"--score": "localisation"}, "localisation needs a folder of masks"),
-        ({"--masks": "."}, "no other score accepts one"),
+        ({"--masks": "."}, "masks are used with the score localisation only, got score 'probability'"),
         ({"--method": "magic"}, "unknown method 'magic'"),
         ({"--candidates": "0.5,x"}, "candidates must be a number, got 'x'"),
         ({"--candidates": "0.5,2"}, "candidates[1] must lie between 0 and 1"),

@@ -16,7 +16,7 @@ from spade_fast.pruning.session import Session
 
 def test_it_is_checked_once_and_frozen() -> None:
     config = PruneConfig(sparsity=0.5, layers="a*", memory_limit="2 KiB")
-    assert config.layers == ("a*",) and config.memory_bytes == 2048
+    assert config.layers == ("a*",) and config.memory_limit == 2048
     assert PruneConfig(sparsity=0.5, layers=["a", "b"]).layers == ("a", "b")
     with pytest.raises(FrozenInstanceError):
         config.sparsity = 0.7  # type: ignore[misc]
@@ -34,12 +34,21 @@ def test_it_is_checked_once_and_frozen() -> None:
         ({"block": 1.0}, TypeError, "block must be an integer"),
         ({"damping": float("nan")}, ValueError, "damping must be a number of at least 0"),
         ({"seed": True}, TypeError, "seed must be an integer"),
+        ({"strict": "no"}, TypeError, "strict must be True or False"),
+        ({"layers": 5}, TypeError, "layers must be names or patterns, got 5"),
         ({"memory_limit": "2 cats"}, ValueError, "memory_limit must be"),
     ],
 )
 def test_bad_fields_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         PruneConfig(**{"sparsity": 0.5, **options})
+
+
+def test_a_mapping_is_copied() -> None:
+    shares = {"a": 0.5}
+    config = PruneConfig(sparsity=shares)
+    shares["a"] = 5.0
+    assert config.sparsity == {"a": 0.5}
 
 
 def test_the_record_is_json_and_makes_the_same_configuration() -> None:

@@ -337,7 +337,7 @@ def test_file_can_be_read_by_people_and_back(tmp_path):
     assert lines[2:6] == ["sparsity:", "  '0.0': 0.99", "  'on': 0.99", "  '1': 0.0"]
     assert "- {round: 1, stage: '1', sparsity: 0.5, score: 0.25}" in lines
     assert [file.name for file in tmp_path.iterdir()] == ["tuned.yaml"]
-    assert made().summary().splitlines() == ["1  0", "a  0.99", "score 0.1000 -> 0.3333, 2 tried"]
+    assert made().summary().splitlines() == ["1  0", "a  0.99", "mean score 0.1000 -> 0.3333 after 2 trials"]
     with pytest.raises(FileNotFoundError, match=r"cannot write the sparsities"):
         made().save(tmp_path / "absent" / "tuned.yaml")
 
