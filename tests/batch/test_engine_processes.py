@@ -197,7 +197,7 @@ def test_a_stopped_driver_resumes(photos, watched, expected, how, workers):
     output, _ = driver.communicate(timeout=10)
     assert time.monotonic() - begin < 10
     assert driver.returncode == (143 if how == signal.SIGTERM else -9), output
-    assert ("stopped; the same command goes on from here" in output) == (how == signal.SIGTERM)
+    assert ("stopped; run the same command to resume" in output) == (how == signal.SIGTERM)
     wait_for(lambda: all(map(gone, held)), seconds=10)
     (watched / "gate").unlink()
     assert run_small(photos, out, MODEL).finished == 6

@@ -359,7 +359,7 @@ class Mixed(nn.Module):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_bf16_calibration_sums_bfloat16_inputs_in_float32(frozen):
-    """Frozen weights are cast anew in every call, others once."""
+    """Frozen weights are cast again in every call, others once."""
     torch.manual_seed(0)
     model = Mixed().eval().requires_grad_(not frozen)
     x = torch.randn(19, 3, 12, 12)

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 HARNESS = [HERE / "harness" / f"{name}.cpp" for name in ("fiber", "hooks", "lanes", "memory", "report", "shared")]
 FLAGS = ["-std=c++20", "-fPIC", "-g1", "-ffp-contract=off", "-fno-extern-tls-init", "-Wall", "-Wno-unknown-pragmas"]
 # What is checked is what the compiler instruments; the harness takes the place of the sanitizers' runtimes.
-# (Not bounds-strict: a last member T x[1] may stand for an array that goes on.)
+# (Not bounds-strict: a last member T x[1] may stand for a longer array.)
 CHECKED = ["-O1", "-fsanitize=thread,bounds,alignment", "--param=tsan-instrument-func-entry-exit=0"]
 
 
