@@ -7,7 +7,7 @@ TESTS ?= tests
 WORKERS ?= 2
 OUT ?= out/demo
 BIN = $(VENV)/bin
-CPP = $$(git ls-files 'csrc/*' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
+CPP = $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
 BENCH = $(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json=out/benchmarks.json
 BASE ?= benchmarks/results/benchmarks.json
 # CUDA kernels take minutes to compile: they are built only if there is a GPU, if asked for, or if built before.
