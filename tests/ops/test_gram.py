@@ -166,6 +166,15 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("name", ["blocks", "strided", "wide_strided_rows", "pointwise", "groups"])
+def test_bfloat16_images_in_pairs(name: str, device: str) -> None:
+    """Two of three images make a pair, where the processor multiplies pairs."""
+    conv = replace(CASES[name], images=3)
+    x = conv.input().to(torch.bfloat16)
+    gram = ops.gram_conv2d_(torch.zeros(conv.gram_shape), x, *conv.geometry)
+    assert_upper_close(gram, conv.truth(x.float()), 4 * EPSILON[torch.float32])
+
+
 @in_turns(name=CASES, layout=LAYOUTS)
 def test_error_of_float32(name: str, layout: str, backend: str) -> None:
     """At most twice the error of im2col and a matrix product, plus four units in the last place."""
