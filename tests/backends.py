@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from simt import emulator
 from torch import Tensor
 from torch.utils import _pytree
@@ -37,6 +38,11 @@ def in_turns(**axes: Collection[Any]) -> pytest.MarkDecorator:
         for backend in turns[sum(places) % len(turns)]:
             cases.append(pytest.param(*values, *backend.values, marks=backend.marks))
     return pytest.mark.parametrize((*axes, "backend"), cases, indirect=["backend"])
+
+
+def examples(count: int, backend: str) -> settings:
+    """Hypothesis settings for so many examples, or a quarter of them on the emulator, which takes its time."""
+    return settings(max_examples=count // 4 if backend == "emulated" else count, deadline=None)
 
 
 class _OnGpu:

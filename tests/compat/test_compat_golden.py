@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
+from backends import in_turns
 from torch import Tensor, nn
 
 from spade_fast.compat import SparseGPT, SparseGPTSuperFast, TrueOBS
@@ -61,7 +61,7 @@ def batch(layer: nn.Module, inputs: list[Tensor], call: dict[str, Any]) -> tuple
 SOLVERS = {"TrueOBS": exact, "SparseGPT": single, "SparseGPTSuperFast": batch}
 
 
-@pytest.mark.parametrize("name", CASES)
+@in_turns(name=CASES)
 def test_golden(name: str, backend: str) -> None:
     case = CASES[name]
     with np.load(GOLDEN / f"{name}.npz") as arrays:

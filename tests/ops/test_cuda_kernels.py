@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import running_on
+from backends import CUDA, running_on
 from problems import random_problem
 from simt import emulator
 from test_gram import Conv, assert_upper_close
@@ -20,13 +20,7 @@ from spade_fast import ops
 from spade_fast.ops import reference
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("emulated", marks=pytest.mark.emulated),
-        pytest.param("cuda", marks=pytest.mark.cuda),
-    ],
-    autouse=True,
-)
+@pytest.fixture(params=CUDA, autouse=True)
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     with running_on(request.param):
         yield request.param

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import BACKENDS, in_turns, running_on
-from hypothesis import assume, given, settings
+from backends import examples, in_turns
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -93,50 +93,52 @@ def assert_upper_close(gram: Tensor, truth: Tensor, tolerance: float) -> None:
     assert error <= tolerance * (1 + truth.abs().max().item())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=40, deadline=None)
-@given(conv=convolutions(), dtype=st.sampled_from(list(EPSILON)), layout=st.sampled_from(LAYOUTS))
-def test_conv2d(backend: str, conv: Conv, dtype: torch.dtype, layout: str) -> None:
-    x = conv.input(dtype, layout)
-    start = torch.randn(conv.gram_shape, dtype=dtype)
-    gram = start.clone()
-    with running_on(backend):
-        ops.gram_conv2d_(gram, x, *conv.geometry)
-    assert_upper_close(gram - start, conv.truth(x), 2 * EPSILON[dtype])
+def test_conv2d(backend: str) -> None:
+    @examples(60, backend)
+    @given(conv=convolutions(), dtype=st.sampled_from(list(EPSILON)), layout=st.sampled_from(LAYOUTS))
+    def agrees(conv: Conv, dtype: torch.dtype, layout: str) -> None:
+        x = conv.input(dtype, layout)
+        start = torch.randn(conv.gram_shape, dtype=dtype)
+        gram = ops.gram_conv2d_(start.clone(), x, *conv.geometry)
+        assert_upper_close(gram - start, conv.truth(x), 2 * EPSILON[dtype])
+
+    agrees()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=30, deadline=None)
-@given(
-    samples=st.integers(1, 3),
-    positions=st.sampled_from([1, 2, 3, 100, 1000]),
-    channels=st.sampled_from([*CHANNELS, 400]),
-    dtype=st.sampled_from(list(EPSILON)),
-    layout=st.sampled_from(["rows", "columns", "positions_first"]),
-)
-def test_linear(backend: str, samples: int, positions: int, channels: int, dtype: torch.dtype, layout: str) -> None:
-    x = torch.randn(samples, positions, channels, dtype=dtype)
-    if layout == "columns":
-        x = x.mT.contiguous().mT
-    elif layout == "positions_first":
-        x = x.transpose(0, 1).contiguous().transpose(0, 1)
-    gram = torch.zeros(samples, channels, channels, dtype=dtype)
-    with running_on(backend):
+def test_linear(backend: str) -> None:
+    @examples(30, backend)
+    @given(
+        samples=st.integers(1, 3),
+        positions=st.sampled_from([1, 2, 3, 100, 1000]),
+        channels=st.sampled_from([*CHANNELS, 400]),
+        dtype=st.sampled_from(list(EPSILON)),
+        layout=st.sampled_from(["rows", "columns", "positions_first"]),
+    )
+    def agrees(samples: int, positions: int, channels: int, dtype: torch.dtype, layout: str) -> None:
+        x = torch.randn(samples, positions, channels, dtype=dtype)
+        if layout == "columns":
+            x = x.mT.contiguous().mT
+        elif layout == "positions_first":
+            x = x.transpose(0, 1).contiguous().transpose(0, 1)
+        gram = torch.zeros(samples, channels, channels, dtype=dtype)
         assert ops.gram_linear_(gram, x) is gram
-    assert_upper_close(gram, reference.gram_linear(x), EPSILON[dtype])
+        assert_upper_close(gram, reference.gram_linear(x), EPSILON[dtype])
+
+    agrees()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=20, deadline=None)
-@given(conv=convolutions(), layout=st.sampled_from(LAYOUTS), images=st.integers(1, 5))
-def test_bfloat16_inputs(backend: str, conv: Conv, layout: str, images: int) -> None:
+def test_bfloat16_inputs(backend: str) -> None:
     """Products of bfloat16 are exact in float32, so the sums are as good as those of float32 inputs."""
-    conv = replace(conv, images=images)
-    x = conv.input(layout=layout).to(torch.bfloat16)
-    gram = torch.zeros(conv.gram_shape)
-    with running_on(backend):
-        ops.gram_conv2d_(gram, x, *conv.geometry)
-    assert_upper_close(gram, conv.truth(x.float()), 4 * EPSILON[torch.float32])
+
+    @examples(30, backend)
+    @given(conv=convolutions(), layout=st.sampled_from(LAYOUTS), images=st.integers(1, 5))
+    def agrees(conv: Conv, layout: str, images: int) -> None:
+        conv = replace(conv, images=images)
+        x = conv.input(layout=layout).to(torch.bfloat16)
+        gram = ops.gram_conv2d_(torch.zeros(conv.gram_shape), x, *conv.geometry)
+        assert_upper_close(gram, conv.truth(x.float()), 4 * EPSILON[torch.float32])
+
+    agrees()
 
 
 @in_turns(positions=[1, 2, 3, 101, 1000], channels=[1, 17, 48, 400], transposed=[False, True])
@@ -157,9 +159,12 @@ CASES = {
     "pointwise": Conv(1, 400, (7, 7), (1, 1), (2, 2)),
     "only_padding": Conv(1, 60, (1, 2), (1, 1), (3, 4), (1, 1)),
     "wide_rows": Conv(1, 24, (2, 1200), (1, 5), padding=(0, 2)),
+    "wide_strided_rows": Conv(1, 33, (2, 900), (1, 3), (1, 2), (0, 1)),
     "first_layer": Conv(1, 3, (30, 30), (7, 7), (2, 2), (3, 3), images=4),
+    "wide_first_layer": Conv(1, 3, (3, 2000), (5, 5), (2, 2), (2, 2)),
     "many_im2col_columns": Conv(1, 3, (32, 32), (16, 16), (16, 16)),
     "depthwise": Conv(70, 1, (12, 12), (5, 5), (1, 1), (2, 2), samples=2),
+    "depthwise_high": Conv(20, 1, (70, 40), (3, 3), padding=(1, 1)),
     "depthwise_wide_rows": Conv(20, 1, (3, 5000), (1, 9), padding=(0, 4)),
     "small_groups": Conv(20, 5, (10, 10), (3, 3), (2, 1), (1, 1)),
     "groups": Conv(3, 30, (9, 9), (3, 3), padding=(1, 1)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import in_turns
+from backends import LEVELS, in_turns
 from problems import random_problem
 
 from spade_fast import ops
@@ -34,6 +34,7 @@ def test_float32_is_as_good_as_the_published_chain(seed, backend):
     assert (factor - truth).abs().max() <= 2 * (chain - truth).abs().max() + 1e-6
 
 
+@pytest.mark.parametrize("backend", LEVELS, indirect=True)
 def test_deep_panels(backend):
     """Large matrices are factorised in panels of 192 rows instead of 96."""
     _, hessian, _ = random_problem(1, 1, 1537, seed=1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import BACKENDS, in_turns, running_on
-from hypothesis import given, settings
+from backends import examples, in_turns
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import random_problem
 
@@ -74,22 +74,23 @@ def test_nm(backend, pattern, groups):
     torch.testing.assert_close(losses, true_losses, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=25, deadline=None)
-@given(
-    problems=st.integers(0, 3),
-    rows=st.integers(0, 4),
-    count=st.integers(0, 20),
-    block=st.integers(1, 6),
-    seed=st.integers(0, 2**31),
-)
-def test_random_shapes(backend, problems, rows, count, block, seed):
-    weight, _, hinv = random_problem(problems, rows, count * block, torch.float64, seed)
-    with running_on(backend):
+def test_random_shapes(backend):
+    @examples(25, backend)
+    @given(
+        problems=st.integers(0, 3),
+        rows=st.integers(0, 4),
+        count=st.integers(0, 20),
+        block=st.integers(1, 6),
+        seed=st.integers(0, 2**31),
+    )
+    def agrees(problems, rows, count, block, seed):
+        weight, _, hinv = random_problem(problems, rows, count * block, torch.float64, seed)
         order, losses = ops.obs_path(weight, hinv, block)
-    assert order.shape == losses.shape == (problems, rows, count)
-    if order.numel():
-        assert torch.equal(order, reference.obs_path(weight, hinv, block)[0])
+        assert order.shape == losses.shape == (problems, rows, count)
+        if order.numel():
+            assert torch.equal(order, reference.obs_path(weight, hinv, block)[0])
+
+    agrees()
 
 
 @pytest.mark.parametrize("block", [1, 2, 4])
@@ -103,6 +104,13 @@ def test_ties_go_to_the_lowest_index(backend):
     order, losses = ops.obs_path(weight, torch.eye(40)[None])
     assert torch.equal(order, torch.arange(40, dtype=torch.int32).expand(1, 2, 40))
     assert torch.equal(losses, torch.full((1, 2, 40), 0.5))
+
+
+def test_without_finite_scores_the_lowest_index_goes(backend):
+    for value in (1e30, float("nan")):  # the square of the first is infinite
+        order, losses = ops.obs_path(torch.full((1, 2, 40), value), torch.eye(40)[None])
+        assert torch.equal(order, torch.arange(40, dtype=torch.int32).expand(1, 2, 40))
+        assert not losses.isfinite().any()
 
 
 def test_zero_weights_go_first_at_no_loss(backend):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import BACKENDS, running_on
-from hypothesis import given, settings
+from backends import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import layer_errors, random_problem
 
@@ -60,24 +60,32 @@ def test_float32_is_as_good_as_torch(backend):
     assert (ops.obs_solution(weight, hessian, hinv, order, levels)[1] - truth).abs().max() <= bound
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2), st.integers(0, 3), st.integers(0, 14), st.integers(1, 4), st.integers(0, 2**31), st.data())
-def test_random_shapes(backend, problems, rows, count, block, seed, data):
-    weight, hessian, hinv = random_problem(problems, rows, count * block, torch.float64, seed)
-    order, losses = ops.obs_path(weight, hinv, block)
-    counts = torch.tensor(
-        data.draw(st.lists(st.integers(0, count), min_size=problems * rows, max_size=problems * rows)),
-        dtype=torch.int32,
-    ).reshape(problems, rows)
-    with running_on(backend):
+def test_random_shapes(backend):
+    @examples(25, backend)
+    @given(
+        problems=st.integers(0, 2),
+        rows=st.integers(0, 3),
+        count=st.integers(0, 14),
+        block=st.integers(1, 4),
+        seed=st.integers(0, 2**31),
+        data=st.data(),
+    )
+    def agrees(problems, rows, count, block, seed, data):
+        weight, hessian, hinv = random_problem(problems, rows, count * block, torch.float64, seed)
+        order, losses = ops.obs_path(weight, hinv, block)
+        counts = torch.tensor(
+            data.draw(st.lists(st.integers(0, count), min_size=problems * rows, max_size=problems * rows)),
+            dtype=torch.int32,
+        ).reshape(problems, rows)
         pruned = ops.obs_solution(weight, hessian, hinv, order, counts, block)
-    assert pruned.shape == weight.shape
-    if weight.numel() == 0:
-        return
-    summed = torch.cat([torch.zeros(problems, rows, 1, dtype=torch.float64), losses.cumsum(2)], 2)
-    expected = summed.gather(2, counts.long()[..., None])[..., 0]
-    torch.testing.assert_close(layer_errors(weight, pruned, hessian), expected, rtol=1e-7, atol=1e-9)
+        assert pruned.shape == weight.shape
+        if weight.numel() == 0:
+            return
+        summed = torch.cat([torch.zeros(problems, rows, 1, dtype=torch.float64), losses.cumsum(2)], 2)
+        expected = summed.gather(2, counts.long()[..., None])[..., 0]
+        torch.testing.assert_close(layer_errors(weight, pruned, hessian), expected, rtol=1e-7, atol=1e-9)
+
+    agrees()
 
 
 def test_rows_without_removals_are_untouched_bits(backend):
@@ -120,6 +128,12 @@ def test_threads_do_not_matter():
             dict(hessian=-torch.eye(4)[None], hinv=-torch.eye(4)[None]),
             torch.linalg.LinAlgError,
             "problem 0 .* row [01]",
+        ),
+        (dict(hinv=-torch.eye(4)[None], counts=torch.tensor([[0, 1]])), torch.linalg.LinAlgError, "problem 0 .* row 1"),
+        (
+            dict(hessian=-torch.eye(4)[None], counts=torch.tensor([[3, 0]])),
+            torch.linalg.LinAlgError,
+            "problem 0 .* row 0",
         ),
     ],
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import BACKENDS, in_turns, running_on
-from hypothesis import given, settings
+from backends import examples, in_turns
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import layer_errors, random_problem
 
@@ -82,23 +82,31 @@ def test_ties(backend):
     assert pruned[0, :, 0].tolist() == [0, 0, 0, 1] and (pruned[0, :, 1:] == 1).all()
     pruned, _ = ops.sparsegpt(weight, factor, counts, 3, include_ties=True)
     assert (pruned[0, :, :3] == 0).all() and (pruned[0, :, 3:] == 1).all()
+    pruned, _ = ops.sparsegpt(weight, factor, torch.zeros(1, 0, dtype=torch.int64), 128, n=2, m=3)
+    assert torch.equal(pruned[0], torch.tensor([0.0, 0, 1]).repeat(4, 2))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(0, 3), st.integers(0, 6), st.integers(0, 40), st.integers(1, 45), st.floats(0, 1), st.integers(0, 2**31)
-)
-def test_random_shapes(backend, problems, rows, columns, mask_block, share, seed):
-    weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed)
-    factor, _ = ops.inverse_cholesky(hessian)
-    counts = mask_counts(problems, rows, columns, min(mask_block, max(columns, 1)), share)
-    with running_on(backend):
+def test_random_shapes(backend):
+    @examples(25, backend)
+    @given(
+        problems=st.integers(0, 3),
+        rows=st.integers(0, 6),
+        columns=st.integers(0, 40),
+        mask_block=st.integers(1, 45),
+        share=st.floats(0, 1),
+        seed=st.integers(0, 2**31),
+    )
+    def agrees(problems, rows, columns, mask_block, share, seed):
+        weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed)
+        factor, _ = ops.inverse_cholesky(hessian)
+        counts = mask_counts(problems, rows, columns, min(mask_block, max(columns, 1)), share)
         pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block)
-    assert pruned.shape == weight.shape and losses.shape == weight.shape[:2]
-    if weight.numel():
-        truth, _ = reference.sparsegpt(weight, factor, counts, mask_block)
-        torch.testing.assert_close(pruned, truth, rtol=1e-8, atol=1e-10)
+        assert pruned.shape == weight.shape and losses.shape == weight.shape[:2]
+        if weight.numel():
+            truth, _ = reference.sparsegpt(weight, factor, counts, mask_block)
+            torch.testing.assert_close(pruned, truth, rtol=1e-8, atol=1e-10)
+
+    agrees()
 
 
 def test_threads_do_not_matter():
