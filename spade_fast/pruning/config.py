@@ -67,7 +67,7 @@ class PruneConfig:
     --------
     >>> from spade_fast import PruneConfig
     >>> config = PruneConfig(sparsity={"features.*": 0.5, "classifier": 0.9}, solver="sparsegpt", memory_limit="2GB")
-    >>> config.memory_bytes
+    >>> config.memory_limit
     2000000000
     """
 
