@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../../common/ceil_div.h"
 #include "../runtime/dispatch.h"
 #include "problem.h"
 
@@ -18,10 +19,10 @@ struct ChannelBlocks {
     constexpr int64_t kSumBytes = 512 * 1024;  // half a second-level cache of 1 MB
     int64_t largest = 384;
     while (largest > 64 && largest * largest * runs * value_size > kSumBytes) largest -= 32;
-    count = (channels + largest - 1) / largest;
-    size = (channels + count - 1) / count;
+    count = ceil_div(channels, largest);
+    size = ceil_div(channels, count);
     if (count > 1) size = (size + 31) / 32 * 32;
-    count = (channels + size - 1) / size;
+    count = ceil_div(channels, size);
   }
   int64_t begin(int64_t block) const {
     return block * size;
@@ -34,7 +35,7 @@ struct ChannelBlocks {
 // Lines and columns of a chunk of about `positions` positions.
 inline GramChunks chunks_of(int64_t line_count, int64_t begin, int64_t end, int64_t positions) {
   const int64_t tiles = std::max<int64_t>(1, (end - begin + positions / 2) / positions);
-  const int64_t width = std::max<int64_t>(1, (end - begin + tiles - 1) / tiles);
+  const int64_t width = std::max<int64_t>(1, ceil_div(end - begin, tiles));
   return {line_count, begin, end, std::max<int64_t>(1, positions / width), width};
 }
 
@@ -170,7 +171,7 @@ class BlockJob {
   };
 
   static int64_t padded(int64_t n, int64_t multiple) {
-    return (n + multiple - 1) / multiple * multiple;
+    return ceil_div(n, multiple) * multiple;
   }
   int64_t runs() const {
     return static_cast<int64_t>(runs_.size());

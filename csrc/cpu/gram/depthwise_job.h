@@ -7,6 +7,7 @@
 #include <set>
 #include <vector>
 
+#include "../../common/ceil_div.h"
 #include "../runtime/dispatch.h"
 #include "problem.h"
 
@@ -19,7 +20,7 @@ class DepthwiseJob {
       : p_(problem),
         lanes_(depthwise_vectors(problem.channels) * table_.lanes),
         padded_(depthwise_channels(problem.channels)),
-        unit_groups_(std::min(kBlocks, (problem.groups + lanes_ - 1) / lanes_) * lanes_),
+        unit_groups_(std::min(kBlocks, ceil_div(problem.groups, lanes_)) * lanes_),
         x_cells_(axis_cells(problem.columns)) {
     if (x_cells_.empty()) return;
     for (const AxisCell& cell : x_cells_) from_zero_ += cell.range.shift < 0;
@@ -99,7 +100,7 @@ class DepthwiseJob {
   static constexpr int64_t kStripBytes = 512 * 1024;  // half a second-level cache of 1 MB
 
   int64_t units_of_sample() const {
-    return (p_.groups + unit_groups_ - 1) / unit_groups_;
+    return ceil_div(p_.groups, unit_groups_);
   }
   int64_t sum_size() const {
     return padded_ * padded_ * lanes_;
@@ -142,8 +143,8 @@ class DepthwiseJob {
     const int64_t value = padded_ * unit_groups_ * static_cast<int64_t>(sizeof(T));
     const int64_t positions =
         std::clamp<int64_t>(kStripBytes / value, 64, kPositions * p_.rows.stride * p_.columns.stride);
-    const int64_t tiles = (p_.columns.size + positions - 1) / positions;
-    const int64_t width = (p_.columns.size + tiles - 1) / tiles;
+    const int64_t tiles = ceil_div(p_.columns.size, positions);
+    const int64_t width = ceil_div(p_.columns.size, tiles);
     const int64_t lines = std::clamp<int64_t>(positions / width, 1, p_.rows.size);
     const int64_t images = tiles == 1 && lines == p_.rows.size ? positions / width / lines : 1;
     strips_ = {p_.images, p_.rows.size, p_.columns.size, std::max<int64_t>(images, 1), lines, width};

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../../common/ceil_div.h"
 #include "block_job.h"
 #include "depthwise_job.h"
 #include "problem.h"
@@ -28,7 +29,7 @@ double tile_work(int64_t width, bool upper) {
   const int64_t rows = table.tile_rows;
   const int64_t cols = table.tile_cols;
   int64_t tiles = 0;
-  for (int64_t j = 0; j < width; j += cols) tiles += ((upper ? std::min(width, j + cols) : width) + rows - 1) / rows;
+  for (int64_t j = 0; j < width; j += cols) tiles += ceil_div(upper ? std::min(width, j + cols) : width, rows);
   return static_cast<double>(tiles * rows * (cols / table.lanes));
 }
 
@@ -60,7 +61,7 @@ Method choose(const GramProblem<T, Source>& p) {
                         (tile_work<T>(p.size(), true) + kPackedValue * size);
 
   const int64_t lanes = depthwise_vectors(p.channels) * table.lanes;
-  const double vectors = static_cast<double>((p.groups + lanes - 1) / lanes * depthwise_vectors(p.channels));
+  const double vectors = static_cast<double>(ceil_div(p.groups, lanes) * depthwise_vectors(p.channels));
   const double depthwise =
       kLanesOverTiles * vectors * static_cast<double>(p.channels * p.channels) * (symmetric + others);
 

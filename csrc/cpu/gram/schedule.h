@@ -11,6 +11,7 @@
 #include <numeric>
 #include <vector>
 
+#include "../../common/ceil_div.h"
 #include "../runtime/parallel.h"
 
 namespace spade {
@@ -95,7 +96,7 @@ template <class T, class Job>
 void run_job(const Job& job) {
   const int64_t units = job.units();
   if (units == 0) return;
-  const int64_t wanted = (kWantedTasks + units - 1) / units;
+  const int64_t wanted = ceil_div(kWantedTasks, units);
   int64_t bytes = 0;  // of the sums of one slice of everything
   for (int64_t unit = 0; wanted > 1 && unit < units; ++unit) bytes += job.cells(unit) * job.sums(unit) * sizeof(T);
   const int64_t slices = wanted > 1 ? std::min(wanted, kSliceBytes / bytes) : 1;

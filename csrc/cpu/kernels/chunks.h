@@ -14,7 +14,7 @@ inline void for_chunks(const Parallel& parallel, int64_t begin, int64_t end, int
     int64_t begin, end, size;
     F* f;
   } loop{begin, end, size, &f};
-  parallel.run((end - begin + size - 1) / size, &loop, [](void* context, int64_t index) {
+  parallel.run(ceil_div(end - begin, size), &loop, [](void* context, int64_t index) {
     const Loop& l = *static_cast<Loop*>(context);
     const int64_t first = l.begin + index * l.size;
     (*l.f)(first, smaller(l.end, first + l.size));

@@ -78,7 +78,7 @@ inline void lane_passes(const LaneWalk& w, const T* a, int64_t b, const GramEntr
 
 // How many of begin, begin + step, ... (count of them) lie below `from`.
 SPADE_INLINE int64_t steps_below(int64_t begin, int64_t step, int64_t count, int64_t from) {
-  return from <= begin ? 0 : smaller(count, (from - begin + step - 1) / step);
+  return from <= begin ? 0 : smaller(count, ceil_div(from - begin, step));
 }
 
 // AVX-512 has 32 registers for vectors.
@@ -91,7 +91,7 @@ inline void gram_depthwise(const GramDepthwiseTask<T>& t) {
   const int64_t channels = depthwise_channels(t.channels);
   const int64_t stride = channels * width;
   const int64_t sum_stride = channels * stride;
-  const int64_t blocks = (t.groups + width - 1) / width;
+  const int64_t blocks = ceil_div(t.groups, width);
   const GramStrips& g = t.strips;
   for (int64_t strip = t.first_strip; strip < t.last_strip; ++strip) {
     const int64_t x0 = strip % g.across() * g.width;

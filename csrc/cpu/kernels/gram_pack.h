@@ -93,7 +93,7 @@ inline void pack_line(const T* src, int64_t column, int64_t channel, int64_t pos
     T* d = dst + (squares ? smaller(c, channels - lanes) : c);
     int64_t p = 0;
     if (squares) {
-      const int64_t together = (lanes + column - 1) / column;
+      const int64_t together = ceil_div(lanes, column);
       for (; p < positions && s + p * column + (lanes - 1) * channel + lanes <= end; p += together) {
         transpose_square(s + p * column, channel, column, d + p * stride, stride, positions - p);
       }
@@ -173,11 +173,10 @@ inline void pack_lines(const GramIm2col<T>& s, const GramRange& lines, int64_t, 
       const int64_t y = line % lines.count * s.rows.stride - s.rows.padding + tap / s.columns.kernel * s.rows.dilation;
       const int64_t x = x0 * s.columns.stride - s.columns.padding + tap % s.columns.kernel * s.columns.dilation;
       // Outputs from `inside` to `outside` see the image.
-      const int64_t inside = x >= 0 ? 0 : smaller((-x + s.columns.stride - 1) / s.columns.stride, x1 - x0);
-      const int64_t outside =
-          y < 0 || y >= s.rows.size || x >= s.columns.size
-              ? inside
-              : larger(inside, smaller((s.columns.size - x + s.columns.stride - 1) / s.columns.stride, x1 - x0));
+      const int64_t inside = x >= 0 ? 0 : smaller(ceil_div(-x, s.columns.stride), x1 - x0);
+      const int64_t outside = y < 0 || y >= s.rows.size || x >= s.columns.size
+                                  ? inside
+                                  : larger(inside, smaller(ceil_div(s.columns.size - x, s.columns.stride), x1 - x0));
       const T* src = image + y * s.line + x * s.column + (s.first + c) % s.channels * s.channel;
       T* out = dst + c;
       for (int64_t i = 0; i < inside; ++i) out[i * stride] = 0;

@@ -56,9 +56,9 @@ inline void walk_product(const Walk& w, const T* a, const T* b, T* sums, int64_t
     return walk_product<V>(Walk{1, w.lines * w.count, 0, w.a_step, 0, w.b_step}, a, b, sums, rows, cols, upper);
   }
   const int64_t ldc = padded_cols<T>(cols);
-  const int64_t line_pieces = (w.count + kChain - 1) / kChain;
+  const int64_t line_pieces = ceil_div(w.count, kChain);
   Walk piece = w;
-  piece.count = (w.count + line_pieces - 1) / line_pieces;
+  piece.count = ceil_div(w.count, line_pieces);
   piece.lines = larger<int64_t>(kChain / piece.count, 1);
   for (int64_t line = 0; line < w.lines; line += piece.lines) {
     for (int64_t t = 0; t < w.count; t += piece.count) {
@@ -107,10 +107,10 @@ inline void gram_product(const GramProductTask<T, Source>& t) {
     if (!shared) pack_lines(t.first, t.lines, 0, t.image_width, line0, line1, x0, x1, t.rows, a, stride);
     for (int64_t r = 0; r < t.run_count; ++r) {
       const GramRange& run = t.runs[r];
-      const int64_t skipped = x0 > run.begin ? (x0 - run.begin + run.step - 1) / run.step : 0;
+      const int64_t skipped = x0 > run.begin ? ceil_div(x0 - run.begin, run.step) : 0;
       const int64_t x = run.begin + skipped * run.step;
       if (skipped >= run.count || x >= x1) continue;
-      const int64_t count = smaller(run.count - skipped, (x1 - x + run.step - 1) / run.step);
+      const int64_t count = smaller(run.count - skipped, ceil_div(x1 - x, run.step));
       const Walk walk = {line1 - line0, count, a_line, run.step * stride, b_line, run.step * stride};
       walk_product<typename Source::Value>(walk, a + (x - x0) * stride, b + (x + run.shift - b0) * stride,
                                            t.sums + r * sum_size, t.rows, t.cols, shared && run.shift == 0);

@@ -40,10 +40,10 @@ struct GramChunks {
   int64_t lines, width;            // of a chunk
 
   SPADE_INLINE int64_t across() const {
-    return (end - begin + width - 1) / width;
+    return ceil_div(end - begin, width);
   }
   SPADE_INLINE int64_t count() const {
-    return (line_count + lines - 1) / lines * across();
+    return ceil_div(line_count, lines) * across();
   }
 };
 
@@ -91,13 +91,13 @@ struct GramStrips {
   int64_t images, lines, width;                    // of a strip
 
   SPADE_INLINE int64_t across() const {
-    return (image_width + width - 1) / width;
+    return ceil_div(image_width, width);
   }
   SPADE_INLINE int64_t down() const {
-    return (image_height + lines - 1) / lines;
+    return ceil_div(image_height, lines);
   }
   SPADE_INLINE int64_t count() const {
-    return (image_count + images - 1) / images * down() * across();
+    return ceil_div(image_count, images) * down() * across();
   }
 };
 
