@@ -40,7 +40,7 @@ RUN_HERE = [page for page in PAGES if blocks(page, "python") and page != DOCS / 
 
 @pytest.fixture
 def _one_thread():
-    """Small tensors are no faster on more, and far slower where other programs keep the processors busy."""
+    """One thread: more do not speed up small tensors, and are far slower on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -78,7 +78,7 @@ def connected(address: str | None) -> Iterator[RayCluster]:
         The address is not HOST:PORT or ``"auto"``, Ray would replace it by another, or this process is connected to
         another cluster.
     ConnectionError
-        There is no cluster at the address, or it could not be started on loopback.
+        No cluster answers at the address, or one could not be started on loopback.
     """
     if address is not None and not _is_connected():
         _check_address(address)
