@@ -10,7 +10,7 @@ from spade_fast._util.files import check_file
 from spade_fast._util.progress import Progress
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
-from spade_fast.inputs.photo import open_photo
+from spade_fast.inputs.photo import read_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import PruneConfig
 from spade_fast.pruning.traces import Trace
@@ -39,7 +39,7 @@ def trace_photo(image: Path, out: Path, config: PruneConfig, setup: Setup, progr
         As in `spade_fast.cli.explain.explain_photo`.
     """
     check_file(out, "the trace")
-    photo = open_photo(image)
+    photo = read_photo(image).image
     model = setup.load_model()
     pixels = model.preprocess(photo)[0].to(setup.device)
     predict(model.module, pixels)

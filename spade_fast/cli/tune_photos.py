@@ -21,7 +21,7 @@ from spade_fast.attribution.metrics import auc, deletion_curve, localisation_auc
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
-from spade_fast.inputs.photo import open_photo
+from spade_fast.inputs.photo import read_mask, read_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import PruneConfig
 from spade_fast.pruning.tuning import CANDIDATES, Score, tune
@@ -61,7 +61,8 @@ def tune_photos(
         network's deletion curve, in which pixels are blurred in the order of importance given by `method` on the trace.
         ``"localisation"``: the AUC of that method's map as a classifier of the object's pixels.
     masks
-        Folder with one PNG mask per photo, of the same name and size. The object is where the mask is not black.
+        Folder with one PNG mask per photo, of the same name, and of the same size once both are upright. The object is
+        where the mask is visible and not black, in whatever mode: label masks may have 16 bits.
     method
         A key of `METHODS`.
     candidates, stages, rounds
@@ -84,7 +85,7 @@ def tune_photos(
     if score != "localisation" and masks is not None:
         raise InvalidValueError(f"masks are used with the score localisation only, got score {score!r}")
     check_file(out, "the sparsities")
-    opened = [open_photo(path) for path in photos]
+    opened = [read_photo(path).image for path in photos]
     model = setup.load_model()
     images = [model.preprocess(photo)[0].to(setup.device) for photo in opened]
     module = prepare_for_attribution(model.module, images[0])
@@ -143,7 +144,7 @@ def _localisation(method: str, questions: Sequence[Question], masks: Sequence[Te
 def _mask(folder: Path, photo: Path, size: tuple[int, int], model: LoadedModel) -> Tensor:
     """Return where the object of a photo is in the network's input: Tensor ``[crop, crop]``, bool."""
     path = folder / f"{photo.stem}.png"
-    opened = open_photo(path)
+    opened = read_mask(path)
     if opened.size != size:
         given, expected = ("x".join(map(str, s)) for s in (opened.size, size))
         raise InvalidValueError(f"{path} is not a mask of {photo.name}: its size is {given} instead of {expected}")

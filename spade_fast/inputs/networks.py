@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InputError, InvalidTypeError, InvalidValueError, MissingExtraError
 from spade_fast._util.extras import extra_for, require
 from spade_fast._util.files import read_bytes
+from spade_fast.inputs.pixels import resized_crop, upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,7 +68,11 @@ class LoadedModel:
     class_names: Sequence[str] = field(default=(), repr=False)
 
     def preprocess(self, photo: Image) -> tuple[Tensor, np.ndarray]:
-        """Resize, crop and normalise a photo.
+        """Turn a photo upright, resize, crop and normalise it.
+
+        A photo of any mode is read as `open_photo` reads files: turned as its EXIF orientation says, more than 8 bits
+        scaled by the range of the format or type. Transparent parts are shown on `ground`. Only what remains after the
+        crop is resized.
 
         Returns
         -------
@@ -75,18 +80,30 @@ class LoadedModel:
             The network's input.
         pixels : ndarray ``[crop, crop, 3]``, uint8
             The same pixels for display.
+
+        Raises
+        ------
+        ValueError
+            The photo is damaged, empty or a vector graphic, or has pixels outside its range.
         """
         from PIL import Image
 
-        photo = photo.convert("RGB")
+        photo = upright(photo).image
         scale = self.resize / min(photo.size)
         size = (max(self.crop, round(photo.width * scale)), max(self.crop, round(photo.height * scale)))
-        photo = photo.resize(size, Image.Resampling[self.interpolation.upper()])
-        left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
-        pixels = np.array(photo.crop((left, top, left + self.crop, top + self.crop)))
+        corner = ((size[0] - self.crop) // 2, (size[1] - self.crop) // 2)
+        resampling = Image.Resampling[self.interpolation.upper()]
+        pixels = np.array(resized_crop(photo, size, corner, (self.crop, self.crop), resampling, self.ground))
         colours = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return ((colours - mean) / std).unsqueeze(0), pixels
+
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """RGB colour behind transparent parts of photos: the mean, as levels from 0 to 255."""
+        levels = [min(255, max(0, round(255 * level))) for level in self.mean]
+        red, green, blue = levels if len(levels) == 3 else levels[:1] * 3
+        return red, green, blue
 
     @property
     def black(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,6 +124,41 @@ def test_localisation(small, photos, tmp_path, monkeypatch):
     (masks / "photo.png").unlink()
     result = invoke("tune", *photos, *options)
     assert result.exit_code == 2 and "no such image file" in result.stderr
+
+
+def test_masks_of_all_kinds(small, photo, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        tune_photos, "localisation_auc", lambda maps, masks: (seen.append(masks[0]), masks.float().mean())[1]
+    )
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(photo).save(photo, exif=exif)  # 30 x 40 when upright
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    options = ["--model", small, "--augmentations", 2, "--score", "localisation", "--masks", masks]
+    options += ["--candidates", 0.5, "--layers", 0, "--out", tmp_path / "tuned.yaml"]
+    ids = np.zeros((40, 30), np.uint16)
+    ids[:14], ids[14:20] = 1, 300
+    inside = ids > 0
+    rgba = np.full((40, 30, 4), 255, np.uint8)
+    rgba[..., 3] *= inside
+    palette = Image.fromarray(inside.astype(np.uint8))
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    for mask, extra in (
+        (Image.fromarray(ids), {}),
+        (Image.fromarray(np.rot90(ids).copy()), {"exif": exif}),
+        (Image.fromarray(rgba), {}),
+        (palette, {"transparency": 0}),
+        (Image.fromarray(inside), {}),
+    ):
+        mask.save(masks / "photo.png", **extra)
+        result = invoke("tune", photo, *options)
+        assert result.exit_code == 0, result.output
+        assert seen[-1][:8].all() and not seen[-1][9:].any(), "the upper half"
+    Image.new("L", (40, 30), 255).save(masks / "photo.png")
+    result = invoke("tune", photo, *options)
+    assert result.exit_code == 2 and "its size is 40x30 instead of 30x40" in result.stderr
 
 
 def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
