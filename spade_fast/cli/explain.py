@@ -17,7 +17,7 @@ from torch import Tensor
 from spade_fast._util.checks import check_names
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import require
-from spade_fast._util.files import whole_folder
+from spade_fast._util.files import REPORT, whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
 from spade_fast.attribution.drawing import Column, draw
 from spade_fast.attribution.methods import METHODS, Question, attribution_map
@@ -27,7 +27,8 @@ from spade_fast.cli.page import render
 from spade_fast.cli.trace_photo import trace_image
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
-from spade_fast.inputs.photo import open_photo
+from spade_fast.inputs.photo import read_photo
+from spade_fast.inputs.pixels import Upright, is_transparent
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
 from spade_fast.pruning.traces import Trace
@@ -63,7 +64,8 @@ def explain_photo(
     image
         Path of a photo.
     out
-        Folder for the results, created if it does not exist. Files appear in it only when all results are complete.
+        Folder for the results, created if it does not exist. Files appear in it only when all results are complete, and
+        replace those of an earlier run.
     config
         What to prune. Its solver is replaced by each of `solvers`; None in a field means the network's default.
     setup
@@ -87,7 +89,8 @@ def explain_photo(
         A method, solver, model, layer, class or device does not exist, a sparsity is not between 0 and 1, or the file
         is not an image.
     FileNotFoundError, OSError
-        The photo does not exist or cannot be read, or the folder cannot be written.
+        The photo does not exist or cannot be read, or the folder cannot be written or has files that no earlier run
+        wrote.
     ImportError
         A package is not installed; the message names the extra to install.
     """
@@ -96,12 +99,12 @@ def explain_photo(
     require("captum", "explanations need")
     require("matplotlib", "pictures need")
     require("jinja2", "the page needs")
-    photo = open_photo(image)
+    photo = read_photo(image)
     with whole_folder(out) as folder:
         seconds: dict[str, float] = {}
         with _timed(seconds, "load model"):
             model = setup.load_model()
-            pixels, drawn = model.preprocess(photo)
+            pixels, drawn = model.preprocess(photo.image)
             pixels = pixels.to(setup.device)
             prepared = prepare_for_attribution(model.module, pixels)
             dense = predict(prepared, pixels)
@@ -147,6 +150,7 @@ def explain_photo(
                 "methods": list(methods),
                 "target": target,
             },
+            "reading": _reading(photo, model),
             "versions": versions(),
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
             "predictions": {name: _top(model, scores, target) for name, scores in networks.items()},
@@ -161,10 +165,18 @@ def explain_photo(
                 for solver, made in traces.items()
             },
         }
-        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        names = sorted({path.name for path in folder.iterdir()} | {REPORT, PAGE})
+        report["files"] = names
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (folder / PAGE).write_text(render(report, drawn, maps), encoding="utf-8")
-        names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name == PAGE, name))
-    return Explanation([out / name for name in names], seconds, report)
+    return Explanation([out / name for name in sorted(names, key=lambda name: (name == PAGE, name))], seconds, report)
+
+
+def _reading(photo: Upright, model: LoadedModel) -> list[str]:
+    """Sentences about how the photo was read, for a person who looks at its file."""
+    if not is_transparent(photo.image):
+        return photo.notes
+    return [*photo.notes, f"Transparent parts are shown on the mean colour of the network's input, RGB {model.ground}."]
 
 
 def _maps(methods: Sequence[str], question: Question, stage: str, progress: Progress) -> list[np.ndarray]:

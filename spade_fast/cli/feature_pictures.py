@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor
 
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import require
-from spade_fast._util.files import whole_folder
+from spade_fast._util.files import REPORT, whole_folder
 from spade_fast._util.progress import Progress, titled
 from spade_fast.attribution.feature_visualization import Feature, visualize
+from spade_fast.cli.doctor import versions
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.traces import Trace
 
@@ -37,7 +40,8 @@ def draw_feature(
     traces
         Trace files made from the network of `setup`.
     out
-        Folder, created if it does not exist. Files appear in it only when all images are complete.
+        Folder, created if it does not exist. Files appear in it only when all images are complete, and replace those of
+        an earlier run. ``report.json`` there names them.
     setup
         Network and device.
     steps, seed
@@ -56,7 +60,7 @@ def draw_feature(
         The feature, model or device does not exist; a file is not a trace or is a trace of another model; two trace
         files have the same name.
     FileNotFoundError, OSError
-        A trace file does not exist, or the folder cannot be written.
+        A trace file does not exist, or the folder cannot be written or has files that no earlier run wrote.
     ImportError
         A package is not installed; the message names the extra to install.
     """
@@ -67,9 +71,10 @@ def draw_feature(
         raise InvalidValueError(f"trace files must have distinct names, other than 'dense', got {names}")
     network = setup.load_model()
     size = (network.crop, network.crop)
+    images = [f"{name}.png" for name in loaded]
     with whole_folder(out) as folder:
         for name, trace in loaded.items():
-            report = None if progress is None else titled(progress, name)
+            stage = None if progress is None else titled(progress, name)
             with nullcontext() if trace is None else trace.applied(network.module):
                 picture = visualize(
                     network.module,
@@ -79,10 +84,13 @@ def draw_feature(
                     std=network.std,
                     steps=steps,
                     seed=seed,
-                    progress=report,
+                    progress=stage,
                 )
             _save(picture, folder / f"{name}.png")
-    return [out / f"{name}.png" for name in loaded]
+        settings = {"model": setup.model, "device": setup.device, **asdict(feature), "steps": steps, "seed": seed}
+        report = {"settings": settings, "versions": versions(), "files": sorted([*images, REPORT])}
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return [out / name for name in images]
 
 
 def _save(picture: Tensor, path: Path) -> None:

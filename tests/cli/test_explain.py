@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import sys
@@ -93,12 +94,45 @@ def test_failure_leaves_the_folder_as_it_was(small, photo, tmp_path, monkeypatch
     with pytest.raises(ValueError, match="no ink"):
         run(small, photo, tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
-    old = tmp_path / "old"
-    old.mkdir()
-    (old / "report.json").write_text("mine")
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(tmp_path)
+    run(small, photo, tmp_path / "old", methods=("saliency",), solvers=("exact",))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    monkeypatch.setattr(module, "draw", fail)
     with pytest.raises(ValueError, match="no ink"):
-        run(small, photo, old)
-    assert [path.name for path in old.iterdir()] == ["report.json"] and (old / "report.json").read_text() == "mine"
+        run(small, photo, tmp_path / "old")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+
+
+def test_a_second_run_leaves_nothing_of_the_first(small, photo, tmp_path):
+    out = tmp_path / "out"
+    run(small, photo, out)
+    made = run(small, photo, out, methods=("saliency",), solvers=("sparsegpt",))
+    names = ["index.html", "overview.png", "report.json", "saliency.png", "trace-sparsegpt.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == names == made.report["files"]
+    assert sorted(made.files) == [out / name for name in names]
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OSError, match=r"files that no earlier run wrote \(notes.txt\)"):
+        run(small, photo, out)
+    assert (out / "notes.txt").read_text() == "mine" and (out / "trace-sparsegpt.safetensors").exists()
+
+
+def test_what_the_reader_did_is_said(small, photo, tmp_path):
+    assert run(small, photo, tmp_path / "plain", methods=("saliency",), solvers=("exact",)).report["reading"] == []
+    image = Image.open(photo).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "turned.png", exif=exif, save_all=True, append_images=[image.rotate(180)])
+    report = run(small, tmp_path / "turned.png", tmp_path / "out", methods=("saliency",), solvers=("exact",)).report
+    assert report["reading"] == [
+        "The file has several frames or pages, of which the first was read.",
+        "The photo was turned upright (EXIF orientation 6).",
+        "Transparent parts are shown on the mean colour of the network's input, RGB (128, 128, 128).",
+    ]
+    page = (tmp_path / "out/index.html").read_text()
+    made = page.partition("How it was made")[2]
+    assert all(html.escape(sentence, quote=False) in html.unescape(made) for sentence in report["reading"])
 
 
 # Command line

@@ -79,6 +79,7 @@ def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings
     layers = [layer("body.0", 0.25), layer("body.1", 0.75)] if layers is None else layers
     return {
         "settings": {"image": "/photos/dog.jpg", "model": "demo", "sparsity": None, "methods": METHODS, **settings},
+        "reading": ["The photo was turned upright."],
         "versions": {"spade_fast": "0.1.0"},
         "seconds": {"load model": 1.25, "pictures": 0.5},
         "predictions": {
