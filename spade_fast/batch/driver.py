@@ -47,6 +47,9 @@ class Summary:
         Errors of the samples that failed, by sample id.
     seconds
         Since the work began.
+    skipped
+        Number of files in the folder that are not samples: ``hidden`` ones, among which a hidden folder counts once and
+        which include those that macOS and Windows make, and ``other`` ones, without the suffix of an image format.
     """
 
     total: int
@@ -56,6 +59,7 @@ class Summary:
     finished: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
@@ -93,9 +97,9 @@ def run(
     Parameters
     ----------
     samples
-        A folder of photos, subfolders included; a file name or pattern (``*``, ``?``, ``[...]``, ``**``); a ``.csv`` or
-        ``.parquet`` list with a column ``path`` and optionally a column ``id``; a dataset with ``__len__`` and
-        ``__getitem__``, or ``module:callable``, which returns one.
+        A folder of photos, with its subfolders, but without hidden files and folders; a file name or pattern (``*``,
+        ``?``, ``[...]``, ``**``); a ``.csv`` or ``.parquet`` list with a column ``path`` and optionally a column
+        ``id``; a dataset with ``__len__`` and ``__getitem__``, or ``module:callable``, which returns one.
     out
         Folder for the results, which all workers can write to under this path.
     model
@@ -174,7 +178,8 @@ def run(
             job.facts["threads"], job.facts["device"], bytes_per_sample(job, network), place.free_bytes(job) // sharing
         )
         together = max(1, min(together, -(-len(todo) // sharing)))
-        summary = Summary(len(source.ids), len(source.ids) - len(todo), workers, together)
+        before = len(source.ids) - len(todo)
+        summary = Summary(len(source.ids), before, workers, together, skipped=source.skipped)
         if progress is not None:
             progress(summary)
         if dry_run:

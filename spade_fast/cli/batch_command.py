@@ -165,7 +165,9 @@ def _plan(summary: Summary) -> str:
 
 
 def _total(summary: Summary) -> str:
-    return f"{summary.total} sample{'' if summary.total == 1 else 's'}"
+    from spade_fast.batch.samples import skipped_text
+
+    return f"{summary.total} sample{'' if summary.total == 1 else 's'}{skipped_text(summary.skipped)}"
 
 
 def _pace(summary: Summary) -> str:
