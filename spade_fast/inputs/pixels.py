@@ -58,8 +58,9 @@ def upright(image: Image, name: str = "the image") -> Upright:
         begins with `name`.
     """
     notes = []
-    if getattr(image, "is_animated", False):
-        notes.append("The file has several frames or pages, of which the first was read.")
+    with _one_error(name):
+        if getattr(image, "is_animated", False):
+            notes.append("The file has several frames or pages, of which the first was read.")
     decoded, orientation, turn = _decoded(image, name)
     if orientation in _TURNS:
         notes.append(f"The photo was turned upright (EXIF orientation {orientation}).")
@@ -84,8 +85,10 @@ def flatten(image: Image, ground: tuple[int, int, int]) -> Image:
 
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
-    behind = Image.new("RGBA", image.size, (*ground, 255))
-    return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
+    shown = Image.new("RGB", image.size, ground)
+    transparent = image if image.mode == "RGBA" else image.convert("RGBA")
+    shown.paste(transparent, mask=transparent)
+    return shown
 
 
 def object_mask(image: Image, name: str = "the mask") -> Image:
