@@ -19,6 +19,8 @@ from spade_fast.batch.samples import find_samples, skipped_text  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
 from spade_fast.inputs.networks import load_model  # noqa: E402
 
+Image.init()  # fills Image.SAVE
+
 FORMATS = {
     ".jpg": "JPEG",
     ".JPEG": "JPEG",

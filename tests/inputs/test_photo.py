@@ -20,6 +20,8 @@ from spade_fast.inputs.photo import FORMATS, photo_suffixes, read_mask, read_pho
 Image = pytest.importorskip("PIL.Image")
 from PIL import PngImagePlugin  # noqa: E402
 
+Image.init()  # fills Image.SAVE
+
 NETWORK = LoadedModel("x", nn.Identity(), (0.2, 0.4, 0.6), (0.25,) * 3, 4, 4)
 GROUND = (51, 102, 153)
 PERFECT = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}, "TIFF": {}}
