@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from spade_fast._util.checks import integer
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
+from spade_fast.attribution.layouts import Layouts
 
 # Square root of the covariance of ImageNet's colours, scaled so that the largest column norm is 1 (Olah et al., 2017).
 _COLOURS = ((0.563, 0.195, 0.043), (0.584, 0.0, -0.108), (0.584, -0.195, 0.065))
@@ -161,19 +163,26 @@ def _moved(image: Tensor, generator: torch.Generator) -> Tensor:
 @contextmanager
 def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield a function from images to the feature's mean activation, with the model in evaluation mode."""
-    outputs: list[Tensor] = []
+    outputs: list[tuple[Any, Any]] = []
     modules = dict(model.named_modules())
     if feature.layer is not None and feature.layer not in modules:
         raise InvalidValueError(f"the model has no layer {feature.layer!r}")
     watched = model if feature.layer is None else modules[feature.layer]
-    hook = watched.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+
+    def read(module: nn.Module, inputs: object, output: Any) -> None:
+        # What follows may change the output in place.
+        outputs.append((output, output.clone() if isinstance(output, Tensor) else output))
+
+    hook = watched.register_forward_hook(read)
 
     def excitement(images: Tensor) -> Tensor:
         outputs.clear()
-        model(images)
-        if not outputs or not isinstance(outputs[-1], Tensor) or outputs[-1].dim() not in (2, 3, 4):
+        with Layouts(images) as layouts:
+            model(images)
+        output, value = outputs[-1] if outputs else (None, images)
+        if not isinstance(output, Tensor) or output.dim() not in (2, 3, 4):
             raise InvalidValueError(f"layer {feature.layer!r} does not return feature maps, tokens or classes")
-        return _activation(outputs[-1], feature).mean()
+        return _activation(value, feature, layouts.channels(output)).mean()
 
     try:
         with evaluation_mode(model):
@@ -182,11 +191,16 @@ def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], 
         hook.remove()
 
 
-def _activation(output: Tensor, feature: Feature) -> Tensor:
-    channels = output.movedim(-1, 1) if output.dim() == 3 else output  # tokens have their features last
-    if not 0 <= feature.index < channels.shape[1]:
-        raise InvalidValueError(f"index must lie between 0 and {channels.shape[1] - 1}, got {feature.index}")
-    chosen = channels[:, feature.index]
+def _activation(output: Tensor, feature: Feature, channels: int | None) -> Tensor:
+    if output.dim() == 4 and channels is None:
+        raise InvalidValueError(
+            f"layer {feature.layer!r} returns {list(output.shape)}, whose order of dimensions the network does not tell"
+        )
+    # Tokens have their features last.
+    values = output.movedim(channels or -1, 1) if output.dim() > 2 else output
+    if not 0 <= feature.index < values.shape[1]:
+        raise InvalidValueError(f"index must lie between 0 and {values.shape[1] - 1}, got {feature.index}")
+    chosen = values[:, feature.index]
     if not feature.neuron:
         return chosen
     if chosen.dim() != 3:

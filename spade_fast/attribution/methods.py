@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.ranges import stage
+from spade_fast.attribution.function_kinds import RECTIFIER, STAND_INS
+from spade_fast.attribution.prepare import rehearse
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -127,14 +129,8 @@ def _gradient_shap(question: Question) -> Recipe:
 def _deep_lift(question: Question) -> Recipe:
     """Shrikumar, Greenside, Kundaje, Learning Important Features Through Propagating Activation Differences, 2017."""
     from captum.attr import DeepLift
-    from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 
-    unknown = {
-        type(module).__name__
-        for module in question.model.modules()
-        if type(module) not in SUPPORTED_NON_LINEAR
-        and (type(module).__module__ == nn.ReLU.__module__ or isinstance(module, nn.LayerNorm | nn.GroupNorm))
-    }
+    _, _, unknown = rehearse(question.model, (question.image,), STAND_INS)
     if unknown:
         raise InvalidValueError(f"DeepLIFT has no rule for {', '.join(sorted(unknown))}")
     return Recipe(DeepLift(question.model), {"baselines": question.black_image, "target": question.target})
@@ -151,7 +147,7 @@ def _guided_backprop(question: Question) -> Recipe:
     """Springenberg et al., Striving for Simplicity: The All Convolutional Net, ICLR workshop 2015."""
     from captum.attr import GuidedBackprop
 
-    _need_relu(question.model)
+    _need_relu(question)
     return Recipe(GuidedBackprop(question.model), {"target": question.target})
 
 
@@ -172,7 +168,7 @@ def _guided_gradcam(question: Question) -> Recipe:
     from spade_fast.attribution.cam import last_feature_layer
 
     layer = last_feature_layer(question.model, question.image)
-    _need_relu(question.model)
+    _need_relu(question)
     return Recipe(GuidedGradCam(question.model, layer), {"target": question.target, "interpolate_mode": "bilinear"})
 
 
@@ -313,6 +309,7 @@ def seeded(device: torch.device) -> Iterator[None]:
             np.random.set_state(state)
 
 
-def _need_relu(model: nn.Module) -> None:
-    if not any(isinstance(module, nn.ReLU) for module in model.modules()):
-        raise InvalidValueError("it has no ReLU module, whose gradient the method modifies")
+def _need_relu(question: Question) -> None:
+    _, met, _ = rehearse(question.model, (question.image,), [RECTIFIER])
+    if not met:
+        raise InvalidValueError("it calls no ReLU, whose gradient the method modifies")
