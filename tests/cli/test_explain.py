@@ -126,7 +126,7 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"IMAGE": "cut.png"}, "not an image file, or damaged"),
         ({"--methods": "saliency,magic"}, "unknown method 'magic'"),
         ({"--methods": ""}, "method"),
-        ({"--methods": "deeplift", "--model": "small_network:gelu"}, "DeepLIFT cannot be used on Sequential: DeepLIFT"),
+        ({"--methods": "deeplift", "--model": "small_network:norm"}, "DeepLIFT cannot be used on Sequential: DeepLIFT"),
         ({"--model": "magic"}, "unknown model 'magic'"),
         ({"--model": "small_network:maps"}, "one row of logits"),
         ({"--solver": "magic"}, "unknown solver 'magic'"),
