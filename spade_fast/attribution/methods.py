@@ -130,7 +130,7 @@ def _deep_lift(question: Question) -> Recipe:
     """Shrikumar, Greenside, Kundaje, Learning Important Features Through Propagating Activation Differences, 2017."""
     from captum.attr import DeepLift
 
-    _, _, unknown = rehearse(question.model, (question.image,), STAND_INS)
+    _, unknown = rehearse(question.model, (question.image,), STAND_INS)
     if unknown:
         raise InvalidValueError(f"DeepLIFT has no rule for {', '.join(sorted(unknown))}")
     return Recipe(DeepLift(question.model), {"baselines": question.black_image, "target": question.target})
@@ -310,6 +310,6 @@ def seeded(device: torch.device) -> Iterator[None]:
 
 
 def _need_relu(question: Question) -> None:
-    _, met, _ = rehearse(question.model, (question.image,), [RECTIFIER])
+    met, _ = rehearse(question.model, (question.image,), [RECTIFIER])
     if not met:
         raise InvalidValueError("it calls no ReLU, whose gradient the method modifies")

@@ -48,8 +48,7 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
     Warns
     -----
     UserWarning
-        In the trial on `example_inputs` there was a function that cannot be given another gradient, or other outputs
-        than the model's.
+        In the trial on `example_inputs` there was a function that cannot be given another gradient.
 
     Raises
     ------
@@ -81,18 +80,20 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
         module.__dict__["forward"] = Forward(module, stand_ins)
         module.__dict__["apply"] = partial(_apply, module, stand_ins)
     if example_inputs is not None:
-        inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        _try(model, prepared, inputs)
+        try:
+            rehearse(prepared, example_inputs if isinstance(example_inputs, tuple) else (example_inputs,), [RECTIFIER])
+        except InvalidValueError as error:
+            warnings.warn(f"GuidedBackprop and DeepLift will refuse {type(model).__name__}: {error}", stacklevel=2)
     return prepared
 
 
-def rehearse(model: nn.Module, inputs: tuple[Any, ...], kinds: Iterable[str]) -> tuple[Any, set[str], set[str]]:
+def rehearse(model: nn.Module, inputs: tuple[Any, ...], kinds: Iterable[str]) -> tuple[set[str], set[str]]:
     """Run a prepared network as a method with hooks on some kinds of functions does.
 
     Returns
     -------
-    (object, set of str, set of str)
-        The outputs, the kinds of functions that were called, and the names of those without a rule.
+    (set of str, set of str)
+        The kinds of functions that were called, and the names of those without a rule.
 
     Raises
     ------
@@ -103,7 +104,8 @@ def rehearse(model: nn.Module, inputs: tuple[Any, ...], kinds: Iterable[str]) ->
     if not isinstance(forward, Forward):
         raise InvalidValueError("the network is not a copy made by prepare_for_attribution")
     with undisturbed(model), torch.enable_grad(), forward.stand_ins.rehearsal(kinds) as (met, refused):
-        return model(*map(_differentiable, inputs)), met, refused
+        model(*inputs)
+    return met, refused
 
 
 def _apply(module: nn.Module, stand_ins: StandIns, function: Callable[[nn.Module], Any]) -> nn.Module:
@@ -114,22 +116,3 @@ def _apply(module: nn.Module, stand_ins: StandIns, function: Callable[[nn.Module
     for stand_in in stand_ins.of_kind.values():
         function(stand_in)
     return module
-
-
-def _try(model: nn.Module, prepared: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Run the copy as a method with hooks does, and warn about what would not work."""
-    with undisturbed(model):
-        expected = model(*inputs)
-    try:
-        found, *_ = rehearse(prepared, inputs, [RECTIFIER])
-    except InvalidValueError as error:
-        warnings.warn(f"GuidedBackprop and DeepLift will refuse {type(model).__name__}: {error}", stacklevel=3)
-        return
-    pairs = zip(tree_leaves(expected), tree_leaves(found), strict=True)
-    if not all(torch.equal(one, other) for one, other in pairs if isinstance(one, Tensor)):
-        warnings.warn(f"the outputs of {type(model).__name__} are not the same in each forward pass", stacklevel=3)
-
-
-def _differentiable(value: Any) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.detach().requires_grad_() if floating else value
