@@ -74,16 +74,16 @@ def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:
     """
     names = {module: name for name, module in model.named_modules() if module is not model}
     containers = {module for module in names if any(True for _ in module.children())}
-    found: list[tuple[nn.Module, Tensor, int]] = []
+    found: list[tuple[nn.Module, Tensor, int]] = []  # the last one
     tokens: list[Tensor] = []
 
     def look(module: nn.Module, _: object, output: object) -> None:
         if not isinstance(output, Tensor):
             return
-        if module in containers and found and found[-1][1] is output and found[-1][2] == output._version:
+        if module in containers and found and found[0][1] is output and found[0][2] == output._version:
             return  # the output of its last submodule
         if output.dim() == 4 and min(output.shape[-2:]) > 1:
-            found.append((module, output, output._version))
+            found[:] = [(module, output, output._version)]
             tokens.clear()
         elif output.dim() == 3 and output.shape[1] > 1:
             tokens.append(output)
@@ -97,7 +97,7 @@ def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:
             hook.remove()
     if not found:
         raise InvalidValueError("it has no layer whose output is a feature map")
-    layer, maps, _ = found[-1]
+    layer, maps, _ = found[0]
     if tokens:
         raise InvalidValueError(f"its features after the layer {names[layer]!r} are tokens, not feature maps")
     channels = layouts.channels(maps)
