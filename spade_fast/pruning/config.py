@@ -30,13 +30,15 @@ class PruneConfig:
     sparsity : float, mapping, function or None
         Share of each layer's weights to remove, between 0 and 1. A mapping assigns shares to layer names or patterns: a
         layer takes the share of the first pattern it matches, or 0 if it matches none. A function takes the layer's
-        name and returns the share. Layers with a share of 0 are skipped. The commands and
-        `spade_fast.batch.run` also accept None, the default for a network (`spade_fast.inputs.defaults.fill_defaults`).
+        name and returns the share; it is also asked for weights that cannot be pruned, such as those of an `nn.LSTM`.
+        Layers with a share of 0 are skipped. The commands and `spade_fast.batch.run` also accept None, the default for
+        a network (`spade_fast.inputs.defaults.fill_defaults`).
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
     layers : str, iterable of str or None
         Names or patterns (``*``, ``?``, ``[...]``) of the layers to prune; None for all linear and convolutional
-        layers.
+        layers. Other weights of two or more dimensions that match (all, for None), have a sparsity above 0 and are used
+        by the model stay dense, which is a fallback: of `nn.LSTM`, `nn.Embedding` or `nn.Conv3d`, for example.
     block : int or None
         Number of neighbouring columns that are removed together (exact OBS, columns in the order (kh, kw, in-channel))
         or whose mask is chosen together (SparseGPT, in the order (in-channel, kh, kw)), in all layers. 1 prunes

@@ -26,6 +26,7 @@ from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.ranges import stage
 from spade_fast._util.safetensors_file import safetensors_file, safetensors_metadata
 from spade_fast.pruning.layers import Layer
+from spade_fast.pruning.module_kinds import named_parameters
 from spade_fast.pruning.solve import LayerReport
 
 _FORMAT = "spade_fast.trace"
@@ -101,7 +102,8 @@ class Trace:
         One per requested layer, including skipped ones.
     header : dict
         ``sample_id``, ``settings`` (the fields of :class:`PruneConfig`), ``images``, ``passes``, ``seconds`` (by
-        stage), ``library_version`` and ``weights`` (the hash of each parameter of the dense model).
+        stage), ``library_version``, ``weights`` (the hash of each parameter of the dense model) and ``network_weights``
+        (the number of weights of the whole network: the elements of all parameters of two or more dimensions).
 
     Examples
     --------
@@ -144,6 +146,16 @@ class Trace:
         total = sum(layer.numel for layer in self._pruned.values())
         return 1 - sum(layer.values.numel() for layer in self._pruned.values()) / total if total else 0.0
 
+    @property
+    def network_sparsity(self) -> float:
+        """Share of the whole network's weights that are zeros in the pruned layers.
+
+        The network's weights are the elements of all its parameters of two or more dimensions, whether they can be
+        pruned or not; biases and the scales of batch norms do not count.
+        """
+        zeros = sum(layer.numel - layer.values.numel() for layer in self._pruned.values())
+        return zeros / self.header["network_weights"] if zeros else 0.0
+
     def mask(self, name: str) -> Tensor:
         """Return where a layer's weights survive, as a boolean tensor of the parameter's shape.
 
@@ -182,7 +194,7 @@ class Trace:
             yield model
 
     def summary(self) -> str:
-        """Return a text table with one line per layer."""
+        """Return a text table with one line per layer, below the sparsity of the pruned layers and of the network."""
         titles = (
             "layer",
             "shape",
@@ -212,7 +224,8 @@ class Trace:
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([repr(self), *lines])
+        shares = f"{self.sparsity:.2%} of the pruned layers, {self.network_sparsity:.2%} of the whole network"
+        return "\n".join([f"{self!r}: {shares}", *lines])
 
     def __repr__(self) -> str:
         return f"Trace(sample_id={self.sample_id!r}, {len(self._pruned)} layers, sparsity={self.sparsity:.4f})"
@@ -298,7 +311,7 @@ class Trace:
         return self._pruned[name]
 
     def _check_model(self, model: nn.Module) -> None:
-        expected, given = self.header["weights"], hash_tensors(model.named_parameters())
+        expected, given = self.header["weights"], hash_tensors(named_parameters(model))
         for name in [*expected, *given]:
             if expected.get(name) != given.get(name):
                 states = [weights.get(name, "missing").split(":")[0] for weights in (expected, given)]
@@ -316,7 +329,7 @@ def weights_applied(
     model: nn.Module, pruned: Iterable[PrunedLayer], check: Callable[[nn.Module], None] = lambda model: None
 ) -> Iterator[None]:
     """Swap weights in place during a ``with`` block, after a `check`; see :meth:`Trace.applied`."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(named_parameters(model, remove_duplicate=False))
     targets = [(layer, parameters[layer.parameter]) for layer in pruned if layer.parameter in parameters]
     with _reserved([parameter for _, parameter in targets]):
         with stage("apply"):
