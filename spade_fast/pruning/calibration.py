@@ -234,4 +234,7 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
         expected = next(model.parameters()).dtype
         wrong_type = any(value.is_floating_point() and value.dtype != expected for value in tensors)
         kind = InvalidTypeError if wrong_type or isinstance(error, TypeError) else InvalidValueError
-        raise kind(f"the model, with {expected} parameters, cannot run batch {index} ({given}): {error}") from error
+        message = f"the model, with {expected} parameters, cannot run batch {index} ({given}): {error}"
+        if isinstance(batch, Sequence) and isinstance(error, TypeError):
+            message += ". The values of a batch are the model's positional arguments: leave out labels"
+        raise kind(message) from error

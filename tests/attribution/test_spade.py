@@ -207,6 +207,48 @@ def test_model_is_restored_after_an_error(model, images):
     assert spade.attribute(images, target=0).shape == images.shape
 
 
+class Normed(nn.Module):
+    """Has batch norms and dropout, counts its calls, and can have a baseline subtracted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.hidden, self.norm1, self.dropout = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout()
+        self.head = nn.Linear(8, 5)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        return self.head(self.dropout(self.norm1(self.hidden(x))))
+
+
+@pytest.mark.parametrize("calibration", ["augmenter", "batches"])
+@pytest.mark.parametrize("built_on", ["model", "copy", "function"])
+@pytest.mark.parametrize("count", [1, 8])
+def test_networks_in_training_mode_are_explained_in_evaluation_mode(calibration, built_on, count, images):
+    torch.manual_seed(0)
+    images = torch.rand(count, 3, 12, 12)
+    model = Normed().train()
+    model.hidden.eval()
+    network = {"model": model, "copy": prepare_for_attribution(model, images), "function": lambda x: model(x)}[built_on]
+    network = network.train() if built_on == "copy" else network
+    given = AUGMENTER if calibration == "augmenter" else images
+    spade = Spade(IntegratedGradients(network), given, model=model, **SETTINGS)
+    before, modes = state(model), [module.training for module in model.modules()]
+    found = spade.attribute(images, target=0, n_steps=3)
+    assert torch.equal(found, spade.attribute(images, target=0, n_steps=3))
+    with pytest.raises(Exception, match=r"(?i)target|index"):
+        spade.attribute(images, target=99)
+    assert_untouched(model, before)
+    assert [module.training for module in model.modules()] == modes
+    assert built_on != "copy" or all(module.training for module in network.modules())
+    model.eval()
+    network = network.eval() if built_on == "copy" else network
+    spade = Spade(IntegratedGradients(network), given, model=model, **SETTINGS)
+    assert torch.equal(found, spade.attribute(images, target=0, n_steps=3))
+
+
 def test_bad_arguments(model, images):
     with pytest.raises(TypeError, match=r"captum\.attr"):
         Spade(model, AUGMENTER, **SETTINGS)
