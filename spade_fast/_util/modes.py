@@ -12,12 +12,16 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode during a ``with`` block; modes and buffers are restored afterwards."""
+    """Put a network into evaluation mode during a ``with`` block; modes and buffers are restored afterwards.
+
+    The modules' flags are set without calling `train` or `eval`, which some networks override to change their weights.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers.items())) for module, _ in modes]
     copies = [[None if b is None else b.detach().clone() for b in of_module.values()] for _, of_module in buffers]
     try:
-        model.eval()
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         for module, mode in modes:

@@ -76,8 +76,9 @@ class Spade(Attribution):
     TypeError
         `attribution_method` is not a Captum method, or its model cannot be found.
     ValueError
-        A field of the configuration is out of range; the method compares samples (`FeaturePermutation`,
-        `LayerFeaturePermutation`, `DataLoaderAttribution`), but `calibration` is a function.
+        A field of the configuration is out of range; the method's network and `model` share no parameters; the method
+        compares samples (`FeaturePermutation`, `LayerFeaturePermutation`, `DataLoaderAttribution`), but `calibration`
+        is a function.
 
     Examples
     --------
@@ -121,7 +122,7 @@ class Spade(Attribution):
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
         self.calibration = calibration
-        self.model = _find_model(attribution_method) if model is None else model
+        self.model = _find_model(attribution_method) if model is None else _checked(model, attribution_method)
         self.progress = progress
         self.traces: list[Trace] = []
 
@@ -236,6 +237,19 @@ def _find_model(method: Attribution) -> nn.Module:
         f"{type(method).__name__} was built on a function, {method.forward_func!r}, not on a module: "
         "pass the network whose weights it uses as Spade(..., model=...)"
     )
+
+
+def _checked(model: nn.Module, method: Attribution) -> nn.Module:
+    """Return the given network, or raise ValueError if the method runs on another, which traces would not change."""
+    network = innermost(method).forward_func
+    if isinstance(network, nn.Module) and isinstance(model, nn.Module):
+        own = set(map(id, model.parameters()))
+        if own and own.isdisjoint(map(id, network.parameters())):
+            raise InvalidValueError(
+                f"model shares no parameters with the {type(network).__name__} that {type(method).__name__} was built "
+                "on, so traces would change nothing: build the method on the model or on a prepared copy of it"
+            )
+    return model
 
 
 def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:

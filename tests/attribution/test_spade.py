@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -196,6 +197,14 @@ def test_function_needs_the_model_named(model, images):
         Spade(method, AUGMENTER, **SETTINGS)
     found = Spade(method, AUGMENTER, model=model, **SETTINGS).attribute(images[:1], target=0)
     assert torch.equal(found, by_hand(model, method, images[0], "0", target=0))
+
+
+def test_the_named_model_must_be_the_methods(model, images):
+    other = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"shares no parameters with the Small that Saliency was built on"):
+        Spade(Saliency(other), AUGMENTER, model=model, **SETTINGS)
+    for method in (Saliency(prepare_for_attribution(model)), NoiseTunnel(Saliency(nn.Sequential(model)))):
+        Spade(method, AUGMENTER, model=model, **SETTINGS)
 
 
 def test_model_is_restored_after_an_error(model, images):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
-from spade_fast import trace
+from spade_fast import trace, tune
 from spade_fast._util.modes import evaluation_mode
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*quantize")
@@ -126,6 +126,37 @@ def test_converted_parameters_are_refused(convert, data):
     model.head.weight = nn.Parameter(convert(model.head.weight.detach()))
     with pytest.raises(ValueError, match=r"'head\.weight' is stored as .*before its weights were converted"):
         trace(model, data, sparsity=0.5)
+
+
+class MergesWeights(nn.Linear):
+    """Changes its weights when its mode changes, as low-rank adapters do."""
+
+    def train(self, mode: bool = True) -> MergesWeights:
+        with torch.no_grad():
+            self.weight.add_(-1.1 if mode else 1.1)
+        return super().train(mode)
+
+
+def test_evaluation_mode_does_not_run_what_train_and_eval_do(data):
+    model = MergesWeights(4, 3)
+    before = model.weight.clone()
+    with evaluation_mode(model):
+        assert not model.training and torch.equal(model.weight, before)
+    assert model.training and torch.equal(model.weight, before)
+
+
+def test_compiled_networks_are_tuned(data):
+    torch._dynamo.reset()
+    model = Net().eval()
+    compiled = torch.compile(model, backend=Counting())
+
+    def score(given: nn.Module, sample: int) -> float:
+        with torch.no_grad():
+            return -float((given(data) ** 2).mean())
+
+    expected = tune(model, [data], score, candidates=[0.5], stages="layers")
+    found = tune(compiled, [data], score, candidates=[0.5], stages="layers")
+    assert found.sparsity == expected.sparsity and found.before == pytest.approx(expected.before)
 
 
 def test_evaluation_mode_restores_modes_and_buffers(data):
