@@ -84,10 +84,7 @@ def _kind_and_reason(module: nn.Module) -> tuple[str, str]:
     if isinstance(module, torch.jit.ScriptModule):
         kind = f"TorchScript {module.original_name}"
         return kind, f"{kind}: pass the model as it was before that module was scripted or traced"
-    kind = type(module).__name__
-    if type(module).__module__.startswith("torch.nn."):
-        return kind, f"{kind} layers are not pruned"
-    return kind, f"a parameter of {kind} itself, not of a linear or convolutional layer in it"
+    return type(module).__name__, f"{type(module).__name__} parameter: no solver prunes it"
 
 
 def _quantised_weights(module: nn.Module) -> dict[str, Tensor] | None:

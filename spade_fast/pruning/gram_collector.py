@@ -26,6 +26,8 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((_aten.mm, _aten.mv, _aten.bmm), (0, 1)),
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), (1, 2)),
 }
+# What is only added to or joined with activations is a bias, such as a position embedding or a class token.
+_BIAS_USES = (_aten.add, _aten.add_, _aten.cat)
 
 
 def gram_dtype(weight: Tensor) -> torch.dtype:
@@ -53,7 +55,8 @@ class GramCollector(TorchDispatchMode):
     unsupported
         Layers whose weight was used by another operation, with the reason. They have no Gram matrix.
     used : dict
-        Names of the `watched` weights that an operation has used so far, in that order.
+        Names of the `watched` weights that an operation has used so far, in that order. Parameters that are only added
+        to or concatenated with activations do not count: they are biases.
     seconds
         Time spent in this class so far.
     collecting
@@ -85,7 +88,7 @@ class GramCollector(TorchDispatchMode):
         tensors = _tensors((*args, *kwargs.values()))
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
         uses = [(tracked, tensor) for tracked, tensor in found if isinstance(tracked, _Tracked)]
-        if len(uses) < len(found) and not func.is_view:
+        if len(uses) < len(found) and not func.is_view and func.overloadpacket not in _BIAS_USES:
             self._note([tracked for tracked, _ in found if isinstance(tracked, _Watched)])
         if uses:
             # In inference mode composite functions arrive here undecomposed.

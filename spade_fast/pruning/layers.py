@@ -15,6 +15,7 @@ from spade_fast._util.errors import InvalidTypeError, InvalidValueError, Unknown
 from spade_fast.pruning.dense_weights import DenseWeight, other_weights, storage_key, weight_name
 from spade_fast.pruning.module_kinds import uncompiled
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -112,8 +113,9 @@ def find_layers(
         The layers that match.
     dense : dict of DenseWeight
         By name, the matching weights that cannot be pruned: layers whose weight is computed from other parameters
-        (`torch.nn.utils.parametrizations`) or has no floating-point dtype, and all other weights of two or more
-        dimensions, such as those of `nn.LSTM`, `nn.Embedding` and `nn.Conv3d`, bare parameters and quantised modules.
+        (`torch.nn.utils.parametrizations`) or has no floating-point dtype of 16 bits or more, and all other weights of
+        two or more dimensions, such as those of `nn.LSTM`, `nn.Embedding` and `nn.Conv3d`, bare parameters and
+        quantised modules.
 
     Raises
     ------
@@ -140,7 +142,7 @@ def find_layers(
                 known.update(map(id, module.parameters()))
                 continue
             known.add(id(weight))
-            if not weight.is_floating_point():
+            if weight.dtype not in _DTYPES:
                 dense[name] = DenseWeight(name, tuple(weight.shape), f"its weight is of type {weight.dtype}")
             elif weight.numel() > 0 and storage_key(weight) not in seen:
                 seen.add(storage_key(weight))

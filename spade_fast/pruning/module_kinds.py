@@ -78,6 +78,8 @@ def check_parameters(model: nn.Module) -> None:
                 f"parameter {name!r} is stored as {kind}: pass the model as it was before its weights were converted"
             )
         values = parameter.detach()
+        if values.is_floating_point() and values.itemsize == 1:
+            values = values.float()  # in which sums are implemented
         # A non-finite value makes the sum non-finite; a sum that merely overflowed is checked element by element.
         if not (bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())):
             raise InvalidValueError(f"parameter {name!r} of the model has NaN or infinite values")

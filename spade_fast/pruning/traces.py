@@ -99,7 +99,7 @@ class Trace:
     Attributes
     ----------
     reports : list of LayerReport
-        One per requested layer, including skipped ones.
+        One per requested layer, and per other requested weight that stays dense, with a note that says why.
     header : dict
         ``sample_id``, ``settings`` (the fields of :class:`PruneConfig`), ``images``, ``passes``, ``seconds`` (by
         stage), ``library_version``, ``weights`` (the hash of each parameter of the dense model) and ``network_weights``

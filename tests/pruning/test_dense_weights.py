@@ -101,23 +101,41 @@ NETWORKS = {
         ["part"],
         "computed",
     ),
-    "integers": (
-        lambda: Net(Whole(FEATURES, FEATURES)),
-        ["part"],
-        "int8",
-    ),
+    "integers": (lambda: Net(Stored(torch.int8)), ["part"], "int8"),
+    "bytes": (lambda: Net(Stored(torch.float8_e5m2)), ["part"], "float8_e5m2"),
+    "attention": (lambda: Net(Attention()), ["part.attention.bias_k", "part.attention.bias_v"], "MultiheadAttention"),
+    "bilinear": (lambda: Net(Twice(nn.Bilinear(FEATURES, FEATURES, FEATURES))), ["part.module"], "Bilinear"),
 }
 
 
-class Whole(nn.Linear):
-    """A linear layer that stores integers."""
+class Stored(nn.Linear):
+    """A linear layer that stores its weight in another type."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.weight = nn.Parameter((self.weight.detach() * 100).to(torch.int8), requires_grad=False)
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(FEATURES, FEATURES)
+        self.weight = nn.Parameter((self.weight.detach() * 100).to(dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight / 100, self.bias)
+        return F.linear(x, self.weight.float() / 100, self.bias)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(FEATURES, 1, add_bias_kv=True, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None]
+        return self.attention(x, x, x)[0]
+
+
+class Twice(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x, x)
 
 
 @pytest.fixture
@@ -137,7 +155,7 @@ def test_dense_weights_are_in_the_reports_and_the_warning(name, inference, data)
     with torch.inference_mode(inference), pytest.warns(FallbackWarning) as caught:
         made = trace(model, data, sparsity=0.5)
     (message,) = [str(one.message) for one in caught if one.category is FallbackWarning]
-    assert made.layers == ("head",)
+    assert made.layers[-1] == "head" and not set(made.layers) & set(expected)
     assert list(notes(made)) == expected
     for weight, note in notes(made).items():
         assert word in note and f"{weight} ({note})" in message and note in made.summary()
@@ -228,6 +246,27 @@ def test_use_is_that_of_the_sample(data):
     with pytest.warns(FallbackWarning):
         used, unused = trace_batch(model, [data.abs(), -data.abs()], sparsity=0.5)
     assert list(notes(used)) == RECURRENT and notes(unused) == {}
+
+
+class Tokens(nn.Module):
+    """A class token and position embeddings, as vision transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.positions = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 9, 4))
+        self.scale = nn.Parameter(torch.ones(1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x[:, None]], 1)
+        return (x + self.positions[:, :2])[:, 0] * self.scale
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_only_added_or_concatenated_is_a_bias(inference, data):
+    model = Net(Tokens())
+    with torch.inference_mode(inference), pytest.warns(FallbackWarning, match=r"pruned: part\.scale \([^,]*\)$"):
+        made = trace(model, data, sparsity=0.5)
+    assert list(notes(made)) == ["part.scale"] and made.header["network_weights"] == 24 + 32 + 4 + 36 + 4
 
 
 def test_memory_limit_and_zeros_of_dense_weights(data):
