@@ -32,7 +32,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                     module._buffers.clear()
                     module._buffers.update(originals)
                 for original, copy in zip(originals.values(), of_module, strict=True):
-                    if original is not None and copy is not None and not torch.equal(original, copy):
+                    if original is None or copy is None:
+                        continue
+                    if original.grad_fn is not None:  # updated in place by values with a gradient
+                        original.detach_()
+                    if not torch.equal(original, copy):
                         original.copy_(copy)
 
 

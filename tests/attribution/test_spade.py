@@ -199,6 +199,12 @@ def test_function_needs_the_model_named(model, images):
     assert torch.equal(found, by_hand(model, method, images[0], "0", target=0))
 
 
+def test_compiled_networks(model, images):
+    compiled = torch.compile(model, backend="eager")
+    found = Spade(Saliency(compiled), AUGMENTER, **SETTINGS).attribute(images, target=0)
+    assert torch.allclose(found, Spade(Saliency(model), AUGMENTER, **SETTINGS).attribute(images, target=0), atol=1e-6)
+
+
 def test_the_named_model_must_be_the_methods(model, images):
     other = copy.deepcopy(model)
     with pytest.raises(ValueError, match=r"shares no parameters with the Small that Saliency was built on"):

@@ -128,6 +128,25 @@ def test_converted_parameters_are_refused(convert, data):
         trace(model, data, sparsity=0.5)
 
 
+class Averages(nn.Module):
+    """Updates a buffer in place by values that can have a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(x.mean(0))
+        return x
+
+
+def test_evaluation_mode_frees_buffers_of_gradients(data):
+    model = Averages()
+    with evaluation_mode(model):
+        model(data.requires_grad_())
+    assert not model.mean.requires_grad and torch.equal(copy.deepcopy(model).mean, torch.zeros(4))
+
+
 class MergesWeights(nn.Linear):
     """Changes its weights when its mode changes, as low-rank adapters do."""
 
