@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -37,15 +37,15 @@ class DenseWeight:
     parameter: Tensor | None = field(default=None, compare=False)
 
 
-def other_weights(model: nn.Module, known: set[int]) -> Iterator[DenseWeight]:
+def other_weights(model: nn.Module, known: Iterable[object]) -> Iterator[DenseWeight]:
     """Find the weights that do not belong to a linear or convolutional layer, in the order of the modules.
 
     Parameters
     ----------
     known
-        Ids of the parameters that belong to a linear or convolutional layer.
+        Storage keys of the parameters that belong to a linear or convolutional layer.
     """
-    seen: set[tuple[object, ...]] = set()
+    seen = set(known)
     for prefix, module in model.named_modules():
         prefix = uncompiled(prefix)
         if (weights := _quantised_weights(module)) is not None:
@@ -55,7 +55,7 @@ def other_weights(model: nn.Module, known: set[int]) -> Iterator[DenseWeight]:
                 yield DenseWeight(weight_name(prefix, name), tuple(weight.shape), reason, kind)
         for name, parameter in module.named_parameters(recurse=False):
             key = storage_key(parameter)
-            if parameter.dim() > 1 and parameter.numel() > 0 and id(parameter) not in known and key not in seen:
+            if parameter.dim() > 1 and parameter.numel() > 0 and key not in seen:
                 seen.add(key)
                 kind, reason = _kind_and_reason(module)
                 yield DenseWeight(weight_name(prefix, name), tuple(parameter.shape), reason, kind, parameter)
@@ -89,7 +89,8 @@ def _kind_and_reason(module: nn.Module) -> tuple[str, str]:
 
 def _quantised_weights(module: nn.Module) -> dict[str, Tensor] | None:
     """Return the packed weights of a module of `torch.ao.nn.quantized`, or None if it is not one."""
-    if "quantized" not in type(module).__module__.split("."):
+    path = type(module).__module__.split(".")
+    if "quantized" not in path or "reference" in path:  # reference modules have parameters
         return None
     if callable(packed := getattr(module, "weight", None)):
         return {"weight": packed()}

@@ -127,7 +127,7 @@ def find_layers(
     layers: list[Layer] = []
     dense: dict[str, DenseWeight] = {}
     seen: set[tuple[object, ...]] = set()
-    known: set[int] = set()
+    known: set[tuple[object, ...]] = set()
     for prefix, module in model.named_modules():
         prefix = uncompiled(prefix)
         for parameter_name, parameter in module.named_parameters(recurse=False):
@@ -139,9 +139,9 @@ def find_layers(
             weight = module._parameters.get(parameter_name)
             if weight is None:
                 dense[name] = DenseWeight(name, (), "its weight is computed from other parameters")
-                known.update(map(id, module.parameters()))
+                known.update(map(storage_key, module.parameters()))
                 continue
-            known.add(id(weight))
+            known.add(storage_key(weight))
             if weight.dtype not in _DTYPES:
                 dense[name] = DenseWeight(name, tuple(weight.shape), f"its weight is of type {weight.dtype}")
             elif weight.numel() > 0 and storage_key(weight) not in seen:

@@ -180,6 +180,19 @@ def test_partly_quantised_networks(data):
         trace(quantised, data[:, None], sparsity=0.5, strict=True)
 
 
+@pytest.mark.parametrize("convert", ["convert_fx", "convert_to_reference_fx"])
+def test_networks_quantised_by_fx(convert, data):
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
+
+    mapping = get_default_qconfig_mapping("x86").set_module_name("0", None)
+    prepared = quantize_fx.prepare_fx(nn.Sequential(nn.Linear(FEATURES, 8), nn.Linear(8, 2)).eval(), mapping, (data,))
+    prepared(data)
+    with pytest.warns(FallbackWarning, match=r"pruned: 1 \("):
+        made = trace(getattr(quantize_fx, convert)(prepared), data, sparsity=0.5)
+    assert made.layers == ("0",) and list(notes(made)) == ["1"]
+    assert made.header["network_weights"] == 32 + 16
+
+
 class Output(nn.Module):
     def forward(self, outputs: tuple[Tensor, object]) -> Tensor:
         return outputs[0]
@@ -201,9 +214,10 @@ def test_sparsity_of_the_whole_network(data, tmp_path):
 
 
 def test_tied_weights_count_once():
-    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5), nn.Linear(4, 5))
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5), nn.Linear(4, 5), nn.Embedding(5, 4))
     model[1].weight = model[0].weight
     model[2].weight = nn.Parameter(model[0].weight.detach())
+    model[3].weight = nn.Parameter(model[0].weight.detach())
     assert count_weights(model) == 20
     layers, dense = find_layers(model)
     assert [layer.name for layer in layers] == ["1"] and dense == {}
