@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,14 +19,16 @@ from spade_fast._util.errors import InputError, MissingFileError, OutputError, U
 def check_file(path: Path, what: str) -> None:
     """Raise OutputError if a file cannot be written there later."""
     with writing(path):
-        if not path.parent.is_dir() or path.is_dir():
-            why = f"{path} is a folder" if path.is_dir() else f"folder {path.parent} does not exist"
-            raise OutputError(f"cannot write {what}: {why}")
+        _check_replaceable(path, what)
+        if not path.parent.is_dir():
+            raise OutputError(f"cannot write {what}: folder {path.parent} does not exist")
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file exists; errors as in :func:`reading`."""
+    """Whether a file exists; errors as in :func:`reading`, also for a pipe or device."""
     with reading(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError(errno.EINVAL, "Not a regular file")
         return path.is_file()
 
 
@@ -53,8 +57,22 @@ def writing(path: Path) -> Iterator[None]:
 
 def read_bytes(path: Path) -> bytes:
     """Read a file; raise the errors of :func:`reading`."""
-    with reading(path):
-        return path.read_bytes()
+    with reading(path), open_regular(path) as file:
+        return file.read()
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading; OSError if it is none, without waiting for the other end of a pipe."""
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            os.close(descriptor)
+            raise OSError(errno.EISDIR, "Is a directory") if is_folder else OSError(errno.EINVAL, "Not a regular file")
+        return descriptor
+
+    return open(path, "rb", opener=opener)
 
 
 def write_whole(path: Path, contents: bytes, what: str) -> None:
@@ -72,6 +90,7 @@ def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with _named_errors(path, what):
+        _check_replaceable(path, what)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -92,11 +111,19 @@ def whole_file(path: Path, what: str) -> Iterator[IO[bytes]]:
         raise
 
 
+def _check_replaceable(path: Path, what: str) -> None:
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe, a socket or a device"
+        raise OutputError(f"cannot write {what}: {path} is {kind}")
+
+
 @contextmanager
 def _named_errors(path: Path, what: str) -> Iterator[None]:
     """The system's message would name the temporary file, which the user does not know."""
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else OutputError
         raise kind(error.errno, f"cannot write {what}: {error.strerror}", str(path)) from error

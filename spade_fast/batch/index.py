@@ -10,7 +10,7 @@ from typing import Any
 
 from spade_fast._util.extras import extra_for, is_installed
 from spade_fast._util.files import write_whole, writing
-from spade_fast.batch.results import Results, read_json
+from spade_fast.batch.results import Results, read_report
 
 INDEX = "index.parquet"
 TIMED_STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
@@ -80,15 +80,15 @@ def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
     for found in results.stored():
         stems.add(found.stem)
         try:
-            row = {**_finished(found.header), **_report(found.report)}
-        except (AttributeError, KeyError, TypeError):  # no header, or not the one that was written
+            row = _checked({**_finished(found.header), **_report(found.report)})
+        except (AttributeError, KeyError, TypeError, ValueError):  # not what was written
             row = {"state": "damaged"}
         yield {"file": found.file, **row}
     for path in sorted(folder.glob("errors/*.json")):
         if path.stem not in stems:
-            error = read_json(path)
+            error = read_report(path)
             if error:  # another run may be working on the sample at this moment
-                yield {"state": "failed", "id": error.get("id"), "error": error.get("error")}
+                yield {"state": "failed", "id": str(error.get("id")), "error": str(error.get("error"))}
 
 
 def _finished(stored: Any) -> dict[str, Any]:
@@ -111,10 +111,24 @@ def _finished(stored: Any) -> dict[str, Any]:
     }
 
 
-def _report(report: dict[str, Any]) -> dict[str, Any]:
+def _report(report: Any) -> dict[str, Any]:
     seconds, warnings = report.get("seconds", {}), report.get("warnings")
     return {
         **{f"seconds_{stage}": seconds.get(stage) for stage in TIMED_STAGES},
         **{name: report.get(name) for name in ("worker", "together")},
         "warnings": "; ".join(warnings) if warnings else None,
     }
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose values fit their columns, or raise ValueError."""
+    for name, value in row.items():
+        kind = COLUMNS[name]
+        fits = {
+            "string": isinstance(value, str),
+            "int32": isinstance(value, int) and abs(value) < 2**31,
+            "double": isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53),
+        }
+        if value is not None and not fits[kind]:
+            raise ValueError(f"{name} cannot be {value!r}")
+    return row

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InputError, InvalidTypeError, InvalidValueError, MissingExtraError
 from spade_fast._util.extras import extra_for, require
 from spade_fast._util.files import read_bytes
+from spade_fast._util.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -263,6 +264,8 @@ def _load_weights(module: nn.Module, path: str) -> None:
     try:
         module.load_state_dict(torch.load(contents, map_location="cpu", weights_only=True))
     except (RuntimeError, UnpicklingError, EOFError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).partition("\n")[0]
         raise InvalidValueError(f"{path} does not contain weights of {type(module).__name__}: {reason}") from error
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spade_fast import ops
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.modes import undisturbed
+from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.ranges import stage
 from spade_fast.pruning.gram_collector import GramCollector, gram_dtype
 from spade_fast.pruning.layers import Layer
@@ -215,7 +216,7 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
             else:
                 model(*batch)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if collector.collecting or isinstance(error, torch.OutOfMemoryError):
+        if collector.collecting or is_out_of_memory(error):
             raise
         tensors = [value for value in _values(batch) if isinstance(value, Tensor)]
         given = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors)

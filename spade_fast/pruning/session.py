@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from spade_fast._util.progress import Progress, no_progress
 from spade_fast.pruning.calibration import Batches, Calibration, calibrate, gram_bytes, split_batches
 from spade_fast.pruning.config import PruneConfig, sparsity_by_layer
 from spade_fast.pruning.counts import count_zeros
+from spade_fast.pruning.exchange import weights_held
 from spade_fast.pruning.layers import Layer, find_layers
 from spade_fast.pruning.memory_plan import group_by_memory, samples_per_solve
 from spade_fast.pruning.solve import LayerReport, check_block, default_block
@@ -89,12 +90,13 @@ class Session:
             dtype = layer.weight(model).dtype
             if config.precision == "bf16" and dtype != torch.float32:
                 raise InvalidValueError(f"precision='bf16' needs float32 weights, but layer {layer.name!r} has {dtype}")
-        for name, parameter in model.named_parameters():
-            if parameter.is_meta:
-                raise InvalidValueError(f"parameter {name!r} is on the meta device and has no values")
-            if not _all_finite(parameter.detach()):
-                raise InvalidValueError(f"parameter {name!r} of the model has NaN or infinite values")
-        self.zeros = {layer.name: count_zeros(layer.matrix(layer.weight(model).detach())) for layer in self.layers}
+        with weights_held(model):
+            for name, parameter in model.named_parameters():
+                if parameter.is_meta:
+                    raise InvalidValueError(f"parameter {name!r} is on the meta device and has no values")
+                if not _all_finite(parameter.detach()):
+                    raise InvalidValueError(f"parameter {name!r} of the model has NaN or infinite values")
+            self.zeros = {layer.name: count_zeros(layer.matrix(layer.weight(model).detach())) for layer in self.layers}
         self.skipped = {}
         for name, reason in unsupported.items():
             share = self.sparsity[name]
@@ -102,9 +104,11 @@ class Session:
                 self.fall_back("skipped because they cannot be pruned", f"{name} ({reason})")
                 self.skipped[name] = LayerReport(name, (), share, 0.0, 0, config.solver, 0, note=reason)
 
-    def exact_types(self) -> AbstractContextManager[None]:
-        """Return a context manager that disables the caller's autocast."""
-        return torch.autocast(next(self.model.parameters()).device.type, enabled=False)
+    @contextmanager
+    def exact_types(self) -> Iterator[None]:
+        """Disable the caller's autocast, and keep traces from being applied to the model, during a ``with`` block."""
+        with weights_held(self.model), torch.autocast(next(self.model.parameters()).device.type, enabled=False):
+            yield
 
     def plan(self, samples: Sequence[Batches]) -> Plan:
         """Divide the work so that the Gram matrices held at the same time stay within the memory limit."""

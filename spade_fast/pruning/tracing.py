@@ -17,9 +17,10 @@ from spade_fast._util.versions import library_version
 from spade_fast.pruning.calibration import Batches, Calibration
 from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.layers import Layer
+from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.solve import LayerReport, solve_layer
-from spade_fast.pruning.traces import PrunedLayer, Trace
+from spade_fast.pruning.traces import Trace
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -17,10 +17,11 @@ from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
 from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import PruneConfig, PruneOptions, check_shares
+from spade_fast.pruning.exchange import WeightsApplied
 from spade_fast.pruning.layers import Layer, find_layers, match_names
+from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.solve import solve_sparsities
-from spade_fast.pruning.traces import PrunedLayer, weights_applied
 from spade_fast.pruning.tuning_result import Trial, Tuning
 
 if TYPE_CHECKING:
@@ -279,9 +280,9 @@ class _Search:
         scores: dict[float, list[float]] = {share: [] for share, key in keys.items() if key not in self._known}
         others = {other: share for other, share in chosen.items() if other != stage}
         for s in range(len(self.weights) if scores else 0):
-            with weights_applied(self.model, self._pruned(s, others)):
+            with WeightsApplied(self.model, self._pruned(s, others)):
                 for share, of_share in scores.items():
-                    with weights_applied(self.model, self._pruned(s, {stage: share})):
+                    with WeightsApplied(self.model, self._pruned(s, {stage: share})):
                         of_share.append(self._scored(s))
                     self._progress(1)
         for share, of_share in scores.items():
