@@ -18,6 +18,7 @@ _INK, _SOFT_INK = "#1a1a1a", "#5c5c5c"
 # Perceptually uniform; readable with colour blindness and in greyscale print.
 COLOURS = "inferno"
 _PHOTO_LIGHT = 0.5
+_AS_WRITTEN = {"parse_math": False, "usetex": False}  # names of classes and files may contain dollars
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ def draw(
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
 
     def text(x: float, y: float, content: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, content, **{"color": _INK, "va": "baseline", **style})
+        content = content.encode(
+            "utf-8", "backslashreplace"
+        ).decode()  # names of files may have bytes that are not text
+        figure.text(x / width, 1 - y / height, content, **{"color": _INK, "va": "baseline", **_AS_WRITTEN, **style})
 
     def place(column: int, row: int) -> Any:
         left = _MARGIN + _ROW_LABEL + column * (_CELL + _GAP)
@@ -156,7 +160,7 @@ def _legend(figure: Any, left: float, width: float, height: float) -> None:
     axes = figure.add_axes((left / width, 0.34 / height, _CELL / width, 0.1 / height))
     axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=COLOURS)
     axes.set_yticks([])
-    axes.set_xticks([0, 255], ["no evidence", "strongest evidence"])
+    axes.set_xticks([0, 255], ["no evidence", "strongest evidence"], **_AS_WRITTEN)
     axes.tick_params(length=0, pad=2, labelsize=7.5, labelcolor=_SOFT_INK)
     axes.get_xticklabels()[0].set_horizontalalignment("left")
     axes.get_xticklabels()[1].set_horizontalalignment("right")

@@ -46,3 +46,21 @@ def test_draw(tmp_path):
     with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
         assert two.format == "PNG" and two.width == one.width > 1000 and two.height > one.height + 300
         assert np.array(two.convert("L")).std() > 20
+
+
+@pytest.mark.parametrize(
+    "name", ["$x^2$", "a$b", "$", "$$", r"$\frac{$", "\\", r"\$", "a_b^c", "{", "", "\x00", "\ud800", "é漢"]
+)
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_are_drawn_as_they_are(tmp_path, name):
+    photo, maps = np.zeros((16, 16, 3), dtype=np.uint8), [np.eye(16)]
+    draw(tmp_path / "named.png", photo, [Column(name, [name], maps)], [name], name, name)
+    draw(tmp_path / "empty.png", photo, [Column("", [""], maps)], [""], "", "")
+    with Image.open(tmp_path / "named.png") as named, Image.open(tmp_path / "empty.png") as empty:
+        assert (np.array(named) != np.array(empty)).any() == (name != "")
+
+
+def test_a_users_tex_setting_is_ignored(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    with matplotlib.rc_context({"text.usetex": True}):
+        test_names_are_drawn_as_they_are(tmp_path, "a_b")
