@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from zipfile import BadZipFile, ZipFile
 
 from torch import Tensor
 
-from spade_fast._util.errors import InvalidValueError, UnknownSampleError
+from spade_fast._util.errors import InputError, InvalidValueError, UnknownSampleError
 from spade_fast._util.files import open_regular, read_bytes, reading
 from spade_fast._util.safetensors_file import intact_metadata, intact_tensors, safetensors_file, safetensors_header
 from spade_fast._util.strict_json import canonical_json, parse_json
@@ -166,6 +167,9 @@ def read_header(path: Path) -> dict[str, Any] | None:
             return _header(file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
         return None
+    except InputError as error:
+        _raise_unless_no_file(error)
+        return None
 
 
 def _header(file: IO[bytes], size: int) -> dict[str, Any] | None:
@@ -216,6 +220,9 @@ def read_report(path: Path) -> dict[str, Any] | None:
         return _report(read_bytes(path))
     except FileNotFoundError:
         return {}
+    except InputError as error:
+        _raise_unless_no_file(error)
+        return None
 
 
 def _report(contents: bytes) -> dict[str, Any] | None:
@@ -224,6 +231,12 @@ def _report(contents: bytes) -> dict[str, Any] | None:
         return entries if entries.pop("hash") == _hash(entries) else None
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _raise_unless_no_file(error: InputError) -> None:
+    """Take a folder, pipe or device in the place of a file for a damaged file."""
+    if error.errno not in (errno.EISDIR, errno.EINVAL):
+        raise error
 
 
 def _hash(entries: Mapping[str, Any]) -> str:

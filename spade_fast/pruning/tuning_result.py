@@ -174,7 +174,7 @@ def _import_yaml() -> Any:
 def _strict_loader(yaml: Any) -> Any:
     """Return a loader without aliases, which a small file can multiply to any size, and with each key once."""
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError(f"it has an alias ({self.peek_event().anchor!r}), which is not supported here")
