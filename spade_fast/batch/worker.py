@@ -162,8 +162,9 @@ class Worker:
     def _solve(self, samples: Sequence[_Sample], last_try: bool = False) -> Iterator[Outcome]:
         """Trace samples together, in smaller groups where that fails."""
         if len(samples) > self.samples_per_solve:
-            for start in range(0, len(samples), self.samples_per_solve):
-                yield from self._solve(samples[start : start + self.samples_per_solve])
+            group = self.samples_per_solve  # which a group that does not fit makes smaller for all that follow
+            for start in range(0, len(samples), group):
+                yield from self._solve(samples[start : start + group])
             return
         if not samples:
             return

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from spade_fast import UserError, trace
+from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.ops import reference
 from spade_fast.pruning.calibration import calibrate
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
@@ -559,3 +561,17 @@ def test_nothing_is_printed_or_logged(caplog, capsys):
     with caplog.at_level(logging.DEBUG, logger="spade_fast"):
         grams_of(nn.Linear(3, 2), torch.randn(4, 3))
     assert not caplog.records and capsys.readouterr() == ("", "")
+
+
+def test_out_of_memory_keeps_its_type():
+    """It is no fault of the batch: a caller may try again with less at a time."""
+
+    class Greedy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + torch.empty(2**50)
+
+    model = Greedy(3, 2)
+    with pytest.raises(RuntimeError, match="you tried to allocate") as caught:
+        trace(model, torch.randn(5, 3), sparsity=0.5)
+    assert not isinstance(caught.value, UserError) and is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError("out of memory"))
