@@ -92,9 +92,17 @@ def connected(address: str | None) -> Iterator[RayCluster]:
     if address is not None and not _is_connected():
         _check_address(address)
     local = {"RAY_USAGE_STATS_ENABLED": "0", _CLUSTERS: "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    token = {} if address is not None or "RAY_AUTH_MODE" in os.environ else _new_token()
-    with _environment(token), _connected(address, local if address is None else {}) as cluster:
-        yield cluster
+    starts = address is None and not _is_connected()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
+    try:
+        with _environment(token if starts and "RAY_AUTH_MODE" not in os.environ else {}):
+            if starts:
+                _read_token_again()
+            with _connected(address, local if address is None else {}) as cluster:
+                yield cluster
+    finally:
+        if starts:
+            _read_token_again()
 
 
 @contextmanager
@@ -113,7 +121,6 @@ def _connected(address: str | None, environment: dict[str, str]) -> Iterator[Ray
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address is None:
-            _forget_token()
             ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)
         else:
             if address == "auto":
@@ -135,20 +142,13 @@ def _connected(address: str | None, environment: dict[str, str]) -> Iterator[Ray
         raise
     finally:
         ray.shutdown()
-        if address is None:
-            _forget_token()
 
 
-def _new_token() -> dict[str, str]:
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
-
-
-def _forget_token() -> None:
-    """Let Ray read the token from the environment again: it remembers that of an earlier cluster."""
-    with suppress(ImportError, AttributeError):  # not part of Ray's interface
-        import ray
-
-        raylet: Any = ray._raylet
+def _read_token_again() -> None:
+    """Let Ray, if it is imported, read the token from the environment again: it remembers that of another cluster."""
+    raylet: Any = sys.modules.get("ray._raylet")
+    with suppress(AttributeError):  # not part of Ray's interface
+        raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 

@@ -1,8 +1,9 @@
 """Writes the folder of a batch: which samples are finished, which failed, and for which settings.
 
 ``run.json`` contains what the results depend on. A sample is finished when its file is in ``traces``, where it appears
-complete. The other folders are ``maps`` (explanations, safetensors), ``reports`` (JSON: seconds, worker; no result
-depends on them) and ``errors`` (JSON). A zip file in ``packs`` contains the files of many finished samples instead.
+complete, and none of its files is damaged. The other folders are ``maps`` (explanations, safetensors), ``reports``
+(JSON: seconds, worker; no result depends on them) and ``errors`` (JSON). A zip file in ``packs`` contains the files of
+many finished samples instead.
 """
 
 from __future__ import annotations
