@@ -62,7 +62,7 @@ def intact_metadata(header: Mapping[str, Any]) -> dict[str, str]:
 def intact_tensors(contents: bytes, metadata: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the tensors of a file with this intact metadata; raise ValueError if they are not those written."""
     start = 8 + int.from_bytes(contents[:8], "little")
-    if metadata[_PAYLOAD_HASH] != _hash(memoryview(contents)[start:]):
+    if metadata.get(_PAYLOAD_HASH) != _hash(memoryview(contents)[start:]):
         raise ValueError("its tensors do not match their hash")
     try:
         return from_safetensors(contents)

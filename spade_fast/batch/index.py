@@ -81,6 +81,8 @@ def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
         stems.add(found.stem)
         try:
             row = _checked({**_finished(found.header), **_report(found.report)})
+            if found.report and found.report["id"] != row["id"]:
+                raise ValueError("it has the report of another sample")
         except (AttributeError, KeyError, TypeError, ValueError):  # not what was written
             row = {"state": "damaged"}
         yield {"file": found.file, **row}

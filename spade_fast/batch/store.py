@@ -152,13 +152,14 @@ class Store:
             header = Trace.load(path).header
             if self._facts["methods"]:
                 _, facts = read_maps(read_bytes(self.folder / maps_name(stem)), "this")
-                if (facts["sample_id"], facts["run"]) != (header["sample_id"], header.get("run")):
+                if (facts.get("sample_id"), facts.get("run")) != (header["sample_id"], header.get("run")):
                     return None
         except (FileNotFoundError, InvalidValueError):
             return None
         if header.get("run") != self.hash:
             raise InvalidValueError(f"{path} was made by a run of other settings or another model")
-        return None if read_report(self.folder / report_name(stem)) is None else header
+        report = read_report(self.folder / report_name(stem))
+        return None if report is None or report.get("id", header["sample_id"]) != header["sample_id"] else header
 
     def pack(self, stems: Sequence[str]) -> None:
         """Move the files of finished samples, by their `file_name`, into a zip file."""

@@ -140,10 +140,12 @@ def test_damaged_samples_are_done_again_and_the_rest_is_kept(out, again, name, d
     assert write_index(out) == {"finished": 3}
 
 
-def test_swapped_maps_are_made_again(out, again):
+@pytest.mark.parametrize(("kind", "suffix"), [("maps", "safetensors"), ("reports", "json")])
+def test_swapped_maps_and_reports_are_made_again(out, again, kind, suffix):
     before = contents(out)
-    swap(out / "maps/00.png.safetensors", out / "maps/01.png.safetensors")
-    assert again().finished == 2 and contents(out) == before
+    swap(out / kind / f"00.png.{suffix}", out / kind / f"01.png.{suffix}")
+    assert write_index(out) == ({"finished": 1, "damaged": 2} if kind == "reports" else {"finished": 3})
+    assert again().finished == 2 and contents(out) == before and write_index(out) == {"finished": 3}
 
 
 @pytest.mark.parametrize("value", [1e99, -1, 2**31, "3", [1], {"a": 1}])
