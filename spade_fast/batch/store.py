@@ -152,14 +152,14 @@ class Store:
             header = Trace.load(path).header
             if self._facts["methods"]:
                 _, facts = read_maps(read_bytes(self.folder / maps_name(stem)), "this")
-                if (facts.get("sample_id"), facts.get("run")) != (header["sample_id"], header.get("run")):
+                if file_name(str(facts.get("sample_id"))) != stem or facts.get("run") != self.hash:
                     return None
         except (FileNotFoundError, InvalidValueError):
             return None
         if header.get("run") != self.hash:
             raise InvalidValueError(f"{path} was made by a run of other settings or another model")
         report = read_report(self.folder / report_name(stem))
-        return None if report is None or report.get("id", header["sample_id"]) != header["sample_id"] else header
+        return None if report is None or (report and file_name(str(report.get("id"))) != stem) else header
 
     def pack(self, stems: Sequence[str]) -> None:
         """Move the files of finished samples, by their `file_name`, into a zip file."""
