@@ -1,4 +1,5 @@
-// The front of obs_solution. Device::solve(ObsSolutionCall<T>) does the work.
+// The front of obs_solution. Device::solve(ObsSolutionCall<T>) does the work; Device::check_order refuses orders and
+// counts where it can look at their values.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -46,6 +47,7 @@ at::Tensor obs_solution(const at::Tensor& weight, const at::Tensor& hessian, con
   std::vector<int64_t> shape = counts.sizes().vec();
   shape.push_back(weight.size(2));
   at::Tensor pruned = at::empty(shape, weight.options());
+  Device::check_order(order, counts, weight.size(2) / block);
   if (pruned.numel() == 0) return pruned;
   const at::Tensor w = weight.contiguous();
   const at::Tensor h = hessian.contiguous();

@@ -34,12 +34,6 @@ struct GramBatch {
   }
 };
 
-int32_t narrow(int64_t value) {
-  TORCH_CHECK_VALUE(value <= std::numeric_limits<int32_t>::max(), "spade_fast: sizes above 2^31 - 1 are not supported ",
-                    "on a GPU in one call, got ", value);
-  return static_cast<int32_t>(value);
-}
-
 GramAxis to_device(const Axis& axis) {
   return {narrow(axis.size),    narrow(axis.kernel),   narrow(axis.stride),
           narrow(axis.padding), narrow(axis.dilation), narrow(axis.outputs())};

@@ -16,8 +16,9 @@ namespace spade {
 template <class T>
 class DepthwiseJob {
  public:
-  explicit DepthwiseJob(const GramProblem<T>& problem)
+  DepthwiseJob(const GramProblem<T>& problem, const Kernels& in_use)
       : p_(problem),
+        table_(kernels_for<T>(in_use)),
         lanes_(depthwise_vectors(problem.channels) * table_.lanes),
         padded_(depthwise_channels(problem.channels)),
         unit_groups_(std::min(kBlocks, ceil_div(problem.groups, lanes_)) * lanes_),
@@ -197,7 +198,7 @@ class DepthwiseJob {
   }
 
   const GramProblem<T>& p_;
-  const KernelTable<T>& table_ = kernels_for<T>();
+  const KernelTable<T>& table_;
   int64_t lanes_;        // groups of a block
   int64_t padded_;       // channels of a group in strips and sums
   int64_t unit_groups_;  // of a unit: several blocks, since they are neighbours in channels-last memory
