@@ -68,15 +68,17 @@ inline std::pair<Axis, Axis> check_gram_conv2d(const at::Tensor& gram, const at:
                     ": the number of images must be a multiple of gram's samples (", samples, "), got ", x.size(0));
   TORCH_CHECK_VALUE(groups > 0 && x.size(1) % groups == 0, op,
                     ": the number of channels must be a multiple of gram's groups (", groups, "), got ", x.size(1));
-  const Axis rows{x.size(2), kernel_size[0], stride[0], padding[0], dilation[0]};
-  const Axis columns{x.size(3), kernel_size[1], stride[1], padding[1], dilation[1]};
-  for (const Axis& axis : {rows, columns}) {
+  Axis rows{x.size(2), kernel_size[0], stride[0], padding[0], dilation[0]};
+  Axis columns{x.size(3), kernel_size[1], stride[1], padding[1], dilation[1]};
+  for (Axis* given : {&rows, &columns}) {
+    Axis& axis = *given;
     TORCH_CHECK_VALUE(axis.size <= kLargestSize - 2 * axis.padding, op, ": the padded image must not be larger than ",
                       kLargestSize, ", got ", axis.size, " with padding ", axis.padding);
     const int64_t span = axis.dilation * (axis.kernel - 1) + 1;
     TORCH_CHECK_VALUE(axis.size + 2 * axis.padding >= span, op,
                       ": the padded image must be at least as large as the dilated kernel (", span, "), got ",
                       axis.size + 2 * axis.padding);
+    axis.stride = std::min(axis.stride, axis.size + 2 * axis.padding - span + 1);  // a longer one has as many outputs
   }
   int64_t size = 0;
   TORCH_CHECK_VALUE(!c10::mul_overflows(rows.kernel * columns.kernel, x.size(1) / groups, &size), op,

@@ -36,6 +36,8 @@ inline void check_obs_solution(const at::Tensor& weight, const at::Tensor& hessi
   TORCH_CHECK_VALUE(counts.dim() >= 2 && counts.size(-2) == weight.size(0) && counts.size(-1) == weight.size(1), op,
                     ": counts must have shape [..., ", weight.size(0), ", ", weight.size(1), "], got ", counts.sizes());
   check_divides(op, "block", block, weight);
+  TORCH_CHECK_VALUE(order.size(2) <= weight.size(2) / block, op, ": order must have at most ", weight.size(2) / block,
+                    " blocks per row, got ", order.size(2));
 }
 
 template <class Device>

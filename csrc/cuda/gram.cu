@@ -35,6 +35,7 @@ struct GramBatch {
 };
 
 GramAxis to_device(const Axis& axis) {
+  narrow(axis.size + 2 * axis.padding + axis.stride);  // where intervals of positions may end
   return {narrow(axis.size),    narrow(axis.kernel),   narrow(axis.stride),
           narrow(axis.padding), narrow(axis.dilation), narrow(axis.outputs())};
 }

@@ -35,8 +35,8 @@ def integer(op: str, name: str, value: Any) -> int:
     """Return an integer (not a bool) that a native op can take."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer, torch.SymInt)):
         raise InvalidTypeError(f"{op}: {name} must be an integer, got {kind(value)}")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InvalidValueError(f"{op}: {name} must be an integer of 64 bits, got a larger one")
+    if isinstance(value, int) and not -(2**62) <= value < 2**63:  # what torch passes on
+        raise InvalidValueError(f"{op}: {name} must be between -2^62 and 2^63 - 1")
     return int(value) if isinstance(value, np.integer) else value
 
 
@@ -61,8 +61,10 @@ def damping(op: str, value: Any, hessian: Tensor) -> Tensor:
         check_dense(op, "damp", value)
         if value.is_complex() or value.dtype == torch.bool:
             raise InvalidTypeError(f"{op}: damp must be real, got {kind(value)}")
+        if value.shape not in ((), shape):
+            raise InvalidValueError(f"{op}: damp must have shape {list(shape)} or [], got {list(value.shape)}")
         (value,) = tensors(op, hessian.device, damp=value)
-        return value.to(hessian.dtype).expand(shape if value.ndim == 0 else value.shape)
+        return value.to(hessian.dtype).expand(shape)
     if not is_number(value):
         raise InvalidTypeError(f"{op}: damp must be a number or a tensor, got {kind(value)}")
     if not hessian.is_floating_point():

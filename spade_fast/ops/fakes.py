@@ -56,6 +56,8 @@ def _same_dtype(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor
 def _problem(op: str, weight: Tensor, **matrices: Tensor) -> None:
     _floating(op, "weight", weight)
     _dims(op, "weight", weight, "[problems, rows, columns]")
+    message = f"weight must have at most {_LARGEST} columns, got {weight.shape[2]}"
+    _value(op, weight.shape[2] <= _LARGEST, message)
     for name, matrix in matrices.items():
         _same_dtype(op, name, matrix, "weight", weight)
         _shape(op, name, matrix, (weight.shape[0], weight.shape[2], weight.shape[2]))
@@ -81,6 +83,8 @@ def _(gram: Tensor, x: Tensor) -> None:
     _gram(op, gram, x)
     _dims(op, "x", x, "[samples, positions, channels]")
     _shape(op, "gram", gram, (x.shape[0], x.shape[2], x.shape[2]))
+    message = f"x must have at most {_LARGEST} positions in one call, got {x.shape[1]}"
+    _value(op, x.shape[1] <= _LARGEST, message)
 
 
 @torch.library.register_fake("spade_fast::gram_conv2d_")
@@ -103,14 +107,23 @@ def _(
     message = f"the number of channels must be a multiple of gram's groups ({groups}), got {x.shape[1]}"
     _value(op, groups > 0, message)
     _value(op, x.shape[1] % groups == 0, message)
-    for size, kernel, pad, spread in zip(x.shape[2:], kernel_size, padding, dilation, strict=True):
+    outputs = []
+    for size, kernel, step, pad, spread in zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True):
         padded, span = size + 2 * pad, spread * (kernel - 1) + 1
         message = f"the padded image must not be larger than {_LARGEST}, got {size} with padding {pad}"
         _value(op, padded <= _LARGEST, message)
         message = f"the padded image must be at least as large as the dilated kernel ({span}), got {padded}"
         _value(op, padded >= span, message)
+        outputs.append((padded - span) // step + 1)
     columns = kernel_size[0] * kernel_size[1] * (x.shape[1] // groups)
     _shape(op, "gram", gram, (samples, groups, columns, columns))
+    images = x.shape[0] // samples if samples > 0 else 0
+    message = (
+        f"a sample must have at most {_LARGEST} output positions in one call, "
+        f"got {images} images of {outputs[0]} x {outputs[1]}"
+    )
+    _value(op, outputs[0] * outputs[1] <= _LARGEST, message)
+    _value(op, images * outputs[0] * outputs[1] <= _LARGEST, message)
 
 
 @torch.library.register_fake("spade_fast::mirror_upper_")
@@ -169,6 +182,8 @@ def _(weight: Tensor, hessian: Tensor, hinv: Tensor, order: Tensor, counts: Tens
     _value(op, counts.shape[-2] == problems, message)
     _value(op, counts.shape[-1] == rows, message)
     _divides(op, "block", block, weight)
+    blocks = weight.shape[2] // block
+    _value(op, order.shape[2] <= blocks, f"order must have at most {blocks} blocks per row, got {order.shape[2]}")
     return weight.new_empty((*counts.shape, weight.shape[2]))
 
 

@@ -183,8 +183,7 @@ def _exact_beside_zeros(
     solutions = _weights_after(weights, hessian, inverse, zeros_first, torch.stack(counts), 1)
     changes = [weights - pruned for pruned in solutions]
     return [
-        (pruned, ((change @ hessian) * change).sum(2) / 2)
-        for pruned, change in zip(solutions, changes, strict=True)
+        (pruned, ((change @ hessian) * change).sum(2) / 2) for pruned, change in zip(solutions, changes, strict=True)
     ]
 
 

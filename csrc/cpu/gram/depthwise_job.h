@@ -142,8 +142,9 @@ class DepthwiseJob {
 
   void set_strips() {
     const int64_t value = padded_ * unit_groups_ * static_cast<int64_t>(sizeof(T));
+    const auto step = [](const Axis& axis) { return std::min(axis.stride, kStripBytes); };
     const int64_t positions =
-        std::clamp<int64_t>(kStripBytes / value, 64, kPositions * p_.rows.stride * p_.columns.stride);
+        std::clamp<int64_t>(kStripBytes / value, 64, kPositions * step(p_.rows) * step(p_.columns));
     const int64_t tiles = ceil_div(p_.columns.size, positions);
     const int64_t width = ceil_div(p_.columns.size, tiles);
     const int64_t lines = std::clamp<int64_t>(positions / width, 1, p_.rows.size);
