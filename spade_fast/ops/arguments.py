@@ -37,7 +37,8 @@ def integer(op: str, name: str, value: Any) -> int:
         raise InvalidTypeError(f"{op}: {name} must be an integer, got {kind(value)}")
     if isinstance(value, int) and not -(2**62) <= value < 2**63:  # what torch passes on
         raise InvalidValueError(f"{op}: {name} must be between -2^62 and 2^63 - 1")
-    return int(value) if isinstance(value, np.integer) else value
+    number: Any = int(value) if isinstance(value, np.integer) else value
+    return number
 
 
 def pair(op: str, name: str, value: Any) -> list[int]:
@@ -68,11 +69,11 @@ def damping(op: str, value: Any, hessian: Tensor) -> Tensor:
     if not is_number(value):
         raise InvalidTypeError(f"{op}: damp must be a number or a tensor, got {kind(value)}")
     if not hessian.is_floating_point():
-        return torch.zeros(shape, dtype=hessian.dtype, device=hessian.device)  # the op refuses the Hessian
+        return hessian  # which the op refuses first
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not abs(number) <= torch.finfo(hessian.dtype).max:
         raise InvalidValueError(f"{op}: damp must be finite in {hessian.dtype}, got {number:g}")
-    return torch.full(shape, number, dtype=hessian.dtype, device=hessian.device)
+    return torch.full((), number, dtype=hessian.dtype, device=hessian.device).expand(shape)

@@ -150,6 +150,8 @@ DRAWS: dict[str, Callable[[random.Random, torch.dtype], Arguments]] = {
 
 def change_tensor(rng: random.Random, tensor: Tensor, others: list[Any]) -> Any:
     """Another tensor, or something else, in its place."""
+    if tensor.numel() > 10**6:  # an earlier change made it
+        return tensor
     dtypes = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.bool, torch.int32]
     changes: list[Callable[[], Any]] = [
         lambda: tensor.to(rng.choice(dtypes)),
@@ -218,6 +220,8 @@ def compare(name: str, arguments: Arguments, before: Tensor | None, result: Any)
             truth = torch.zeros_like(before)
         elif name == "gram_linear_":
             truth = reference.gram_linear(x)
+        elif any(size > 1000 for size in np.ravel(given["padding"])):
+            return ""  # the oracle would fill the memory
         else:
             pairs = {key: value if isinstance(value, (tuple, list)) else (value, value) for key, value in given.items()}
             truth = reference.gram_conv2d(x, gram.shape[1], samples=gram.shape[0], **pairs)
@@ -240,7 +244,8 @@ def compare(name: str, arguments: Arguments, before: Tensor | None, result: Any)
         hessian = given["hessian"]
         good = (info == 0) & (result[1] == 0)
         same = torch.allclose(result[0][good].triu(), factor[good].triu(), rtol=1e-6, atol=1e-8)
-        definite_too = bool((torch.as_tensor(damp) >= 0).all()) and definite(hessian)
+        positive_damp = bool((damp >= 0).all()) if isinstance(damp, Tensor) else damp >= 0
+        definite_too = positive_damp and definite(hessian)
         if definite_too and bool(result[1].any()):
             return "calls a positive definite matrix indefinite"
         return "" if same or not torch.equal(hessian, hessian.mT) else "differs from the oracle"

@@ -13,6 +13,7 @@ from fuzz import ops as of_ops
 from fuzz.watch import watch
 from spade_fast import ops
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's, about kinds of tensors that are tried
 ROOT = Path(__file__).parents[2]
 
 
