@@ -334,11 +334,25 @@ def test_geometries_that_overflow_on_the_meta_device(message: str, change: dict[
         Conv(1, 3, (7, 5), (3, 2), (LARGE, LARGE), (2, 0), (1, 3)),
         Conv(1, 40, (7, 5), (1, 1), (LARGE, 4), (0, 1)),
         Conv(1, 40, (9, 7), (3, 3), (LARGE, LARGE), (1, 1)),
+    ],
+)
+def test_large_strides(conv: Conv, device: str) -> None:
+    check_by_hand(conv)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
         Conv(1, 3, (4, 5), (3, 1), (2**27, 1), (2**28, 0)),
         Conv(20, 1, (4, 4), (2, 2), padding=(2**29, 0), dilation=(2**29, 1), images=1),
     ],
 )
-def test_large_strides_and_paddings(conv: Conv, device: str) -> None:
+def test_large_paddings(conv: Conv) -> None:
+    """Not on the emulator, whose kernels visit every output."""
+    check_by_hand(conv)
+
+
+def check_by_hand(conv: Conv) -> None:
     x = conv.input(torch.float64)
     gram = ops.gram_conv2d_(torch.zeros(conv.gram_shape, dtype=torch.float64), x, *conv.geometry)
     assert_upper_close(gram, truth_by_hand(conv, x), 1e-14)
