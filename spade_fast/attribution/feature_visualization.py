@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spade_fast._util.checks import integer
+from spade_fast._util.checks import integer, nearest
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
@@ -164,7 +164,9 @@ def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], 
     outputs: list[Tensor] = []
     modules = dict(model.named_modules())
     if feature.layer is not None and feature.layer not in modules:
-        raise InvalidValueError(f"the model has no layer {feature.layer!r}")
+        near = nearest(feature.layer, filter(None, modules))
+        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise InvalidValueError(f"the model has no layer {feature.layer!r}{hint}")
     watched = model if feature.layer is None else modules[feature.layer]
     hook = watched.register_forward_hook(lambda module, inputs, output: outputs.append(output))
 

@@ -16,7 +16,8 @@ Sparsity = float | Mapping[str, float] | Callable[[str], float]
 
 # Each solver, and the name of the published method that uses it.
 SOLVERS = {"exact": "SPADE", "sparsegpt": "FastSPADE"}
-PRECISIONS = ("float32", "bf16")
+# Each precision, and another name of it.
+PRECISIONS = {"float32": "fp32", "bf16": "bfloat16"}
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -82,8 +83,8 @@ class PruneConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        check_names("solver", [self.solver], SOLVERS)
-        check_names("precision", [self.precision], PRECISIONS)
+        check_names("solver", [self.solver], SOLVERS, SOLVERS)
+        check_names("precision", [self.precision], PRECISIONS, PRECISIONS)
         if isinstance(self.sparsity, Mapping):
             check_shares({f"sparsity[{pattern!r}]": share for pattern, share in self.sparsity.items()})
         elif self.sparsity is not None and not callable(self.sparsity):
@@ -198,4 +199,5 @@ def check_shares(shares: Mapping[str, Any]) -> None:
         if not is_number(share):
             raise InvalidTypeError(f"{what} must be a number between 0 and 1, got {share!r}")
         if not 0 <= share <= 1:
-            raise InvalidValueError(f"{what} must lie between 0 and 1, got {share!r}")
+            percent = f": did you mean {share / 100:g}?" if 2 <= share <= 100 else ""
+            raise InvalidValueError(f"{what} must lie between 0 and 1, got {share!r}{percent}")

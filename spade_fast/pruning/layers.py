@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
 
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -162,7 +162,7 @@ def match_names(patterns: Sequence[str], names: Sequence[str]) -> dict[str, int]
             raise InvalidTypeError(f"a layer name must be a string, got {pattern!r}")
         matched = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
         if not matched:
-            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
+            close = nearest(pattern, names)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {', '.join(names[:5])}, ..."
             what = "layer pattern" if any(c in pattern for c in "*?[") else "layer name"
             raise UnknownLayerError(f"{what} {pattern!r} matches no layer of the model; {hint}")
