@@ -17,9 +17,13 @@ from spade_fast._util.errors import InputError, MissingFileError, OutputError, U
 def check_file(path: Path, what: str) -> None:
     """Raise OutputError if a file cannot be written there later."""
     with writing(path):
-        if not path.parent.is_dir() or path.is_dir():
-            why = f"{path} is a folder" if path.is_dir() else f"folder {path.parent} does not exist"
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+            why = f"folder {path.parent} does not exist"
+            if path.exists():
+                why = f"{path} is a folder" if path.is_dir() else f"{path} is not a regular file"
             raise OutputError(f"cannot write {what}: {why}")
+    with _named_errors(path, what), tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def is_file(path: Path) -> bool:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -257,6 +257,17 @@ def make_recipe(name: str, question: Question) -> Recipe:
             return method.build(question)
     except ValueError as error:
         raise InvalidValueError(f"{method.title} cannot be used on {type(question.model).__name__}: {error}") from error
+
+
+def unusable_methods(names: Iterable[str], question: Question) -> dict[str, str]:
+    """Return why methods cannot be used on a network, by name; those that can be used are left out."""
+    reasons = {}
+    for name in names:
+        try:
+            make_recipe(name, question)
+        except InvalidValueError as error:
+            reasons[name] = str(error)
+    return reasons
 
 
 def attribution_map(name: str, question: Question) -> Tensor:

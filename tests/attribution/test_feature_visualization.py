@@ -123,7 +123,7 @@ def test_command(small: str, photo: Path, tmp_path: Path) -> None:
     assert run(*made).startswith("0")
     drawn = ("visualize", 2, "--model", small, "--steps", 3, "--out", out)
     assert run(*drawn, "--trace", trace).startswith("0")
-    assert sorted(path.name for path in out.iterdir()) == ["dense.png", "one.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["dense.png", "index.html", "one.png", "overview.png"]
     assert (out / "dense.png").read_bytes() != (out / "one.png").read_bytes()
     assert "2 error: index must lie between 0 and 3, got 9" in run("visualize", 9, *drawn[2:])
     assert "2 error: no such trace file" in run(*drawn, "--trace", tmp_path / "none")

@@ -156,6 +156,12 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         ({"--score": "localisation"}, "localisation needs a folder of masks"),
         ({"--masks": "."}, "masks are used with the score localisation only, got score 'probability'"),
         ({"--method": "magic"}, "unknown method 'magic'"),
+        ({"IMAGE": "."}, ". is a folder, not a photo; name the photos in it: spade-fast tune ./*.jpg"),
+        ({"--score": "localization"}, "unknown score 'localization': did you mean 'localisation'?"),
+        ({"--score": "localisation", "--masks": "none"}, "no such folder of masks: none"),
+        ({"--score": "localisation", "--masks": "."}, "photo.png is not a mask of photo.png: its size is"),
+        ({"--score": "deletion", "--method": "gradcam", "--model": "small_network:gelu"}, "Grad-CAM cannot be used on"),
+        ({"--candidates": "0.5,80"}, "candidates[1] must lie between 0 and 1, got 80.0: did you mean 0.8?"),
         ({"--candidates": "0.5,x"}, "candidates must be a number, got 'x'"),
         ({"--candidates": "0.5,2"}, "candidates[1] must lie between 0 and 1"),
         ({"--stages": "parts"}, "stages must be 'blocks', 'layers'"),
@@ -169,6 +175,12 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
 )
 def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune_photos, "tune", lambda *_, **__: pytest.fail("work began before the values were checked"))
+    if changes.get("--masks") == ".":
+        Image.new("L", (8, 8)).save("mask.png")
+        (tmp_path / "masks").mkdir()
+        (tmp_path / "mask.png").rename("masks/photo.png")
+        changes = {**changes, "--masks": "masks"}
     options = {"--model": small, "--augmentations": "4", "--out": "tuned.yaml", **changes}
     image = options.pop("IMAGE", "photo.png")
     result = invoke("tune", image, *(part for option in options.items() for part in option))
