@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spade_fast._util.checks import integer
+from spade_fast._util.checks import check_names, integer
 from spade_fast._util.signatures import with_fields_of
-from spade_fast.batch.engine import drive, open_engine
+from spade_fast.batch.engine import ENGINES, drive, open_engine
 from spade_fast.batch.index import can_index, write_index
 from spade_fast.batch.job import bytes_per_sample, make_job
 from spade_fast.batch.memory import samples_together
@@ -156,6 +156,7 @@ def run(
     for name, number in (("samples_per_solve", samples_per_solve), ("pack", pack)):
         if number is not None:
             integer(name, number, 1)
+    check_names("engine", [engine], ENGINES)
     source = find_samples(samples)
     if options.get("seed") is None:
         options["seed"] = 0

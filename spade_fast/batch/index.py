@@ -29,6 +29,7 @@ COLUMNS = {
     "class_after": "int32",  # that the trace predicts
     "probability_after": "double",
     "probability_after_of_class_before": "double",
+    "decides": "bool",  # whether the trace predicts the class that the dense network predicts
     "warnings": "string",
     "worker": "string",  # machine and process
     "together": "int32",  # samples in its solve
@@ -62,7 +63,7 @@ def write_index(folder: str | Path) -> Counter[str]:
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
     states: Counter[str] = Counter()
     sink = pyarrow.BufferOutputStream()
-    rows = _rows(results, folder)
+    rows = index_rows(results, folder)
     with parquet.ParquetWriter(sink, schema) as writer:
         while group := list(islice(rows, _ROWS_PER_GROUP)):
             states.update(row["state"] for row in group)
@@ -75,12 +76,13 @@ def write_index(folder: str | Path) -> Counter[str]:
     return states
 
 
-def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
+def index_rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
+    """Iterate over the rows of the index; those of finished samples also have the entry ``report``, of their report."""
     stems = set()
     for found in results.stored():
         stems.add(found.stem)
         try:
-            row = {**_finished(found.header), **_report(found.report)}
+            row = {**_finished(found.header), **_report(found.report), "report": found.report}
         except (AttributeError, KeyError, TypeError):  # no header, or not the one that was written
             row = {"state": "damaged"}
         yield {"file": found.file, **row}
@@ -108,6 +110,7 @@ def _finished(stored: Any) -> dict[str, Any]:
         "class_after": trace["class"],
         "probability_after": trace["probability"],
         "probability_after_of_class_before": trace["probability_of_dense"],
+        "decides": dense["class"] == trace["class"],
     }
 
 

@@ -16,8 +16,9 @@ from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import is_installed, require
 from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.versions import versions_of
-from spade_fast.attribution.methods import METHODS
-from spade_fast.batch.samples import Source
+from spade_fast.attribution.methods import METHODS, Question, make_recipe
+from spade_fast.attribution.prepare import prepare_for_attribution
+from spade_fast.batch.samples import Photos, Source
 from spade_fast.inputs.augment import ImageAugmenter
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, load_model
@@ -134,10 +135,20 @@ def make_job(
         "network": hash_model(model),
         **_versions(methods),
     }
+    _check_methods(methods, source, model)
     job = Job(source, folder.absolute(), facts)
     Session(model.module, job.config, None)  # checks layers and sparsities
     make_augmenter(job, model)
     return job, model
+
+
+def _check_methods(methods: Sequence[str], source: Source, model: LoadedModel) -> None:
+    """Raise ValueError if a method cannot be used on the network; inputs that are not photos may have any size."""
+    if methods and isinstance(source, Photos):
+        image = model.black.expand(-1, -1, model.crop, model.crop)
+        question = Question(prepare_for_attribution(model.module, image), image, 0, model.black)
+        for name in methods:
+            make_recipe(name, question)
 
 
 def _versions(methods: Sequence[str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.batch.job import Job, make_augmenter
 from spade_fast.batch.samples import file_name
 from spade_fast.batch.store import Store
+from spade_fast.batch.thumbnails import thumbnail
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import trace_batch
@@ -238,6 +239,8 @@ class Worker:
             "together": together,
             "seconds": seconds,
             "warnings": sample.warnings,
+            "class_names": {which: self.model.class_name(found["class"]) for which, found in predictions.items()},
+            "thumbnail": thumbnail(sample.image, self.model),
         }
         made.reports = [replace(layer, seconds=0.0) for layer in made.reports]
         try:

@@ -78,7 +78,7 @@ def test_it_can_be_rebuilt_from_the_files(out):
     (out / "index.parquet").unlink()
     result = CliRunner().invoke(app, ["index", str(out)])
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == ["1 failed, 3 finished", str(out / "index.parquet")]
+    assert result.stdout.splitlines() == ["1 failed, 3 finished", str(out / "index.parquet"), str(out / "index.html")]
     assert parquet.read_table(out / "index.parquet").equals(table)
     error = out / "errors/bad.png.json"
     error.unlink()
