@@ -102,10 +102,8 @@ def trace_command(
     from spade_fast.cli.trace_photo import trace_photo
 
     with showing_progress() as report:
-        made, lost = trace_photo(_photo(image), out, config, setup, report)
+        made = trace_photo(_photo(image), out, config, setup, report, warn)
     stdout.print(made.summary(), markup=False)
-    if lost is not None:
-        warn(lost)
     stdout.print(str(out), markup=False)
 
 

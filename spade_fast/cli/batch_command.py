@@ -124,9 +124,6 @@ def batch_command(
                     dry_run=dry_run,
                     progress=report,
                 )
-            gallery = None if dry_run else Gallery(out)
-            if gallery is not None and (summary.finished or summary.failed or not (out / PAGE).exists()):
-                gallery.write()
         except (KeyboardInterrupt, SystemExit) as stop:
             stderr.print("stopped; run the same command to resume", markup=False)
             raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else EXIT_STATUS) from stop
@@ -135,10 +132,13 @@ def batch_command(
         except Exception as error:  # exit code 1 would mean that samples failed
             traceback.print_exc()
             raise typer.Exit(2) from error
-    if gallery is None:
+    if dry_run:
         stdout.print(_plan(summary), markup=False)
         return
     _print_summary(summary, out)
+    gallery = Gallery(out)
+    if summary.finished or summary.failed or not (out / PAGE).exists():
+        gallery.write()
     if lost := gallery.counts["lost"]:
         warn(f"{lost} trace{'' if lost == 1 else 's'} lost the decision: see {out / PAGE}")
     for path in (out / PAGE, out):

@@ -25,12 +25,13 @@ from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.cli.class_names import class_index
 from spade_fast.cli.doctor import versions
 from spade_fast.cli.page import render
-from spade_fast.cli.trace_photo import check_tracing, lost_decision, trace_image
+from spade_fast.cli.trace_photo import lost_decision, trace_image
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import open_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
+from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import Trace
 
 PAGE = "index.html"
@@ -123,7 +124,8 @@ def explain_photo(
             methods = [name for name in methods or DEFAULT_METHODS if name not in left_out]
             configs = {solver: fill_defaults(replace(config, solver=solver), prepared) for solver in solvers}
             for one in configs.values():
-                check_tracing(pixels, model, prepared, one, setup)
+                Session(prepared, one, None)  # checks layers and sparsities before any map is made
+            setup.augmenter(model, config.seed)(pixels)
 
         networks = {"dense": dense}
         with _timed(seconds, "dense: attribution"):

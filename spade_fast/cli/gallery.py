@@ -28,8 +28,8 @@ from spade_fast.pruning.config import SOLVERS
 PAGE, _FOLDER = "index.html", "gallery"
 GROUPS = {"lost": "Lost the decision", "kept": "Kept the decision", "failed": "Failed", "damaged": "Damaged files"}
 _MOST_SAMPLES = 10_000
-_PICTURES_PER_PAGE = 200
-_SIDE, _QUALITY = 112, 80  # of maps: pixels, JPEG
+_PICTURES_PER_PAGE, _LEAST_PER_PAGE = 200, 10
+_SIDE = 112  # pixels of a map without a photo
 
 
 class Gallery:
@@ -52,6 +52,7 @@ class Gallery:
         self.counts: Counter[str] = Counter()
         self._rows: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
         for row in index_rows(self._results, folder):
+            row.update(_class_names(row))
             group = row["state"] if row["state"] != "finished" else "kept" if row["decides"] else "lost"
             self.counts[group] += 1
             if len(self._rows[group]) < _MOST_SAMPLES:
@@ -74,12 +75,13 @@ class Gallery:
             for group, title in GROUPS.items()
             for row in sorted(self._rows[group], key=lambda row: str(row.get("id")))
         ][:_MOST_SAMPLES]
-        per_page = max(10, _PICTURES_PER_PAGE // (1 + 2 * len(self._settings["methods"])))
+        per_page = max(_LEAST_PER_PAGE, _PICTURES_PER_PAGE // (1 + 2 * len(self._settings["methods"])))
         pages = [ordered[start : start + per_page] for start in range(0, len(ordered), per_page)] or [[]]
         with writing(self._folder):
             (self._folder / _FOLDER).mkdir(exist_ok=True)
-            for number, rows in enumerate(pages, 1):
-                write_whole(self._path(number), self._page(number, len(pages), rows).encode(), "the gallery")
+            for number in range(len(pages), 0, -1):  # the first page last: it stands for a complete gallery
+                page = self._page(number, len(pages), pages[number - 1])
+                write_whole(self._path(number), page.encode(), "the gallery")
             for path in (self._folder / _FOLDER).glob("*.html"):  # of a longer gallery before
                 if path.stem.isdecimal() and int(path.stem) > len(pages):
                     path.unlink()
@@ -110,18 +112,29 @@ class Gallery:
     def _pictures(self, row: dict[str, Any]) -> list[tuple[str, str]]:
         """Return the pictures of a sample with their captions: as the network sees it, and its maps."""
         photo = _decoded(row.get("report", {}).get("thumbnail"))
-        pictures = [] if photo is None else [("photo", data_url(photo / 255, _QUALITY))]
+        pictures = [] if photo is None else [("photo", data_url(photo / 255, small=True))]
         if row["state"] != "finished" or not self._settings["methods"]:
             return pictures
         try:
             maps = self._results.maps(row["id"])
             for method in self._settings["methods"]:
-                for network, title in (("dense", "dense"), ("trace", "trace")):
+                for network in ("dense", "trace"):
                     drawn = _drawn(maps[f"{network}.{method}"], photo)
-                    pictures.append((f"{METHODS[method].title}, {title}", data_url(drawn, _QUALITY)))
+                    pictures.append((f"{METHODS[method].title}, {network}", data_url(drawn, small=True)))
         except (UserError, KeyError) as error:
             row["error"] = f"its maps cannot be shown: {error}"
         return pictures
+
+
+def _class_names(row: dict[str, Any]) -> dict[str, str]:
+    """Return the names of the classes that the dense network and the trace of a finished sample predict."""
+    names = row.get("report", {}).get("class_names")
+    names = names if isinstance(names, dict) else {}
+    moments = {"before": "dense", "after": "trace"} if row["state"] == "finished" else {}
+    return {
+        f"name_{moment}": str(names.get(network, f"class {row[f'class_{moment}']}"))
+        for moment, network in moments.items()
+    }
 
 
 def _decoded(thumbnail: Any) -> np.ndarray | None:

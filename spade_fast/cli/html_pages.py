@@ -11,7 +11,7 @@ import numpy as np
 from spade_fast._util.extras import extra_for
 
 # JPEG quality: single-pixel evidence stays sharp, and a page with a dozen maps stays below a megabyte.
-_QUALITY = 90
+_QUALITY, _SMALL_QUALITY = 90, 70
 
 
 def render_template(name: str, **content: Any) -> str:
@@ -30,10 +30,12 @@ def render_template(name: str, **content: Any) -> str:
     return environment.get_template(name).render(**content)
 
 
-def data_url(colours: np.ndarray, quality: int = _QUALITY) -> str:
-    """Encode an image as a data URL; colours between 0 and 1, ``[H, W, 3]``."""
+def data_url(colours: np.ndarray, small: bool = False) -> str:
+    """Encode an image as a data URL; colours between 0 and 1, ``[H, W, 3]``. `small` is for thumbnails."""
     from PIL import Image
 
+    quality, subsampling = (_SMALL_QUALITY, 2) if small else (_QUALITY, 0)
+    picture = Image.fromarray((colours * 255).round().astype(np.uint8))
     file = io.BytesIO()
-    Image.fromarray((colours * 255).round().astype(np.uint8)).save(file, "JPEG", quality=quality, subsampling=0)
+    picture.save(file, "JPEG", quality=quality, subsampling=subsampling)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,14 +14,18 @@ from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import open_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
-from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import trace
 
 
 def trace_photo(
-    image: Path, out: Path, config: PruneConfig, setup: Setup, progress: Progress = no_progress
-) -> tuple[Trace, str | None]:
+    image: Path,
+    out: Path,
+    config: PruneConfig,
+    setup: Setup,
+    progress: Progress = no_progress,
+    warn: Callable[[str], None] | None = None,
+) -> Trace:
     """Prune a network for one photo and save the trace.
 
     Parameters
@@ -35,10 +40,8 @@ def trace_photo(
         Network, device and number of calibration images.
     progress
         Called as ``progress(stage, done, total)``.
-
-    Returns
-    -------
-    Trace, and what `lost_decision` says if it lost the decision, otherwise None.
+    warn
+        Called with what `lost_decision` says if the trace lost the decision.
 
     Raises
     ------
@@ -51,26 +54,19 @@ def trace_photo(
     pixels = model.preprocess(photo)[0].to(setup.device)
     before = predict(model.module, pixels)
     config = fill_defaults(config, model.module)
-    check_tracing(pixels, model, model.module, config, setup)
     made = trace_image(image.name, pixels, model, model.module, config, setup, progress)
     with made.applied(model.module):
         after = predict(model.module, pixels)
     made.save(out)
     classes = [int(scores.argmax()) for scores in (before, after)]
-    if classes[0] == classes[1]:
-        return made, None
-    return made, lost_decision(f"the {SOLVERS[config.solver]} trace", *map(model.class_name, classes))
+    if warn is not None and classes[0] != classes[1]:
+        warn(lost_decision(f"the {SOLVERS[config.solver]} trace", *map(model.class_name, classes)))
+    return made
 
 
 def lost_decision(trace: str, before: str, after: str) -> str:
     """Say that a trace predicts another class than the dense network."""
     return f"{trace} lost the decision: it predicts “{after}” instead of “{before}”"
-
-
-def check_tracing(image: Tensor, model: LoadedModel, module: nn.Module, config: PruneConfig, setup: Setup) -> None:
-    """Raise the errors of `trace_image` for its arguments, before any work."""
-    Session(module, config, None)
-    setup.augmenter(model, config.seed)(image)
 
 
 def trace_image(

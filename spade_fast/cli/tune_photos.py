@@ -20,7 +20,6 @@ from spade_fast._util.progress import Progress, no_progress
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe
 from spade_fast.attribution.metrics import auc, deletion_curve, localisation_auc
 from spade_fast.attribution.prepare import prepare_for_attribution
-from spade_fast.cli.trace_photo import check_tracing
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import open_photo
@@ -104,9 +103,6 @@ def tune_photos(
     questions = [
         Question(module, image, target, model.black.to(image)) for image, target in zip(images, targets, strict=True)
     ]
-    augmenter = setup.augmenter(model, config.seed)
-    config = fill_defaults(config, module)
-    check_tracing(images[0], model, module, config, setup)
     if score == "probability":
         scored = _probability(questions)
     else:
@@ -115,7 +111,8 @@ def tune_photos(
             scored = _deletion(copy.deepcopy(module), method, questions)
         else:
             scored = _localisation(method, questions, [_seen(*one, model) for one in drawn])
-    options = config.options()
+    augmenter = setup.augmenter(model, config.seed)
+    options = fill_defaults(config, module).options()
     del options["sparsity"]
     tuning = tune(
         module,

@@ -49,6 +49,7 @@ def test_one_row_per_sample(out):
     predictions = made.header["predictions"]
     assert row["class_before"] == predictions["dense"]["class"]
     assert row["probability_after"] == predictions["trace"]["probability"]
+    assert row["decides"] == (row["class_before"] == row["class_after"]) and rows["bad.png"]["decides"] is None
     assert all(row[f"seconds_{stage}"] > 0 for stage in ("load", "augment", "forward", "gram", "solve"))
 
 

@@ -60,7 +60,6 @@ def test_a_labelled_page_with_dense_and_traces_side_by_side(small, trace, tmp_pa
 def test_titles_of_channels_neurons_and_classes_without_names(small, tmp_path):
     out = tmp_path / "out"
     given = ("--model", small, "--steps", 1, "--out", out)
-    neuron = "central neuron of channel 5 of layer 2"
     assert invoke("visualize", 5, *given, "--layer", 2, "--neuron").exit_code == 0
     assert Parsed((out / "index.html").read_text()).texts("h1") == [
         "What excites central neuron of channel 5 of layer 2"

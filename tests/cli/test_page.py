@@ -323,13 +323,42 @@ def test_awkward_page_as_rendered(tmp_path, monkeypatch, browser, width):
     assert visible and "its maps do not explain" in warning
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_other_pages_as_rendered(small, photo, tmp_path, browser, width):
+    pytest.importorskip("kornia")
+    from spade_fast.batch import run
+    from spade_fast.cli.feature_pictures import draw_feature
+    from spade_fast.cli.gallery import Gallery
+    from spade_fast.inputs.setup import Setup
+
+    photo.rename(photo.with_name("z" * 90 + ".png"))
+    methods = ("saliency", "gradcam", "layercam")
+    run(tmp_path, tmp_path / "batch", model=small, sparsity=1.0, augmentations=4, workers=0, methods=methods)
+    traces = list(tmp_path.glob("batch/traces/*"))
+    for page in (
+        Gallery(tmp_path / "batch").write(),
+        draw_feature(1, traces, tmp_path / "x", Setup(small), steps=1)[-1],
+    ):
+        show(browser, page, width)
+        screenshot(browser, SCREENSHOTS / f"{page.parent.name}-{width}.png")
+        seen = browser.execute_script(LOOK)
+        check_layout(seen)
+        assert seen["images"] and len(seen["contrasts"]) > 5 and seen["bars"] == []
+        assert requested(browser)[0] == page.as_uri()
+
+
 def check(seen):
+    """What must hold for every explanation."""
+    check_layout(seen)
+    assert len(seen["contrasts"]) > 30 and seen["bars"] and min(seen["bars"]) >= 3
+
+
+def check_layout(seen):
     """What must hold for every page."""
     assert seen["overflow"] <= 0 and seen["outside"] == []
     assert all(complete and natural > 0 and width > 50 for complete, natural, width in seen["images"])
     assert all(text and visible for text, visible in seen["headings"])
-    assert len(seen["contrasts"]) > 30 and [one for one in seen["contrasts"] if one[1] < 4.5] == []
-    assert seen["bars"] and min(seen["bars"]) >= 3
+    assert [one for one in seen["contrasts"] if one[1] < 4.5] == []
     assert all(name.startswith("data:") for name in seen["resources"])
 
 

@@ -59,6 +59,30 @@ def test_command_is_the_search_for_the_probability(small, photos, tmp_path, solv
     assert made.settings["stages"] == {"6": ["6"], "2": ["2"], "0": ["0"]}
 
 
+@pytest.mark.parametrize(
+    ("layers", "share", "pruned", "removed"),
+    # The network has 3*9*12 + 12*9*12 + 12*4 = 324 + 1296 + 48 weights.
+    [("6", 0.5, 48 / 1668, 24 / 1668), ("2,6", 0.5, 1344 / 1668, 672 / 1668), ("*", 0.25, 1.0, 0.25)],
+)
+def test_a_network_left_mostly_dense_is_said(small, photos, tmp_path, monkeypatch, layers, share, pruned, removed):
+    scored = tune_photos.predict
+    monkeypatch.setattr(tune_photos, "predict", lambda module, image: scored(module, image) * (sparse(module) + 1))
+
+    def sparse(module):
+        return float(sum((parameter == 0).sum() for parameter in module.parameters()))
+
+    out = tmp_path / "tuned.yaml"
+    options = ["--model", small, "--augmentations", 4, "--layers", layers, "--candidates", share, "--stages", "layers"]
+    result = invoke("tune", photos[0], *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    settings = Tuning.load(out).settings
+    assert settings["share_in_pruned_layers"] == pytest.approx(pruned)
+    assert settings["share_removed"] == pytest.approx(removed)
+    said = f"warning: most of the network stays dense: {pruned:.1%} of its weights lie in layers that are pruned, and "
+    assert (f"{said}{removed:.1%} of them all are removed" in result.stderr) == (pruned < 0.5)
+    assert ("stays dense" in result.output) == (pruned < 0.5)
+
+
 def test_other_commands_take_the_file(small, photos, tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text('sparsity:\n  "6": 0.5\n  "0": 0.25\n')
