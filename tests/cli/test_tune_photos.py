@@ -19,6 +19,7 @@ from spade_fast import ImageAugmenter, Trace, Tuning, trace, tune  # noqa: E402
 from spade_fast.cli import tune_photos  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
 from spade_fast.inputs.networks import load_model  # noqa: E402
+from spade_fast.pruning import tuning  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 
@@ -199,7 +200,7 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
 )
 def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tune_photos, "tune", lambda *_, **__: pytest.fail("work began before the values were checked"))
+    monkeypatch.setattr(tuning, "solve_candidates", lambda *_: pytest.fail("work began before the checks"))
     if changes.get("--masks") == ".":
         Image.new("L", (8, 8)).save("mask.png")
         (tmp_path / "masks").mkdir()
