@@ -111,7 +111,7 @@ class Gallery:
 
     def _pictures(self, row: dict[str, Any]) -> list[tuple[str, str]]:
         """Return the pictures of a sample with their captions: as the network sees it, and its maps."""
-        photo = _decoded(row.get("report", {}).get("thumbnail"))
+        photo = _decoded(_reported(row, "thumbnail"))
         pictures = [] if photo is None else [("photo", data_url(photo / 255, small=True))]
         if row["state"] != "finished" or not self._settings["methods"]:
             return pictures
@@ -126,9 +126,15 @@ class Gallery:
         return pictures
 
 
+def _reported(row: dict[str, Any], name: str) -> Any:
+    """Return an entry of a sample's report, whatever it is; None if it has none."""
+    report = row.get("report")
+    return report.get(name) if isinstance(report, dict) else None
+
+
 def _class_names(row: dict[str, Any]) -> dict[str, str]:
     """Return the names of the classes that the dense network and the trace of a finished sample predict."""
-    names = row.get("report", {}).get("class_names")
+    names = _reported(row, "class_names")
     names = names if isinstance(names, dict) else {}
     moments = {"before": "dense", "after": "trace"} if row["state"] == "finished" else {}
     return {
