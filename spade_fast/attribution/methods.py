@@ -286,7 +286,9 @@ def attribution_map(name: str, question: Question) -> Tensor:
 
 def to_map(attributions: Tensor, image: Tensor) -> Tensor:
     """Reduce attributions to one map ``[H, W]``: absolute values summed over channels, resized to the image."""
-    strength = attributions.detach().abs().sum(1, keepdim=True)
+    # Half precision has no values for the sums of large attributions.
+    attributions = attributions.detach().to(torch.promote_types(attributions.dtype, torch.float32))
+    strength = attributions.abs().sum(1, keepdim=True)
     if strength.shape[-2:] != image.shape[-2:]:
         strength = F.interpolate(strength, image.shape[-2:], mode="bicubic", align_corners=False).clamp(min=0)
     return strength[0, 0]

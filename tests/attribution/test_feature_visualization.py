@@ -75,6 +75,23 @@ def test_seeds_and_state() -> None:
     assert not network[1]._forward_hooks
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_channels_and_types(channels: int, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(channels, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    options = {"size": (12, 10), "mean": (0.5,) * channels, "std": (0.25,) * channels, "learning_rate": 0.1}
+    made = visualize(model.to(dtype), Feature(1), steps=20, **options)
+    start = visualize(model, Feature(1), steps=0, **options)
+    assert made.shape == (channels, 12, 10) and made.dtype == torch.float32
+    before, after = (float(model(((one - 0.5) / 0.25)[None].to(dtype))[0, 1]) for one in (start, made))
+    assert after > before
+
+
+def test_mean_and_std_of_different_lengths() -> None:
+    with pytest.raises(ValueError, match="one number per channel, got 1 and 3"):
+        visualize(nn.Conv2d(1, 2, 3), Feature(0), mean=(0.5,))
+
+
 def test_normalised_inputs_and_traces() -> None:
     """The input's mean and spread are undone: a picture of another scale of colours is the same."""
     network, scaled = colours(), colours()
