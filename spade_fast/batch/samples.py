@@ -82,7 +82,7 @@ class Items:
                 raise InvalidTypeError(
                     f"the dataset must give floating-point [C, H, W], got {item.dtype} {list(item.shape)}"
                 )
-            return item.detach()[None].cpu()
+            return item.detach()[None].cpu().to(model.dtype)
         if not hasattr(item, "convert"):
             raise InvalidTypeError(f"the dataset must give PIL images or tensors, got {type(item).__name__}")
         return model.preprocess(item)[0]

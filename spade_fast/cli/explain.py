@@ -147,6 +147,8 @@ def explain_photo(
                 "methods": list(methods),
                 "target": target,
             },
+            "preprocessing": model.preprocessing,
+            "notes": list(model.notes),
             "versions": versions(),
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
             "predictions": {name: _top(model, scores, target) for name, scores in networks.items()},

@@ -66,7 +66,7 @@ def draw_feature(
         names = ", ".join(path.name for path in traces)
         raise InvalidValueError(f"trace files must have distinct names, other than 'dense', got {names}")
     network = setup.load_model()
-    size = (network.crop, network.crop)
+    network.check_takes_photos()
     with whole_folder(out) as folder:
         for name, trace in loaded.items():
             report = None if progress is None else titled(progress, name)
@@ -74,7 +74,7 @@ def draw_feature(
                 picture = visualize(
                     network.module,
                     feature,
-                    size=size,
+                    size=network.size,
                     mean=network.mean,
                     std=network.std,
                     steps=steps,
@@ -88,4 +88,5 @@ def draw_feature(
 def _save(picture: Tensor, path: Path) -> None:
     from PIL import Image
 
-    Image.fromarray((255 * picture).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
+    pixels = (255 * picture).round().to(torch.uint8).permute(1, 2, 0)
+    Image.fromarray(pixels.squeeze(2).numpy()).save(path)

@@ -53,7 +53,11 @@ def pruning_options(
 
 def setup_options(
     model: Annotated[
-        str, typer.Option(help="Network: demo, torchvision:NAME[:WEIGHTS] or module:callable.")
+        str,
+        typer.Option(
+            help="Network: demo, torchvision:NAME[:WEIGHTS], timm:NAME[:WEIGHTS], hf:NAME (Hugging Face) or "
+            "module:callable."
+        ),
     ] = Setup.model,
     augmentations: Annotated[
         int, typer.Option(help="Number of calibration images made from each photo.")

@@ -79,6 +79,8 @@ def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings
     layers = [layer("body.0", 0.25), layer("body.1", 0.75)] if layers is None else layers
     return {
         "settings": {"image": "/photos/dog.jpg", "model": "demo", "sparsity": None, "methods": METHODS, **settings},
+        "preprocessing": {"resize": 256, "crop": [224, 224], "mean": [0.5, 0.5, 0.5]},
+        "notes": ["demo returns <one> logit"],
         "versions": {"spade_fast": "0.1.0"},
         "seconds": {"load model": 1.25, "pictures": 0.5},
         "predictions": {
@@ -122,6 +124,14 @@ def test_refers_to_nothing_outside():
     policy["content"] = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert policy in [attributes for _, attributes, _ in parsed.all("meta")]
     assert "/photos" not in html, "a page to be sent does not say where the photo lay"
+
+
+def test_assumptions_are_shown_beside_the_network():
+    parsed = Parsed(make_page())
+    (caption,) = [text for _, _, text in parsed.all("figcaption") if "Network:" in text]
+    assert "demo returns <one> logit." in caption
+    facts = [text for _, _, text in parsed.all("dd")]
+    assert "224, 224" in facts and "0.5, 0.5, 0.5" in facts
 
 
 def test_hostile_names(monkeypatch):
