@@ -9,7 +9,8 @@
 
 namespace py = pybind11;
 
-PYBIND11_MODULE(_C, m) {
+// Free-threaded Python keeps its lock off: the choice of the instruction set, the only state, is atomic.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Build information and settings of spade_fast.";
   m.def(
       "build_info",
@@ -34,5 +35,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("simd_level", [] { return std::string(spade::kernels().name); }, "The instruction set in use.");
   m.def("simd_levels", &spade::simd_levels, "The instruction sets this processor can use, narrowest first.");
   m.def("set_simd_level", &spade::set_simd_level, py::arg("name"),
-        "Chooses an instruction set; ValueError for one that is not among simd_levels().");
+        "Chooses the instruction set of the calls that begin from now on; ValueError for one that is not among "
+        "simd_levels().");
 }

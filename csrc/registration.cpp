@@ -12,6 +12,6 @@ SPADE_OPS(m) {
   m.def("nm_path(Tensor weight, Tensor hinv, int n, int m) -> (Tensor order, Tensor losses)");
   m.def("obs_solution(Tensor weight, Tensor hessian, Tensor hinv, Tensor order, Tensor counts, int block) -> Tensor");
   m.def(
-      "sparsegpt(Tensor weight, Tensor factor, Tensor counts, int mask_block, int n, int m, bool include_ties)"
-      " -> (Tensor pruned, Tensor losses)");
+      "sparsegpt(Tensor weight, Tensor factor, Tensor counts, int mask_block, int n, int m, bool include_ties, "
+      "bool keep_zeros) -> (Tensor pruned, Tensor losses)");
 }

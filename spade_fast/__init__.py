@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spade_fast import compat, ops
 from spade_fast._util.errors import (
+    AssumptionWarning,
     ClusterError,
     FallbackError,
     FallbackWarning,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AssumptionWarning",
     "ClusterError",
     "FallbackError",
     "FallbackWarning",

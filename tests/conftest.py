@@ -34,9 +34,9 @@ def loaded():
 def maps():
     return LoadedModel("maps", torch.nn.Conv2d(3, 4, 3), resize=20, crop=16)
 
-def gelu():
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 16), torch.nn.GELU(), torch.nn.Flatten())
-    return LoadedModel("gelu", module, resize=20, crop=16)
+def norm():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 16), torch.nn.GroupNorm(2, 4), torch.nn.Flatten())
+    return LoadedModel("norm", module, resize=20, crop=16)
 
 number = 3
 def text():

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <limits>
+
 namespace spade {
 
 inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
@@ -37,10 +39,29 @@ inline void check_integer(const char* op, const char* name, const at::Tensor& t)
                    " must be int32 or int64, got ", t.scalar_type());
 }
 
+// The largest size that is computed with: kernels count columns and positions in 32 bits, and products of two sizes fit
+// into 64.
+constexpr int64_t kLargestSize = std::numeric_limits<int32_t>::max();
+
+// What is written must not be what is read.
+inline void check_apart(const char* op, const char* name, const at::Tensor& t, const char* target_name,
+                        const at::Tensor& target) {
+  if (t.numel() == 0 || !t.is_alias_of(target)) return;
+  int64_t length = 1;
+  for (int64_t d = 0; d < t.dim(); ++d) length += (t.size(d) - 1) * t.stride(d);
+  const char* begin = static_cast<const char*>(t.const_data_ptr());
+  const char* target_begin = static_cast<const char*>(target.const_data_ptr());
+  TORCH_CHECK_VALUE(begin >= target_begin + target.nbytes() ||
+                        target_begin >= begin + length * static_cast<int64_t>(t.element_size()),
+                    op, ": ", name, " must not share memory with ", target_name);
+}
+
 // weight [B, R, C] against a square matrix [B, C, C] per problem.
 inline void check_problem(const char* op, const at::Tensor& weight, const char* name, const at::Tensor& matrix) {
   check_floating(op, "weight", weight);
   check_dims(op, "weight", weight, 3, "[problems, rows, columns]");
+  TORCH_CHECK_VALUE(weight.size(2) <= kLargestSize, op, ": weight must have at most ", kLargestSize, " columns, got ",
+                    weight.size(2));
   check_same_dtype(op, name, matrix, "weight", weight);
   check_shape(op, name, matrix, {weight.size(0), weight.size(2), weight.size(2)});
 }

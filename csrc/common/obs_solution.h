@@ -1,4 +1,5 @@
-// The front of obs_solution. Device::solve(ObsSolutionCall<T>) does the work.
+// The front of obs_solution. Device::solve(ObsSolutionCall<T>) does the work; Device::check_order refuses orders and
+// counts where it can look at their values.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -35,6 +36,8 @@ inline void check_obs_solution(const at::Tensor& weight, const at::Tensor& hessi
   TORCH_CHECK_VALUE(counts.dim() >= 2 && counts.size(-2) == weight.size(0) && counts.size(-1) == weight.size(1), op,
                     ": counts must have shape [..., ", weight.size(0), ", ", weight.size(1), "], got ", counts.sizes());
   check_divides(op, "block", block, weight);
+  TORCH_CHECK_VALUE(order.size(2) <= weight.size(2) / block, op, ": order must have at most ", weight.size(2) / block,
+                    " blocks per row, got ", order.size(2));
 }
 
 template <class Device>
@@ -46,6 +49,7 @@ at::Tensor obs_solution(const at::Tensor& weight, const at::Tensor& hessian, con
   std::vector<int64_t> shape = counts.sizes().vec();
   shape.push_back(weight.size(2));
   at::Tensor pruned = at::empty(shape, weight.options());
+  Device::check_order(order, counts, weight.size(2) / block);
   if (pruned.numel() == 0) return pruned;
   const at::Tensor w = weight.contiguous();
   const at::Tensor h = hessian.contiguous();

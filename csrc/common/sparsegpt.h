@@ -1,7 +1,9 @@
-// The front of sparsegpt. The device's part: sweep(SparseGptCall<T>) does the work, stride<T>(rows) is the length at
-// which it wants the columns of weights stored, and check_counts refuses counts where it can look at their values.
+// The front of sparsegpt. The device's part, an object for each call: sweep(SparseGptCall<T>) does the work,
+// stride<T>(rows) is the length at which it wants the columns of weights stored, and check_counts refuses counts where
+// it can look at their values.
 #pragma once
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -19,7 +21,8 @@ struct SparseGptCall {
   int64_t stride;  // of a column; what is behind its rows is 0
   int64_t mask_block, n, m;
   bool include_ties;
-  const int64_t* counts;  // [problems][mask blocks] weights to remove
+  const uint8_t* zeros;   // [problems][columns][rows] 1: zero before and after, whatever the scores; or null
+  const int64_t* counts;  // [problems][mask blocks] other weights to remove
   const T* factor;        // [problems][columns][columns]
   T* weight;              // [problems][columns][stride] in: dense, out: pruned
   T* losses;              // [problems][rows] in: 0, out: sum of the removals' losses
@@ -43,29 +46,42 @@ inline int64_t check_sparsegpt(const at::Tensor& weight, const at::Tensor& facto
   return width;
 }
 
+// What is left of the counts [problems, mask blocks] for weights other than the zeros [problems, columns, rows].
+inline at::Tensor counts_beside(const at::Tensor& zeros, const at::Tensor& counts, int64_t mask_block) {
+  const int64_t blocks = counts.size(1);
+  const at::Tensor of_columns = at::constant_pad_nd(zeros.sum(2), {0, blocks * mask_block - zeros.size(1)});
+  return counts.sub(of_columns.unflatten(1, {blocks, mask_block}).sum(2)).clamp_min(0);
+}
+
 template <class Device>
 std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at::Tensor& factor,
                                              const at::Tensor& counts, int64_t mask_block, int64_t n, int64_t m,
-                                             bool include_ties) {
+                                             bool include_ties, bool keep_zeros) {
   RECORD_USER_SCOPE("spade_fast.sweep");
   const c10::OptionalDeviceGuard device_guard(weight.device());
   const int64_t width = check_sparsegpt(weight, factor, counts, mask_block, n, m);
   const int64_t problems = weight.size(0);
   const int64_t rows = weight.size(1);
   const int64_t columns = weight.size(2);
-  const at::Tensor counts64 = m == 0 ? counts.to(at::kLong).contiguous()
-                                     : at::zeros({problems, columns / width}, weight.options().dtype(at::kLong));
-  if (m == 0) Device::check_counts(counts64, rows, columns, width);
+  at::Tensor counts64 = m == 0 ? counts.to(at::kLong).contiguous()
+                               : at::zeros({problems, columns / width}, weight.options().dtype(at::kLong));
+  const Device device{};
+  if (m == 0) device.check_counts(counts64, rows, columns, width);
   at::Tensor losses = at::zeros({problems, rows}, weight.options());
   if (weight.numel() == 0) return {weight.clone(), losses};
   const at::Tensor u = factor.contiguous();
+  at::Tensor zeros;
+  if (keep_zeros) {
+    zeros = weight.transpose(1, 2).eq(0).contiguous();
+    if (m == 0) counts64 = counts_beside(zeros, counts64, width);
+  }
   return with_type(weight, [&](auto type) -> std::tuple<at::Tensor, at::Tensor> {
     using T = decltype(type);
-    const int64_t stride = Device::template stride<T>(rows);
+    const int64_t stride = device.template stride<T>(rows);
     at::Tensor transposed = at::zeros({problems, columns, stride}, weight.options());
     at::Tensor view = transposed.narrow(2, 0, rows);
     view.copy_(weight.transpose(1, 2));
-    Device::sweep(SparseGptCall<T>{
+    device.sweep(SparseGptCall<T>{
         .problems = problems,
         .rows = rows,
         .columns = columns,
@@ -74,6 +90,7 @@ std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at:
         .n = n,
         .m = m,
         .include_ties = include_ties,
+        .zeros = keep_zeros ? static_cast<const uint8_t*>(zeros.const_data_ptr()) : nullptr,
         .counts = counts64.const_data_ptr<int64_t>(),
         .factor = u.const_data_ptr<T>(),
         .weight = transposed.mutable_data_ptr<T>(),

@@ -13,21 +13,27 @@
 namespace spade {
 namespace {
 
-template <class T>
-void check_order(const ObsSolutionCall<T>& call) {
-  const int64_t rows = call.problems * call.rows;
-  const int64_t blocks = call.columns / call.block;
-  std::vector<int32_t> most(rows, 0);
-  for (int64_t i = 0; i < call.levels * rows; ++i) {
-    const int32_t count = call.counts[i];
-    TORCH_CHECK_VALUE(count >= 0 && count <= call.steps, "obs_solution: counts must lie in 0..", call.steps,
+// counts [levels][rows] against the length of an order; returns the largest of each row.
+template <class Index>
+std::vector<int64_t> check_counts(const Index* counts, int64_t size, int64_t rows, int64_t steps) {
+  std::vector<int64_t> most(rows, 0);
+  for (int64_t i = 0; i < size; ++i) {
+    const int64_t count = counts[i];
+    TORCH_CHECK_VALUE(count >= 0 && count <= steps, "obs_solution: counts must lie in 0..", steps,
                       " (the length of order), got ", count);
     most[i % rows] = std::max(most[i % rows], count);
   }
+  return most;
+}
+
+// The first `most` entries of each row of order [rows][steps].
+template <class Index>
+void check_blocks(const Index* order, const std::vector<int64_t>& most, int64_t steps, int64_t blocks) {
+  const int64_t rows = static_cast<int64_t>(most.size());
   std::vector<int64_t> seen_in(blocks, -1);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t i = 0; i < most[row]; ++i) {
-      const int32_t k = call.order[row * call.steps + i];
+      const int64_t k = order[row * steps + i];
       TORCH_CHECK_VALUE(k >= 0 && k < blocks, "obs_solution: order must hold block indices 0..", blocks - 1, ", got ",
                         k);
       TORCH_CHECK_VALUE(seen_in[k] != row, "obs_solution: order removes block ", k, " of a row twice");
@@ -64,10 +70,23 @@ std::vector<int32_t> order_columns(const int32_t* blocks, int64_t removed, int64
   return order;
 }
 
+// run(data) with the values of an int32 or int64 tensor.
+template <class Run>
+auto with_index(const at::Tensor& t, const Run& run) {
+  return t.scalar_type() == at::kInt ? run(t.const_data_ptr<int32_t>()) : run(t.const_data_ptr<int64_t>());
+}
+
 struct Solutions {
+  static void check_order(const at::Tensor& order, const at::Tensor& counts, int64_t blocks) {
+    const int64_t rows = order.size(0) * order.size(1);
+    const int64_t steps = order.size(2);
+    const std::vector<int64_t> most = with_index(
+        counts.contiguous(), [&](const auto* values) { return check_counts(values, counts.numel(), rows, steps); });
+    with_index(order.contiguous(), [&](const auto* values) { check_blocks(values, most, steps, blocks); });
+  }
+
   template <class T>
   static void solve(const ObsSolutionCall<T>& call) {
-    check_order(call);
     const int64_t rows = call.problems * call.rows;
     const int64_t columns = call.columns;
     const KernelTable<T>& table = kernels_for<T>();

@@ -11,8 +11,7 @@ namespace {
 
 // The columns behind a panel are shared among the threads; inside a parallel region this thread does all.
 template <class T>
-void sweep_problem(const SparseGptTask<T>& task) {
-  const KernelTable<T>& table = kernels_for<T>();
+void sweep_problem(const KernelTable<T>& table, const SparseGptTask<T>& task) {
   for (int64_t begin = 0; begin < task.columns;) {
     const int64_t end = table.sparsegpt_panel_end(task.columns, task.mask_block, begin);
     table.sparsegpt_panel(task, begin, end);
@@ -25,6 +24,8 @@ void sweep_problem(const SparseGptTask<T>& task) {
 }
 
 struct Sweep {
+  const Kernels& in_use = kernels();
+
   static void check_counts(const at::Tensor& counts, int64_t rows, int64_t columns, int64_t mask_block) {
     const int64_t* count = counts.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < counts.numel(); ++i) {
@@ -36,14 +37,15 @@ struct Sweep {
   }
 
   template <class T>
-  static int64_t stride(int64_t rows) {
-    return kernels_for<T>().sparsegpt_stride(rows);
+  int64_t stride(int64_t rows) const {
+    return kernels_for<T>(in_use).sparsegpt_stride(rows);
   }
 
   template <class T>
-  static void sweep(const SparseGptCall<T>& call) {
+  void sweep(const SparseGptCall<T>& call) const {
+    const KernelTable<T>& table = kernels_for<T>(in_use);
     auto solve = [&](int64_t problem, T* workspace) {
-      sweep_problem<T>({
+      const SparseGptTask<T> task{
           .rows = call.rows,
           .columns = call.columns,
           .stride = call.stride,
@@ -51,14 +53,16 @@ struct Sweep {
           .n = call.n,
           .m = call.m,
           .include_ties = call.include_ties,
+          .zeros = call.zeros == nullptr ? nullptr : call.zeros + problem * call.columns * call.rows,
           .counts = call.counts + problem * ceil_div(call.columns, call.mask_block),
           .factor = call.factor + problem * call.columns * call.columns,
           .weight = call.weight + problem * call.columns * call.stride,
           .losses = call.losses + problem * call.rows,
           .workspace = workspace,
-      });
+      };
+      sweep_problem(table, task);
     };
-    share_problems<T>(call.problems, kernels_for<T>().sparsegpt_workspace(call.rows, call.mask_block), solve);
+    share_problems<T>(call.problems, table.sparsegpt_workspace(call.rows, call.mask_block), solve);
   }
 };
 

@@ -34,13 +34,8 @@ struct GramBatch {
   }
 };
 
-int32_t narrow(int64_t value) {
-  TORCH_CHECK_VALUE(value <= std::numeric_limits<int32_t>::max(), "spade_fast: sizes above 2^31 - 1 are not supported ",
-                    "on a GPU in one call, got ", value);
-  return static_cast<int32_t>(value);
-}
-
 GramAxis to_device(const Axis& axis) {
+  narrow(axis.size + 2 * axis.padding + axis.stride);  // where intervals of positions may end
   return {narrow(axis.size),    narrow(axis.kernel),   narrow(axis.stride),
           narrow(axis.padding), narrow(axis.dilation), narrow(axis.outputs())};
 }

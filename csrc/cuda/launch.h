@@ -39,6 +39,13 @@ inline int64_t working_bytes() {
 #endif
 }
 
+// A size as the kernels count it.
+inline int32_t narrow(int64_t value) {
+  TORCH_CHECK_VALUE(value <= std::numeric_limits<int32_t>::max(), "spade_fast: sizes above 2^31 - 1 are not supported ",
+                    "on a GPU in one call, got ", value);
+  return static_cast<int32_t>(value);
+}
+
 template <class Task>
 void launch(void (*kernel)(Task), int64_t blocks, int threads, size_t shared_bytes, const Task& task) {
   TORCH_CHECK_VALUE(blocks <= std::numeric_limits<int32_t>::max(), "spade_fast: the problem needs ", blocks,

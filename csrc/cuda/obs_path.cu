@@ -70,11 +70,11 @@ struct Paths {
     task.order = call.order;
     task.losses = call.losses;
     task.rows_of_problem = call.rows;
-    task.dense_count = static_cast<int32_t>(count);
-    task.block = static_cast<int32_t>(block);
-    task.steps = static_cast<int32_t>(call.steps);
-    task.limit_n = static_cast<int32_t>(call.n);
-    task.limit_m = static_cast<int32_t>(call.m);
+    task.dense_count = narrow(count);
+    task.block = narrow(block);
+    task.steps = narrow(call.steps);
+    task.limit_n = narrow(call.n);
+    task.limit_m = narrow(call.m);
     task.panel = scratch.take<T>(at_once * panel_capacity(block) * columns);
     task.weight = scratch.take<T>(at_once * columns);
     task.diagonal = scratch.take<T>(at_once * triangle(block) * count);

@@ -10,6 +10,9 @@ namespace spade::cuda {
 namespace {
 
 struct Solutions {
+  // Values are not looked at: that would wait for the device.
+  static void check_order(const at::Tensor&, const at::Tensor&, int64_t) {}
+
   template <class T>
   static void solve(const ObsSolutionCall<T>& call) {
     const int64_t rows = call.problems * call.rows;
@@ -27,10 +30,10 @@ struct Solutions {
     task.pruned = call.pruned;
     task.rows = rows;
     task.rows_of_problem = call.rows;
-    task.columns = static_cast<int32_t>(columns);
-    task.block = static_cast<int32_t>(call.block);
-    task.steps = static_cast<int32_t>(call.steps);
-    task.levels = static_cast<int32_t>(call.levels);
+    task.columns = narrow(columns);
+    task.block = narrow(call.block);
+    task.steps = narrow(call.steps);
+    task.levels = narrow(call.levels);
     task.system = scratch.take<T>(at_once * system);
     task.right = scratch.take<T>(at_once * columns);
     task.solved = scratch.take<T>(at_once * columns);

@@ -22,16 +22,18 @@ struct Sweep {
     SparseGptTask<T> task{};
     task.weight = call.weight;
     task.factor = call.factor;
+    task.zeros = call.zeros;
     task.counts = call.counts;
     task.losses = call.losses;
     task.error = scratch.take<T>(call.problems * kSweepPanel * call.rows);
     task.scores = scratch.take<T>(call.problems * call.mask_block * call.rows);
     task.mask = scratch.take<uint8_t>(call.problems * call.mask_block * call.rows);
-    task.rows = static_cast<int32_t>(call.rows);
-    task.columns = static_cast<int32_t>(call.columns);
-    task.mask_block = static_cast<int32_t>(call.mask_block);
-    task.n = static_cast<int32_t>(call.n);
-    task.m = static_cast<int32_t>(call.m);
+    narrow(call.rows * call.mask_block);
+    task.rows = narrow(call.rows);
+    task.columns = narrow(call.columns);
+    task.mask_block = narrow(call.mask_block);
+    task.n = narrow(call.n);
+    task.m = narrow(call.m);
     task.include_ties = call.include_ties;
     for (task.begin = 0; task.begin < task.columns; task.begin = task.end) {
       task.end = sparsegpt_panel_end(task.columns, task.mask_block, task.begin);

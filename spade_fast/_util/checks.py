@@ -1,8 +1,9 @@
-"""Checks of arguments: each returns the argument in a normalised form, or raises an error that names it."""
+"""Checks of arguments, which return them in a normalised form or raise an error, and suggestions for unknown names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -73,14 +74,42 @@ def is_number(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real)
 
 
-def check_names(kind: str, names: Sequence[Any], allowed: Iterable[str]) -> None:
-    """Raise ValueError if `names` is empty or one of them is not allowed; `kind` is what they are names of."""
-    allowed = list(allowed)
+def check_names(
+    kind: str, names: Sequence[Any], allowed: Iterable[str], also_called: Mapping[str, str] | None = None
+) -> None:
+    """Raise ValueError if `names` is empty or one of them is not allowed; the message suggests the nearest.
+
+    Parameters
+    ----------
+    kind
+        What they are names of.
+    also_called
+        Other names of some allowed ones, which are suggestions but not choices.
+    """
+    allowed, also_called = list(allowed), also_called or {}
     if not names:
         raise InvalidValueError(f"give at least one {kind} of: {', '.join(allowed)}")
     for name in names:
-        if name not in allowed:
-            raise InvalidValueError(f"unknown {kind} {name!r}: choose from {', '.join(allowed)}")
+        if name in allowed:
+            continue
+        known = {**{one: one for one in allowed}, **{other: one for one, other in also_called.items()}}
+        near = [f"{known[one]!r}{'' if one in allowed else f' ({one})'}" for one in nearest(str(name), known)[:1]]
+        hint = f"did you mean {near[0]}? Choose" if near else "choose"
+        raise InvalidValueError(f"unknown {kind} {name!r}: {hint} from {', '.join(allowed)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three of the `known` names that may be meant, the nearest first; case and punctuation count less."""
+    by_plain: dict[str, list[str]] = {}
+    for one in known:
+        by_plain.setdefault(plain(one), []).append(one)
+    close = difflib.get_close_matches(plain(name), by_plain, n=3, cutoff=0.5)
+    return [one for match in close for one in by_plain[match]][:3]
+
+
+def plain(name: str) -> str:
+    """Return the letters and digits of a name in lower case."""
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def check_device(name: str) -> None:

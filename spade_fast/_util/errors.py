@@ -67,6 +67,10 @@ class FallbackWarning(UserWarning):
     """A fallback was used for the layers that the message names."""
 
 
+class AssumptionWarning(UserWarning):
+    """`load_model` assumed what the message says, because the network does not state it."""
+
+
 class ClusterError(UserError, ConnectionError):
     """A cluster cannot be reached or started."""
 

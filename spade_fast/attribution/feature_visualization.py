@@ -10,18 +10,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spade_fast._util.checks import integer
+from spade_fast._util.checks import integer, nearest
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
+from spade_fast.attribution.layouts import Layouts
 
 # Square root of the covariance of ImageNet's colours, scaled so that the largest column norm is 1 (Olah et al., 2017).
 _COLOURS = ((0.563, 0.195, 0.043), (0.584, 0.0, -0.108), (0.584, -0.195, 0.065))
+_CHANNEL = 0.59  # standard deviation of a channel, as the mean over those of the colours
 _START = 0.01  # standard deviation of the initial coefficients
 _CONTRAST = 4.0  # divides the image before the sigmoid
 _SHIFT = 12  # largest shift in each direction, in pixels
@@ -71,13 +74,13 @@ def visualize(
     Parameters
     ----------
     model : nn.Module
-        A network with one image input ``[N, 3, H, W]``. In a ``with trace.applied(model):`` block it is the trace.
+        A network with one image input ``[N, C, H, W]``. In a ``with trace.applied(model):`` block it is the trace.
     feature : Feature
         The activation to maximise.
     size : (int, int)
         Height and width of the image in pixels.
     mean, std : sequence of float
-        Normalisation of the model's input, per channel, for colours between 0 and 1.
+        Normalisation of the model's input for colours between 0 and 1, one number for each of its C channels.
     steps : int
         Number of steps of Adam.
     learning_rate : float
@@ -89,14 +92,14 @@ def visualize(
 
     Returns
     -------
-    Tensor ``[3, H, W]``
+    Tensor ``[C, H, W]``
         Colours between 0 and 1, on the CPU.
 
     Raises
     ------
     ValueError
-        The layer or index does not exist, the layer does not return feature maps, tokens or classes, or a setting is
-        out of range.
+        The layer or index does not exist, the layer does not return feature maps, tokens or classes, a setting is out
+        of range, or `mean` and `std` differ in length.
 
     Examples
     --------
@@ -112,17 +115,20 @@ def visualize(
         raise InvalidValueError(
             f"steps must be at least 0, and learning_rate and size positive, got {steps}, {learning_rate}, {size}"
         )
-    device = next(model.parameters()).device
+    if len(mean) != len(std) or not mean:
+        raise InvalidValueError(f"mean and std must have one number per channel, got {len(mean)} and {len(std)}")
+    parameter = next(model.parameters())
+    device, dtype = parameter.device, parameter.dtype
     generator = torch.Generator().manual_seed(seed)
     height, width = size
-    shape = (3, height, width // 2 + 1, 2)
+    shape = (len(mean), height, width // 2 + 1, 2)
     spectrum = (_START * torch.randn(shape, generator=generator)).to(device).requires_grad_()
-    centre, spread = (torch.tensor(list(values), device=device).view(1, 3, 1, 1) for values in (mean, std))
+    centre, spread = (torch.tensor(list(values), device=device).view(1, -1, 1, 1) for values in (mean, std))
     optimizer = torch.optim.Adam([spectrum], learning_rate)
     with _watched(model, feature) as excitement, torch.enable_grad():
         for step in range(steps):
             seen = _moved(_picture(spectrum, size)[None], generator)
-            gain = excitement((seen - centre) / spread)
+            gain = excitement(((seen - centre) / spread).to(dtype))
             (spectrum.grad,) = torch.autograd.grad(-gain, spectrum)
             optimizer.step()
             if progress is not None:
@@ -131,13 +137,15 @@ def visualize(
 
 
 def _picture(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
-    """Convert Fourier coefficients to colours ``[3, H, W]``, with amplitudes of 1 / frequency as in natural images."""
+    """Convert Fourier coefficients to colours ``[C, H, W]``, with amplitudes of 1 / frequency as in natural images."""
     rows = torch.fft.fftfreq(size[0], device=spectrum.device)[:, None]
     columns = torch.fft.rfftfreq(size[1], device=spectrum.device)[None]
     frequency = torch.sqrt(rows**2 + columns**2).clamp(min=1 / max(size))
     amplitudes = torch.view_as_complex(spectrum) / frequency
     channels = torch.fft.irfft2(amplitudes, s=size, norm="ortho") / _CONTRAST
-    colours = torch.tensor(_COLOURS, device=spectrum.device)
+    # Other channels than colours are independent, with the same mean variance.
+    colours = torch.tensor(_COLOURS) if len(channels) == 3 else torch.eye(len(channels)) * _CHANNEL
+    colours = colours.to(spectrum.device)
     return torch.sigmoid(torch.einsum("rc,chw->rhw", colours, channels))
 
 
@@ -161,19 +169,28 @@ def _moved(image: Tensor, generator: torch.Generator) -> Tensor:
 @contextmanager
 def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield a function from images to the feature's mean activation, with the model in evaluation mode."""
-    outputs: list[Tensor] = []
+    outputs: list[tuple[Any, Any]] = []
     modules = dict(model.named_modules())
     if feature.layer is not None and feature.layer not in modules:
-        raise InvalidValueError(f"the model has no layer {feature.layer!r}")
+        near = nearest(feature.layer, filter(None, modules))
+        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise InvalidValueError(f"the model has no layer {feature.layer!r}{hint}")
     watched = model if feature.layer is None else modules[feature.layer]
-    hook = watched.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+
+    def read(module: nn.Module, inputs: object, output: Any) -> None:
+        # What follows may change the output in place.
+        outputs.append((output, output.clone() if isinstance(output, Tensor) else output))
+
+    hook = watched.register_forward_hook(read)
 
     def excitement(images: Tensor) -> Tensor:
         outputs.clear()
-        model(images)
-        if not outputs or not isinstance(outputs[-1], Tensor) or outputs[-1].dim() not in (2, 3, 4):
+        with Layouts(images) as layouts:
+            model(images)
+        output, value = outputs[-1] if outputs else (None, images)
+        if not isinstance(output, Tensor) or output.dim() not in (2, 3, 4):
             raise InvalidValueError(f"layer {feature.layer!r} does not return feature maps, tokens or classes")
-        return _activation(outputs[-1], feature).mean()
+        return _activation(value, feature, layouts.channels(output)).mean()
 
     try:
         with evaluation_mode(model):
@@ -182,11 +199,16 @@ def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], 
         hook.remove()
 
 
-def _activation(output: Tensor, feature: Feature) -> Tensor:
-    channels = output.movedim(-1, 1) if output.dim() == 3 else output  # tokens have their features last
-    if not 0 <= feature.index < channels.shape[1]:
-        raise InvalidValueError(f"index must lie between 0 and {channels.shape[1] - 1}, got {feature.index}")
-    chosen = channels[:, feature.index]
+def _activation(output: Tensor, feature: Feature, channels: int | None) -> Tensor:
+    if output.dim() == 4 and channels is None:
+        raise InvalidValueError(
+            f"layer {feature.layer!r} returns {list(output.shape)}, whose order of dimensions the network does not tell"
+        )
+    # Tokens have their features last.
+    values = output.movedim(channels or -1, 1) if output.dim() > 2 else output
+    if not 0 <= feature.index < values.shape[1]:
+        raise InvalidValueError(f"index must lie between 0 and {values.shape[1] - 1}, got {feature.index}")
+    chosen = values[:, feature.index]
     if not feature.neuron:
         return chosen
     if chosen.dim() != 3:

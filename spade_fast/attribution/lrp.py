@@ -64,7 +64,8 @@ class LRP(InputXGradient):
         self.epsilon = epsilon
         self._rules = _find_rules(model)
         self._in_rule = False
-        self._last: tuple[Tensor, Any, Tensor] | None = None
+        self._last: tuple[Tensor, int, Any, Tensor] | None = None
+        self._before: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     @log_usage()
     def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
@@ -79,10 +80,13 @@ class LRP(InputXGradient):
     @contextmanager
     def _hooks(self) -> Iterator[None]:
         handles = [module.register_forward_hook(getattr(self, name)) for module, name in self._rules.items()]
+        activations = [module for module, name in self._rules.items() if name == "_activation"]
+        handles += [module.register_forward_pre_hook(self._before_activation) for module in activations]
         try:
             yield
         finally:
             self._last = None
+            self._before.clear()
             for handle in handles:
                 handle.remove()
 
@@ -90,13 +94,15 @@ class LRP(InputXGradient):
         if self._in_rule:
             return None
         output = self._carried_by(self._positive_part(module, args[0], module.weight), output)
-        self._last = (output, module, args[0])
+        self._last = (output, output._version, module, args[0])
         return output
 
     def _batch_norm(self, module: Any, args: tuple[Tensor], output: Tensor) -> Tensor | None:
-        if self._last is None or self._last[0] is not args[0] or module.running_var is None:
+        if self._last is None or module.running_var is None:
             return None
-        _, convolution, inputs = self._last
+        last, version, convolution, inputs = self._last
+        if last is not args[0] or last._version != version:  # an activation in place came between
+            return None
         scale = (module.running_var + module.eps).rsqrt()
         scale = scale if module.weight is None else scale * module.weight
         weight = convolution.weight * scale.view(-1, *[1] * (convolution.weight.dim() - 1))
@@ -105,8 +111,14 @@ class LRP(InputXGradient):
     def _linear(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         return self._carried_by(output, output)
 
+    def _before_activation(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
+        self._before[module] = (args[0], args[0].clone())
+        return args[0].clone()
+
     def _activation(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        return self._carried_by(args[0], output)
+        given, carrier = self._before.pop(module)
+        result = self._carried_by(carrier, output)
+        return given.copy_(result) if output is args[0] else result
 
     def _positive_part(self, convolution: Any, inputs: Tensor, weight: Tensor) -> Tensor:
         """Return the sum of the positive products of inputs and weights, per output."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.ranges import stage
+from spade_fast.attribution.function_kinds import RECTIFIER, STAND_INS
+from spade_fast.attribution.prepare import rehearse
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -127,14 +129,8 @@ def _gradient_shap(question: Question) -> Recipe:
 def _deep_lift(question: Question) -> Recipe:
     """Shrikumar, Greenside, Kundaje, Learning Important Features Through Propagating Activation Differences, 2017."""
     from captum.attr import DeepLift
-    from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 
-    unknown = {
-        type(module).__name__
-        for module in question.model.modules()
-        if type(module) not in SUPPORTED_NON_LINEAR
-        and (type(module).__module__ == nn.ReLU.__module__ or isinstance(module, nn.LayerNorm | nn.GroupNorm))
-    }
+    _, unknown = rehearse(question.model, (question.image,), STAND_INS)
     if unknown:
         raise InvalidValueError(f"DeepLIFT has no rule for {', '.join(sorted(unknown))}")
     return Recipe(DeepLift(question.model), {"baselines": question.black_image, "target": question.target})
@@ -151,7 +147,7 @@ def _guided_backprop(question: Question) -> Recipe:
     """Springenberg et al., Striving for Simplicity: The All Convolutional Net, ICLR workshop 2015."""
     from captum.attr import GuidedBackprop
 
-    _need_relu(question.model)
+    _need_relu(question)
     return Recipe(GuidedBackprop(question.model), {"target": question.target})
 
 
@@ -172,7 +168,7 @@ def _guided_gradcam(question: Question) -> Recipe:
     from spade_fast.attribution.cam import last_feature_layer
 
     layer = last_feature_layer(question.model, question.image)
-    _need_relu(question.model)
+    _need_relu(question)
     return Recipe(GuidedGradCam(question.model, layer), {"target": question.target, "interpolate_mode": "bilinear"})
 
 
@@ -259,6 +255,17 @@ def make_recipe(name: str, question: Question) -> Recipe:
         raise InvalidValueError(f"{method.title} cannot be used on {type(question.model).__name__}: {error}") from error
 
 
+def unusable_methods(names: Iterable[str], question: Question) -> dict[str, str]:
+    """Return why methods cannot be used on a network, by name; those that can be used are left out."""
+    reasons = {}
+    for name in names:
+        try:
+            make_recipe(name, question)
+        except InvalidValueError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
 def attribution_map(name: str, question: Question) -> Tensor:
     """Run a method on the network with its current weights; random numbers are seeded, so that runs are repeatable.
 
@@ -286,7 +293,9 @@ def attribution_map(name: str, question: Question) -> Tensor:
 
 def to_map(attributions: Tensor, image: Tensor) -> Tensor:
     """Reduce attributions to one map ``[H, W]``: absolute values summed over channels, resized to the image."""
-    strength = attributions.detach().abs().sum(1, keepdim=True)
+    # Half precision has no values for the sums of large attributions.
+    attributions = attributions.detach().to(torch.promote_types(attributions.dtype, torch.float32))
+    strength = attributions.abs().sum(1, keepdim=True)
     if strength.shape[-2:] != image.shape[-2:]:
         strength = F.interpolate(strength, image.shape[-2:], mode="bicubic", align_corners=False).clamp(min=0)
     return strength[0, 0]
@@ -313,6 +322,7 @@ def seeded(device: torch.device) -> Iterator[None]:
             np.random.set_state(state)
 
 
-def _need_relu(model: nn.Module) -> None:
-    if not any(isinstance(module, nn.ReLU) for module in model.modules()):
-        raise InvalidValueError("it has no ReLU module, whose gradient the method modifies")
+def _need_relu(question: Question) -> None:
+    met, _ = rehearse(question.model, (question.image,), [RECTIFIER])
+    if not met:
+        raise InvalidValueError("it calls no ReLU, whose gradient the method modifies")

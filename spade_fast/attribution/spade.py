@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,20 +12,31 @@ from torch import Tensor, nn
 from spade_fast._util.checks import integer
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
+from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
+from spade_fast.attribution.sample_arguments import bind_arguments, divide_arguments, innermost
 from spade_fast.pruning import tracing
 from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.traces import Trace
 
 with extra_for("Spade needs"):
-    from captum.attr import Attribution, DeepLiftShap, GradientShap
+    from captum.attr import (
+        LRP,
+        Attribution,
+        DataLoaderAttribution,
+        FeaturePermutation,
+        Lime,
+        LimeBase,
+    )
     from captum.log import log_usage
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_COMPARING_SAMPLES = (FeaturePermutation, DataLoaderAttribution)
 
 Augmenter = Callable[[Tensor, str], Batches]
 
@@ -65,7 +76,9 @@ class Spade(Attribution):
     TypeError
         `attribution_method` is not a Captum method, or its model cannot be found.
     ValueError
-        A field of the configuration is out of range.
+        A field of the configuration is out of range; the method's network and `model` share no parameters; the method
+        compares samples (`FeaturePermutation`, `LayerFeaturePermutation`, `DataLoaderAttribution`), but `calibration`
+        is a function.
 
     Examples
     --------
@@ -97,6 +110,11 @@ class Spade(Attribution):
             )
         if isinstance(calibration, Iterator):
             raise InvalidTypeError("calibration is an iterator, which can be used only once: pass a list or a function")
+        if callable(calibration) and isinstance(innermost(attribution_method), _COMPARING_SAMPLES):
+            raise InvalidValueError(
+                f"{type(innermost(attribution_method)).__name__} compares samples, but an augmenter makes a trace for "
+                "each sample alone: pass calibration batches instead, which make one trace for all samples"
+            )
         if options.get("seed") is None:
             options["seed"] = _seed_of(calibration)
         self.config = PruneConfig(sparsity=sparsity, **options)
@@ -104,7 +122,7 @@ class Spade(Attribution):
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
         self.calibration = calibration
-        self.model = _find_model(attribution_method) if model is None else model
+        self.model = _find_model(attribution_method) if model is None else _checked(model, attribution_method)
         self.progress = progress
         self.traces: list[Trace] = []
 
@@ -125,13 +143,19 @@ class Spade(Attribution):
     ) -> Any:
         """Trace each sample and run the attribution method on its trace.
 
+        The network is in evaluation mode meanwhile; its modes, buffers and weights are restored afterwards.
+
         Parameters
         ----------
         inputs : Tensor ``[S, ...]``
-            One entry per sample; or a tuple of one such tensor.
+            One entry per sample; or a tuple of one such tensor; or what `DataLoaderAttribution` takes.
         *args, **kwargs
-            Passed to the wrapped method. `target`, `baselines`, `additional_forward_args` and `feature_mask` with one
-            entry per sample are split among the samples according to Captum's rules.
+            Passed to the wrapped method. Each sample gets its own part of these, by Captum's rules of broadcasting:
+            `target` if it is a list or a tensor of several entries; `baselines` and `feature_mask` if they have as many
+            dimensions as the inputs, and `layer_baselines` and `layer_mask` as many as the layer's output, with one
+            entry per sample; tensors in `additional_forward_args` with one entry per sample. Everything else is shared,
+            also the baselines of methods that draw from them (`GradientShap`, `DeepLiftShap` and their layer and neuron
+            methods).
         sample_ids : sequence of str or int, optional
             One name per sample; with the augmenter's seed it determines the sample's augmentations. Default: the index.
 
@@ -144,50 +168,52 @@ class Spade(Attribution):
         ------
         TypeError, ValueError
             The wrapped method does not take an argument, the inputs have the wrong type or shape, or there are not as
-            many targets or sample ids as samples.
+            many targets, baselines, masks or sample ids as samples.
         UserError
             All errors of `spade_fast.trace`. The model is restored after any error.
         """
-        tensor = _single_input(inputs)
-        count = len(tensor)
-        arguments = _bind(self.attribution_method, inputs, args, kwargs)
+        arguments = bind_arguments(self.attribution_method, inputs, args, kwargs)
+        count = 1 if isinstance(self.attribution_method, DataLoaderAttribution) else len(_single_input(inputs))
         ids = [str(index) for index in range(count)] if sample_ids is None else [str(name) for name in sample_ids]
         if len(ids) != count:
             raise InvalidValueError(f"sample_ids must have one name for each of the {count} samples, got {len(ids)}")
-        shares_baselines = arguments.get("draw_baseline_from_distrib", False) or isinstance(
-            self.attribution_method, GradientShap | DeepLiftShap
-        )
-        per_sample = [
-            {name: _share(name, value, index, count, shares_baselines) for name, value in arguments.items()}
-            for index in range(count)
-        ]
-
         self.traces = []
-        if not callable(self.calibration):
-            self.traces = [
-                tracing.trace(
-                    self.model,
-                    self.calibration,
-                    sample_id=",".join(ids),
-                    progress=self.progress,
-                    **self.config.options(),
-                )
-            ]
-            with self.traces[0].applied(self.model), stage("attribute"):
-                return self.attribution_method.attribute(inputs, **arguments)
+        with ExitStack() as stack:
+            for network in _networks(self.model, self.attribution_method):
+                stack.enter_context(evaluation_mode(network))
+            if callable(self.calibration):
+                return self._attribute_each(inputs, arguments, ids)
+            return self._attribute_all(inputs, arguments, ids)
 
+    def _attribute_all(self, inputs: Any, arguments: dict[str, Any], ids: list[str]) -> Any:
+        """Attribute all samples at once on one trace."""
+        assert not callable(self.calibration)
+        made = tracing.trace(
+            self.model, self.calibration, sample_id=",".join(ids), progress=self.progress, **self.config.options()
+        )
+        self.traces = [made]
+        return self._attribute_on(made, inputs, arguments)
+
+    def _attribute_each(self, inputs: Tensor | tuple[Tensor], arguments: dict[str, Any], ids: list[str]) -> Any:
+        """Attribute each sample on its own trace."""
+        tensor = _single_input(inputs)
+        of_samples = divide_arguments(self.attribution_method, tensor, arguments)
         results = []
-        for start in range(0, count, self.samples_per_solve):
-            group = range(start, min(start + self.samples_per_solve, count))
-            for index, trace in zip(group, self._trace(tensor, ids, group), strict=True):
+        for start in range(0, len(tensor), self.samples_per_solve):
+            group = range(start, min(start + self.samples_per_solve, len(tensor)))
+            for index, made in zip(group, self._trace(tensor, ids, group), strict=True):
                 sample = tensor[index : index + 1]
-                with trace.applied(self.model), stage("attribute"):
-                    result = self.attribution_method.attribute(
-                        (sample,) if isinstance(inputs, tuple) else sample, **per_sample[index]
-                    )
-                self.traces.append(trace)
-                results.append(result)
+                results.append(
+                    self._attribute_on(made, (sample,) if isinstance(inputs, tuple) else sample, of_samples[index])
+                )
+                self.traces.append(made)
+        if len(results) > 1 and _returns_coefficients(self.attribution_method, arguments):
+            results = [result.reshape(1, -1) for result in results]
         return _concatenate(results)
+
+    def _attribute_on(self, made: Trace, inputs: Any, arguments: dict[str, Any]) -> Any:
+        with made.applied(self.model), _rules_kept(self.attribution_method), stage("attribute"):
+            return self.attribution_method.attribute(inputs, **arguments)
 
     def _trace(self, tensor: Tensor, ids: list[str], group: range) -> list[Trace]:
         assert callable(self.calibration)
@@ -213,50 +239,58 @@ def _find_model(method: Attribution) -> nn.Module:
     )
 
 
+def _checked(model: nn.Module, method: Attribution) -> nn.Module:
+    """Return the given network, or raise ValueError if the method runs on another, which traces would not change."""
+    network = innermost(method).forward_func
+    if isinstance(network, nn.Module) and isinstance(model, nn.Module):
+        own = set(map(id, model.parameters()))
+        if own and own.isdisjoint(map(id, network.parameters())):
+            raise InvalidValueError(
+                f"model shares no parameters with the {type(network).__name__} that {type(method).__name__} was built "
+                "on, so traces would change nothing: build the method on the model or on a prepared copy of it"
+            )
+    return model
+
+
 def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:
     tensor = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
     if not isinstance(tensor, Tensor):
         given = f"a tuple of {len(inputs)}" if isinstance(inputs, tuple) else type(inputs).__name__
         raise InvalidTypeError(f"inputs must be one tensor (Spade traces models of one input), got {given}")
-    if tensor.dim() < 2 or len(tensor) == 0:
+    if tensor.dim() < 1 or len(tensor) == 0:
         raise InvalidValueError(
             f"inputs must have shape [samples, ...] with at least one sample, got {list(tensor.shape)}"
         )
     return tensor
 
 
-def _bind(method: Attribution, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return all arguments except the inputs, by name; wrong ones raise TypeError here, before any solving."""
-    signature = inspect.signature(method.attribute)
-    bound = signature.bind(inputs, *args, **kwargs).arguments
-    bound.pop(next(iter(bound)))
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            bound.update(bound.pop(name, {}))
-        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and name in bound:
-            raise InvalidTypeError(f"pass the arguments of {type(method).__name__}.attribute by name")
-    return dict(bound)
+def _networks(model: nn.Module, method: Attribution) -> list[nn.Module]:
+    """Return the networks whose modules run: the model, and that on which the method was built."""
+    method = innermost(method)
+    found = [model, method.forward_func, getattr(method, "model", None)]
+    return [one for index, one in enumerate(found) if isinstance(one, nn.Module) and one not in found[:index]]
 
 
-def _share(name: str, value: Any, index: int, count: int, shares_baselines: bool) -> Any:
-    """Return one sample's part of an argument, according to Captum's rules on which arguments are per sample."""
+@contextmanager
+def _rules_kept(method: Attribution) -> Iterator[None]:
+    """Put back the rules of a network's modules after Captum's LRP, which deletes them."""
+    method = innermost(method)
+    modules = list(method.model.modules()) if isinstance(method, LRP) else []
+    names = ("rule", "activations")
+    before = [{name: vars(module)[name] for name in names if name in vars(module)} for module in modules]
+    try:
+        yield
+    finally:
+        for module, kept in zip(modules, before, strict=True):
+            for name in names:
+                vars(module).pop(name, None)
+            vars(module).update(kept)
 
-    def part(tensor: Any) -> Any:
-        per_sample = isinstance(tensor, Tensor) and tensor.dim() > 0 and len(tensor) == count
-        return tensor[index : index + 1] if per_sample else tensor
 
-    if name == "target":
-        listed = isinstance(value, list) or (isinstance(value, Tensor) and value.numel() > 1)
-        if not listed:
-            return value
-        if len(value) != count:
-            raise InvalidValueError(
-                f"target must be one class for all samples or one for each of the {count} samples, got {len(value)}"
-            )
-        return value[index : index + 1]
-    if name in ("additional_forward_args", "feature_mask") or (name == "baselines" and not shares_baselines):
-        return tuple(map(part, value)) if isinstance(value, tuple) else part(value)
-    return value
+def _returns_coefficients(method: Attribution, arguments: Mapping[str, Any]) -> bool:
+    """Whether the result is the coefficients of an interpretable model, of which Captum makes a row per sample."""
+    method = innermost(method)
+    return isinstance(method, LimeBase) and not (isinstance(method, Lime) and arguments.get("return_input_shape", True))
 
 
 def _concatenate(results: list[Any]) -> Any:

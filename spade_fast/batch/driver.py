@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spade_fast._util.checks import integer
+from spade_fast._util.checks import check_names, integer
 from spade_fast._util.signatures import with_fields_of
-from spade_fast.batch.engine import drive, open_engine
+from spade_fast.batch.engine import ENGINES, drive, open_engine
 from spade_fast.batch.index import can_index, write_index
 from spade_fast.batch.job import bytes_per_sample, make_job
 from spade_fast.batch.memory import samples_together
@@ -47,6 +47,9 @@ class Summary:
         Errors of the samples that failed, by sample id.
     seconds
         Since the work began.
+    skipped
+        Number of files in the folder that are not samples: ``hidden`` ones, among which a hidden folder counts once and
+        which include those that macOS and Windows make, and ``other`` ones, without the suffix of an image format.
     """
 
     total: int
@@ -56,6 +59,7 @@ class Summary:
     finished: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
@@ -93,9 +97,9 @@ def run(
     Parameters
     ----------
     samples
-        A folder of photos, subfolders included; a file name or pattern (``*``, ``?``, ``[...]``, ``**``); a ``.csv`` or
-        ``.parquet`` list with a column ``path`` and optionally a column ``id``; a dataset with ``__len__`` and
-        ``__getitem__``, or ``module:callable``, which returns one.
+        A folder of photos, with its subfolders, but without hidden files and folders; a file name or pattern (``*``,
+        ``?``, ``[...]``, ``**``); a ``.csv`` or ``.parquet`` list with a column ``path`` and optionally a column
+        ``id``; a dataset with ``__len__`` and ``__getitem__``, or ``module:callable``, which returns one.
     out
         Folder for the results, which all workers can write to under this path.
     model
@@ -147,7 +151,7 @@ def run(
     OutputError
         The folder cannot be written, as when its disk is full. What is in it is intact.
     ConnectionError
-        There is no cluster.
+        There is no cluster, or Ray's process on this machine died.
     ChildProcessError
         No worker begins to work; or, in this process, the device is lost.
     """
@@ -156,6 +160,7 @@ def run(
     for name, number in (("samples_per_solve", samples_per_solve), ("pack", pack)):
         if number is not None:
             integer(name, number, 1)
+    check_names("engine", [engine], ENGINES)
     source = find_samples(samples)
     if options.get("seed") is None:
         options["seed"] = 0
@@ -174,7 +179,8 @@ def run(
             job.facts["threads"], job.facts["device"], bytes_per_sample(job, network), place.free_bytes(job) // sharing
         )
         together = max(1, min(together, -(-len(todo) // sharing)))
-        summary = Summary(len(source.ids), len(source.ids) - len(todo), workers, together)
+        before = len(source.ids) - len(todo)
+        summary = Summary(len(source.ids), before, workers, together, skipped=source.skipped)
         if progress is not None:
             progress(summary)
         if dry_run:

@@ -1,17 +1,18 @@
 """Engine for a Ray cluster: each worker is an actor with a network of its own.
 
-A cluster started here listens on loopback and has no dashboard.
+A cluster started here listens on loopback, has no dashboard, and accepts commands only with a token of its own.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -33,6 +34,14 @@ _OBJECT_STORE = 100 * 2**20  # bytes; results are files, so it holds little more
 
 class RayCluster:
     """The cluster that this process is connected to."""
+
+    def __init__(self) -> None:
+        self._node = _connect_to_node()
+
+    def close(self) -> None:
+        """Close the connection to the node; the process stays connected to the cluster."""
+        if self._node is not None:
+            self._node.close()
 
     def count_workers(self, job: Job, model: LoadedModel, asked: int | None) -> int:
         """Return how many workers to start; those that do not fit wait. ValueError if no node has room for one."""
@@ -63,7 +72,7 @@ class RayCluster:
         return int(ray.cluster_resources().get("memory", 0))
 
     def team(self, job: Job, model: LoadedModel, workers: int, samples_per_solve: int) -> Actors:
-        return Actors(job, samples_per_solve)
+        return Actors(job, samples_per_solve, self._node)
 
 
 @contextmanager
@@ -83,7 +92,22 @@ def connected(address: str | None) -> Iterator[RayCluster]:
     if address is not None and not _is_connected():
         _check_address(address)
     local = {"RAY_USAGE_STATS_ENABLED": "0", _CLUSTERS: "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with _environment(local if address is None else {}):
+    starts = address is None and not _is_connected()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
+    try:
+        with _environment(token if starts and "RAY_AUTH_MODE" not in os.environ else {}):
+            if starts:
+                _read_token_again()
+            with _connected(address, local if address is None else {}) as cluster:
+                yield cluster
+    finally:
+        if starts:
+            _read_token_again()
+
+
+@contextmanager
+def _connected(address: str | None, environment: dict[str, str]) -> Iterator[RayCluster]:
+    with _environment(environment):
         with extra_for("engine 'ray' needs"):
             import ray
         if ray.is_initialized():
@@ -92,12 +116,15 @@ def connected(address: str | None) -> Iterator[RayCluster]:
                 raise InvalidValueError(
                     f"this process is connected to the Ray cluster at {own}, got address {address!r}"
                 )
-            yield RayCluster()
+            with closing(RayCluster()) as cluster:
+                yield cluster
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address is None:
             ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)
         else:
+            if address == "auto":
+                _check_found_address()
             try:
                 ray.init(address=address, **quiet)
             except ConnectionError as error:  # Ray prints the reason on stderr, but not the remedy
@@ -108,12 +135,44 @@ def connected(address: str | None) -> Iterator[RayCluster]:
                 "Ray was imported earlier and would listen beyond loopback: import it later, "
                 f"set {_CLUSTERS}=0, or call ray.init yourself"
             )
-        yield RayCluster()
+        with closing(RayCluster()) as cluster:
+            yield cluster
     except SystemExit:
         signal.alarm(0)  # after SIGTERM, Ray has set one that would abort the process during the cleanup
         raise
     finally:
         ray.shutdown()
+
+
+def _read_token_again() -> None:
+    """Let Ray, if it is imported, read the token from the environment again: it remembers that of another cluster."""
+    raylet: Any = sys.modules.get("ray._raylet")
+    with suppress(AttributeError):  # not part of Ray's interface
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _connect_to_node() -> socket.socket | None:
+    """Connect to Ray's process on this machine, the raylet; the connection is closed when it dies."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        import ray
+
+        node: Any = ray._private.worker._global_node
+        connection.connect(node.raylet_socket_name)
+    except (ImportError, AttributeError, TypeError, OSError):  # not part of Ray's interface
+        connection.close()
+        return None
+    return connection
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1, socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _is_connected() -> bool:
@@ -130,7 +189,7 @@ def _resolved(address: str) -> tuple[str, str]:
 
 def _check_address(address: str) -> None:
     """Check that a cluster can be reached; if it cannot, Ray would end the whole process."""
-    host, _, port = address.rpartition(":")
+    host = address.rpartition(":")[0]
     if address != "auto" and (not host or "://" in address):
         raise InvalidValueError(f"address must be HOST:PORT or 'auto', on a node of the cluster, got {address!r}")
     if host in (_LOOPBACK, "localhost") and os.environ.get(_CLUSTERS) != "0":
@@ -139,10 +198,28 @@ def _check_address(address: str) -> None:
             f"if the cluster was started with {_CLUSTERS}=0, set that here too"
         )
     if host:
-        try:
-            socket.create_connection((host, int(port)), _REACH).close()
-        except (OSError, ValueError) as error:
-            raise ClusterError(f"there is no Ray cluster at {address}: {error}") from error
+        _check_reachable(address, address)
+
+
+def _check_found_address() -> None:
+    """Check that what ``"auto"`` stands for can be reached: Ray would try for minutes."""
+    from ray._private import services
+
+    try:
+        found = services.canonicalize_bootstrap_address("auto")
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')!r}: {error}") from error
+    if found is not None:
+        where = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "the last `ray start` on this machine"
+        _check_reachable(found, f"{found}, the address from {where}")
+
+
+def _check_reachable(address: str, name: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ClusterError(f"there is no Ray cluster at {name}: {error}") from error
 
 
 class Actors:
@@ -152,11 +229,14 @@ class Actors:
     ------
     TypeError
         The samples cannot be sent to other processes.
+    ConnectionError
+        From `ready`: Ray's process on this machine has died, without which it would end this one too, with status 1.
     """
 
-    def __init__(self, job: Job, samples_per_solve: int) -> None:
+    def __init__(self, job: Job, samples_per_solve: int, node: socket.socket | None) -> None:
         import ray
 
+        self._node = node
         actor: Any = ray.remote(_Actor)
         self._actor = actor.options(num_cpus=job.facts["threads"], num_gpus=_gpus(job), scheduling_strategy="SPREAD")
         try:
@@ -168,6 +248,8 @@ class Actors:
         return _Member(self._actor.remote(*self._arguments))
 
     def ready(self, members: Mapping[int, _Member]) -> list[int]:
+        if self._node is not None and _is_closed(self._node):
+            raise ClusterError("the Ray node of this process died (out of memory?): run the same command to resume")
         numbers = {member.outcomes: number for number, member in members.items() if not member.idle}
         return [numbers[outcomes] for outcomes in _ready(list(numbers))]
 

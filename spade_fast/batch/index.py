@@ -10,7 +10,7 @@ from typing import Any
 
 from spade_fast._util.extras import extra_for, is_installed
 from spade_fast._util.files import write_whole, writing
-from spade_fast.batch.results import Results, read_json
+from spade_fast.batch.results import Results, read_report
 
 INDEX = "index.parquet"
 TIMED_STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
@@ -29,6 +29,7 @@ COLUMNS = {
     "class_after": "int32",  # that the trace predicts
     "probability_after": "double",
     "probability_after_of_class_before": "double",
+    "decides": "bool",  # whether the trace predicts the class that the dense network predicts
     "warnings": "string",
     "worker": "string",  # machine and process
     "together": "int32",  # samples in its solve
@@ -62,7 +63,7 @@ def write_index(folder: str | Path) -> Counter[str]:
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
     states: Counter[str] = Counter()
     sink = pyarrow.BufferOutputStream()
-    rows = _rows(results, folder)
+    rows = index_rows(results, folder)
     with parquet.ParquetWriter(sink, schema) as writer:
         while group := list(islice(rows, _ROWS_PER_GROUP)):
             states.update(row["state"] for row in group)
@@ -75,20 +76,24 @@ def write_index(folder: str | Path) -> Counter[str]:
     return states
 
 
-def _rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
+def index_rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
+    """Iterate over the rows of the index; those of finished samples also have the entry ``report``, of their report."""
     stems = set()
     for found in results.stored():
         stems.add(found.stem)
         try:
-            row = {**_finished(found.header), **_report(found.report)}
-        except (AttributeError, KeyError, TypeError):  # no header, or not the one that was written
+            row = _checked({**_finished(found.header), **_report(found.report)})
+            if found.report and found.report["id"] != row["id"]:
+                raise ValueError("it has the report of another sample")
+            row["report"] = found.report
+        except (AttributeError, KeyError, TypeError, ValueError):  # not what was written
             row = {"state": "damaged"}
         yield {"file": found.file, **row}
     for path in sorted(folder.glob("errors/*.json")):
         if path.stem not in stems:
-            error = read_json(path)
+            error = read_report(path)
             if error:  # another run may be working on the sample at this moment
-                yield {"state": "failed", "id": error.get("id"), "error": error.get("error")}
+                yield {"state": "failed", "id": str(error.get("id")), "error": str(error.get("error"))}
 
 
 def _finished(stored: Any) -> dict[str, Any]:
@@ -108,13 +113,29 @@ def _finished(stored: Any) -> dict[str, Any]:
         "class_after": trace["class"],
         "probability_after": trace["probability"],
         "probability_after_of_class_before": trace["probability_of_dense"],
+        "decides": dense["class"] == trace["class"],
     }
 
 
-def _report(report: dict[str, Any]) -> dict[str, Any]:
+def _report(report: Any) -> dict[str, Any]:
     seconds, warnings = report.get("seconds", {}), report.get("warnings")
     return {
         **{f"seconds_{stage}": seconds.get(stage) for stage in TIMED_STAGES},
         **{name: report.get(name) for name in ("worker", "together")},
         "warnings": "; ".join(warnings) if warnings else None,
     }
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose values fit their columns, or raise ValueError."""
+    for name, value in row.items():
+        kind = COLUMNS[name]
+        fits = {
+            "string": isinstance(value, str),
+            "bool": isinstance(value, bool),
+            "int32": isinstance(value, int) and abs(value) < 2**31,
+            "double": isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53),
+        }
+        if value is not None and not fits[kind]:
+            raise ValueError(f"{name} cannot be {value!r}")
+    return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,15 +13,16 @@ from typing import Any
 import torch
 
 from spade_fast._util.checks import check_device, check_names, integer
-from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import is_installed, require
 from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.versions import versions_of
-from spade_fast.attribution.methods import METHODS
-from spade_fast.batch.samples import Source
+from spade_fast.attribution.methods import METHODS, Question, make_recipe
+from spade_fast.attribution.prepare import prepare_for_attribution
+from spade_fast.batch.samples import Photos, Source
 from spade_fast.inputs.augment import ImageAugmenter
 from spade_fast.inputs.defaults import fill_defaults
-from spade_fast.inputs.networks import LoadedModel, load_model
+from spade_fast.inputs.networks import LoadedModel, load_model, predict
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.calibration import gram_bytes
 from spade_fast.pruning.config import PruneConfig
@@ -81,7 +83,9 @@ class Job:
         for name, found in _versions(self.facts["methods"]).items():
             if self.facts.get(name) != found:
                 raise InvalidValueError(f"{name} is {found} here, and {self.facts.get(name)} where the run began")
-        model = load_model(self.facts["model"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AssumptionWarning)  # whoever began the run was told
+            model = load_model(self.facts["model"])
         if hash_model(model) != self.facts["network"]:
             raise InvalidValueError(
                 f"model {self.facts['model']!r} has other weights or preprocessing here than in the run"
@@ -126,18 +130,33 @@ def make_job(
         check_names("method", methods, METHODS)
         require("captum", "explanations need")
     model = load_model(setup.model)
+    predict(model.module, model.black_image)  # raises what would fail with every sample
+    if isinstance(source, Photos):
+        model.check_takes_photos()
     facts = {
         **asdict(setup),
         **fill_defaults(config, model.module).record(),
         "methods": list(methods),
         "threads": threads,
         "network": hash_model(model),
+        "preprocessing": model.preprocessing,
+        "notes": list(model.notes),
         **_versions(methods),
     }
+    _check_methods(methods, source, model)
     job = Job(source, folder.absolute(), facts)
     Session(model.module, job.config, None)  # checks layers and sparsities
     make_augmenter(job, model)
     return job, model
+
+
+def _check_methods(methods: Sequence[str], source: Source, model: LoadedModel) -> None:
+    """Raise ValueError if a method cannot be used on the network; inputs that are not photos may have any size."""
+    if methods and isinstance(source, Photos):
+        image = model.black_image
+        question = Question(prepare_for_attribution(model.module, image), image, 0, model.black)
+        for name in methods:
+            make_recipe(name, question)
 
 
 def _versions(methods: Sequence[str]) -> dict[str, str]:
@@ -157,8 +176,10 @@ def not_sendable(error: BaseException) -> TypeError:
 
 def make_augmenter(job: Job, model: LoadedModel) -> ImageAugmenter:
     """Return what makes the calibration images of all samples; ImportError if a package for it is missing."""
-    require("kornia", "shifting hue needs")
-    return job.setup.augmenter(model, job.facts["seed"])
+    augmenter = job.setup.augmenter(model, job.facts["seed"])
+    if augmenter.hue:
+        require("kornia", "shifting hue needs")
+    return augmenter
 
 
 def bytes_per_sample(job: Job, model: LoadedModel) -> int:
@@ -174,6 +195,5 @@ def model_bytes(model: LoadedModel) -> int:
 
 def hash_model(model: LoadedModel) -> str:
     """Hash of parameters, buffers and preprocessing."""
-    preprocessing = [list(model.mean), list(model.std), model.resize, model.crop, model.interpolation]
     tensors = hash_tensors(model.module.state_dict().items())
-    return hashlib.sha256(json.dumps([preprocessing, tensors], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([model.preprocessing, tensors], sort_keys=True).encode()).hexdigest()

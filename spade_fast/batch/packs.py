@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from spade_fast._util.errors import InvalidValueError
-from spade_fast._util.files import whole_file
+from spade_fast._util.files import open_regular, whole_file
 
 _COPIED = 1 << 20  # bytes at a time
 _DAMAGE = (EOFError, RuntimeError, ValueError, struct.error, zlib.error, lzma.LZMAError)
@@ -36,12 +36,17 @@ class Packs:
         self._folder, self._run = folder, run
         self._members: dict[str, tuple[Path, str]] = {}
         self._seen: set[str] = set()
+        self._damaged: set[Path] = set()
 
     def refresh(self) -> None:
         """Read new zip files; ValueError if one belongs to another run."""
         for name in self._names() - self._seen:
             self._read(self._folder / "packs" / name)
             self._seen.add(name)
+
+    def damaged(self) -> list[Path]:
+        """Return the zip files that could not be read."""
+        return sorted(self._damaged)
 
     def paths(self) -> list[Path]:
         """Return all zip files, also damaged ones."""
@@ -79,9 +84,10 @@ class Packs:
 
     def _read(self, path: Path) -> None:
         try:
-            with damage_as_one_error(), ZipFile(path) as archive:
+            with open_pack(path) as archive:
                 run, entries = archive.comment, {entry.filename: entry.comment.decode() for entry in archive.infolist()}
         except BadZipFile:
+            self._damaged.add(path)
             return
         if run != self._run.encode():
             raise InvalidValueError(f"{path} was made by a run of other settings or another model, or is damaged")
@@ -93,6 +99,20 @@ class Packs:
 def is_trace(name: str) -> bool:
     """Whether a file in the folder or in a zip file is a trace."""
     return name.startswith("traces/") and name.endswith(".safetensors")
+
+
+@contextmanager
+def open_pack(path: Path) -> Iterator[ZipFile]:
+    """Open a zip file for reading; BadZipFile for any damage, and for one that a pack cannot be, as if compressed."""
+    with damage_as_one_error(), open_regular(path) as file, ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
+            raise BadZipFile("it has compressed members")
+        if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
+            raise BadZipFile("its members are larger than it is")
+        if len(archive.NameToInfo) != len(entries):
+            raise BadZipFile("it has a member twice")
+        yield archive
 
 
 @contextmanager

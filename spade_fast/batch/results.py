@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 from zipfile import BadZipFile, ZipFile
 
-from safetensors import SafetensorError
-from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
-from spade_fast._util.errors import InvalidValueError, UnknownSampleError
-from spade_fast._util.files import read_bytes, reading
-from spade_fast._util.safetensors_file import safetensors_metadata
-from spade_fast.batch.packs import Packs, damage_as_one_error, is_trace
+from spade_fast._util.errors import InputError, InvalidValueError, UnknownSampleError
+from spade_fast._util.files import open_regular, read_bytes, reading
+from spade_fast._util.safetensors_file import intact_metadata, intact_tensors, safetensors_file, safetensors_header
+from spade_fast._util.strict_json import canonical_json, parse_json
+from spade_fast.batch.packs import Packs, damage_as_one_error, is_trace, open_pack
 from spade_fast.batch.samples import file_name
+from spade_fast.pruning.trace_file import read_stored
 from spade_fast.pruning.traces import Trace
 
 _Read = TypeVar("_Read")
 
 RUN_FILE = "run.json"
 FORMAT = "spade_fast.batch"
+_MAPS = "spade_fast.maps"
 
 
 def trace_name(stem: str) -> str:
@@ -56,13 +61,13 @@ class Stored:
     header
         Metadata of the trace's file; None if it is damaged.
     report
-        Seconds, worker and warnings; empty if they are lost.
+        Seconds, worker and warnings; empty if they are lost, None if they are damaged.
     """
 
     stem: str
     file: str
     header: dict[str, Any] | None
-    report: dict[str, Any]
+    report: dict[str, Any] | None
 
 
 class Results(Mapping[str, Trace]):
@@ -74,18 +79,21 @@ class Results(Mapping[str, Trace]):
     Raises
     ------
     ValueError
-        `folder` is not that of a batch; or, for an item, its file is damaged.
+        `folder` is not that of a batch; or, for an item, its file is damaged, or is that of another sample or run.
     KeyError
         For an item: the sample is not finished, or was not explained.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
-        self._packs = Packs(self._folder, read_run(self._folder)["hash"])
+        self._run = read_run(self._folder)["hash"]
+        self._packs = Packs(self._folder, self._run)
 
     def __getitem__(self, sample_id: str) -> Trace:
         name = trace_name(file_name(sample_id))
-        return Trace.from_bytes(self._read(sample_id, name), str(self._folder / name))
+        trace = Trace.from_bytes(self._read(sample_id, name), str(self._folder / name))
+        self._check(name, sample_id, trace.sample_id, trace.header.get("run"))
+        return trace
 
     def __iter__(self) -> Iterator[str]:
         return (found.header["header"]["sample_id"] for found in self.stored() if found.header is not None)
@@ -96,10 +104,15 @@ class Results(Mapping[str, Trace]):
     def maps(self, sample_id: str) -> dict[str, Tensor]:
         """Return the explanations of a sample, each ``[H, W]``, by name: ``"dense.METHOD"`` and ``"trace.METHOD"``."""
         name = maps_name(file_name(sample_id))
-        try:
-            return from_safetensors(self._read(sample_id, name))
-        except SafetensorError as error:
-            raise InvalidValueError(f"{self._folder / name} is damaged: {error}") from error
+        maps, facts = read_maps(self._read(sample_id, name), str(self._folder / name))
+        self._check(name, sample_id, facts.get("sample_id"), facts.get("run"))
+        return maps
+
+    def _check(self, name: str, sample_id: str, found_id: Any, run: Any) -> None:
+        if found_id != sample_id:
+            raise InvalidValueError(f"{self._folder / name} was made from sample {found_id!r}, not {sample_id!r}")
+        if run != self._run:
+            raise InvalidValueError(f"{self._folder / name} was made by a run of other settings or another model")
 
     def stored(self) -> Iterator[Stored]:
         """Iterate over all finished samples, each once, those in single files first."""
@@ -110,12 +123,12 @@ class Results(Mapping[str, Trace]):
             # A worker may be packing it at this moment.
             if path.stem not in self._packs and (header is not None or path.exists()):
                 single.add(path.stem)
-                report = read_json(self._folder / report_name(path.stem))
+                report = read_report(self._folder / report_name(path.stem))
                 yield Stored(path.stem, path.relative_to(self._folder).as_posix(), header, report)
         for pack in self._packs.paths():
             file = pack.relative_to(self._folder).as_posix()
             try:
-                with damage_as_one_error(), ZipFile(pack) as archive:
+                with open_pack(pack) as archive:
                     yield from (found for found in _packed(archive, file) if found.stem not in single)
             except BadZipFile:
                 yield Stored("", file, None, {})
@@ -125,11 +138,12 @@ class Results(Mapping[str, Trace]):
             return read_bytes(self._folder / name)
         self._packs.refresh()
         try:
-            with damage_as_one_error(), ZipFile(self._packs.pack(file_name(sample_id))) as archive:
+            with open_pack(self._packs.pack(file_name(sample_id))) as archive:
                 return archive.read(name)
         except KeyError:
+            damaged = "".join(f"; {path} is damaged" for path in self._packs.damaged())
             raise UnknownSampleError(
-                f"{self._folder} has no {name.partition('/')[0]} of sample {sample_id!r}"
+                f"{self._folder} has no {name.partition('/')[0]} of sample {sample_id!r}{damaged}"
             ) from None
         except BadZipFile as error:
             raise InvalidValueError(f"the pack with sample {sample_id!r} is damaged: {error}") from error
@@ -138,7 +152,7 @@ class Results(Mapping[str, Trace]):
 def read_run(folder: Path) -> dict[str, Any]:
     """Read ``run.json``; ValueError if the folder is not that of a batch."""
     try:
-        run = json.loads(read_bytes(folder / RUN_FILE))
+        run: dict[str, Any] = parse_json(read_bytes(folder / RUN_FILE))
         if run["format"] == FORMAT and isinstance(run["hash"], str) and isinstance(run["settings"], dict):
             return run
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -149,18 +163,35 @@ def read_run(folder: Path) -> dict[str, Any]:
 def read_header(path: Path) -> dict[str, Any] | None:
     """Read the metadata of a trace file; None if it does not exist or is incomplete."""
     try:
-        with reading(path), path.open("rb") as file:
-            return _header(file, path.stat().st_size)
+        with reading(path), open_regular(path) as file:
+            return _header(file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
+        return None
+    except InputError as error:
+        _raise_unless_no_file(error)
         return None
 
 
 def _header(file: IO[bytes], size: int) -> dict[str, Any] | None:
+    with suppress(InvalidValueError):
+        return read_stored(file, size)
+    return None
+
+
+def maps_file(maps: Mapping[str, Tensor], sample_id: str, run: str) -> bytes:
+    """Return the bytes of a file of explanations."""
+    return safetensors_file(maps, {"format": _MAPS, "sample_id": sample_id, "run": run})
+
+
+def read_maps(contents: bytes, path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the explanations in such a file, and ``sample_id`` and ``run``; ValueError, which names it, if damaged."""
     try:
-        found = json.loads(safetensors_metadata(file, size)["trace"])
-        return found if isinstance(found["header"]["sample_id"], str) else None
-    except (KeyError, TypeError, ValueError):
-        return None
+        facts = intact_metadata(safetensors_header(BytesIO(contents), len(contents)))
+        if facts.get("format") != _MAPS:
+            raise ValueError("it does not contain maps")
+        return intact_tensors(contents, facts), facts
+    except ValueError as error:
+        raise InvalidValueError(f"{path} is damaged: {error}") from error
 
 
 def _packed(archive: ZipFile, file: str) -> Iterator[Stored]:
@@ -168,7 +199,7 @@ def _packed(archive: ZipFile, file: str) -> Iterator[Stored]:
         stem = PurePosixPath(name).stem
         header = _member(archive, name, partial(_header, size=archive.getinfo(name).file_size))
         report = _member(archive, report_name(stem), lambda member: member.read())
-        yield Stored(stem, file, header, _entries(report or b""))
+        yield Stored(stem, file, header, {} if report is None else _report(report))
 
 
 def _member(archive: ZipFile, name: str, read: Callable[[IO[bytes]], _Read]) -> _Read | None:
@@ -178,17 +209,35 @@ def _member(archive: ZipFile, name: str, read: Callable[[IO[bytes]], _Read]) -> 
     return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the entries of a JSON file; none if it does not exist or is damaged."""
+def report_file(entries: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a file with the report or the error of a sample."""
+    return json.dumps({**entries, "hash": _hash(entries)}, indent=1).encode()
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """Read the entries of such a file; none if it does not exist, None if it is damaged."""
     try:
-        return _entries(read_bytes(path))
+        return _report(read_bytes(path))
     except FileNotFoundError:
         return {}
+    except InputError as error:
+        _raise_unless_no_file(error)
+        return None
 
 
-def _entries(contents: bytes) -> dict[str, Any]:
+def _report(contents: bytes) -> dict[str, Any] | None:
     try:
-        entries = json.loads(contents)
-    except ValueError:
-        return {}
-    return entries if isinstance(entries, dict) else {}
+        entries = dict(parse_json(contents))
+        return entries if entries.pop("hash") == _hash(entries) else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _raise_unless_no_file(error: InputError) -> None:
+    """Take a folder, pipe or device in the place of a file for a damaged file."""
+    if error.errno not in (errno.EISDIR, errno.EINVAL):
+        raise error
+
+
+def _hash(entries: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(entries)).hexdigest()

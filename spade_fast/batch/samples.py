@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -17,20 +17,26 @@ from torch import Tensor
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, MissingFileError
 from spade_fast._util.extras import extra_for
-from spade_fast._util.files import reading
+from spade_fast._util.files import is_hidden, is_system_file, reading
 from spade_fast.inputs.networks import LoadedModel
-from spade_fast.inputs.photo import open_photo
+from spade_fast.inputs.photo import photo_suffixes, read_photo
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # File names may have 255 bytes; the folder adds a suffix and, while writing, a prefix.
 _LONGEST_NAME = 200
 _GLOB = "*?["
+# Why files are skipped, in the singular and the plural.
+_SKIPPED = {
+    "hidden": ("hidden or system file", "hidden or system files"),
+    "other": ("file that is not a photo", "files that are not photos"),
+}
 
 
 class Source(Protocol):
     """Samples by index; pickled once for each worker."""
 
     ids: list[str]
+    skipped: Mapping[str, int]
+    """Number of files that were skipped: ``hidden`` ones and those of the system, and ``other`` ones than photos."""
 
     def load(self, index: int, model: LoadedModel) -> Tensor:
         """Return a sample as the network takes it: ``[1, C, H, W]``, on the CPU."""
@@ -48,12 +54,13 @@ class Photos:
         Two samples have the same id, or there are none.
     """
 
-    def __init__(self, paths: Sequence[Path], ids: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[Path], ids: Sequence[str], skipped: Mapping[str, int] | None = None) -> None:
         # As text: a million `Path` objects take twice the memory and 30 times as long to send.
         self.paths, self.ids = [str(path.absolute()) for path in paths], _unique(ids)
+        self.skipped: Mapping[str, int] = dict(skipped or {})
 
     def load(self, index: int, model: LoadedModel) -> Tensor:
-        return model.preprocess(open_photo(Path(self.paths[index])))[0]
+        return model.preprocess(read_photo(Path(self.paths[index])).image)[0]
 
     def size(self, index: int) -> int | None:
         try:
@@ -65,9 +72,11 @@ class Photos:
 class Items:
     """Items of a torch `Dataset`, each with its index as id.
 
-    An item is a PIL image or the network's input ``[C, H, W]`` (floating point, normalised), or a tuple that begins
-    with one.
+    An item is a PIL image of any mode, read as files are, or the network's input ``[C, H, W]`` (floating point,
+    normalised), or a tuple that begins with one.
     """
+
+    skipped: Mapping[str, int] = {}
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -82,7 +91,7 @@ class Items:
                 raise InvalidTypeError(
                     f"the dataset must give floating-point [C, H, W], got {item.dtype} {list(item.shape)}"
                 )
-            return item.detach()[None].cpu()
+            return item.detach()[None].cpu().to(model.dtype)
         if not hasattr(item, "convert"):
             raise InvalidTypeError(f"the dataset must give PIL images or tensors, got {type(item).__name__}")
         return model.preprocess(item)[0]
@@ -97,11 +106,12 @@ def find_samples(given: Any) -> Source:
     Parameters
     ----------
     given
-        A folder (its images, also those in subfolders); a file name or a pattern with ``*``, ``?``, ``[...]`` and
-        ``**``; a ``.csv`` or ``.parquet`` file with a column ``path``, relative to the file's folder, and optionally a
-        column ``id``; a dataset with ``__len__`` and ``__getitem__``, or ``module:callable``, which returns one. If no
-        ids are given, the id of a file is its path: relative to the folder, relative to the part of the pattern before
-        its first wildcard, or as written in the list.
+        A folder: its images, also those in subfolders, by the suffixes of the formats that `open_photo` reads; hidden
+        files and folders are skipped. A file name or a pattern with ``*``, ``?``, ``[...]`` and ``**``. A ``.csv`` or
+        ``.parquet`` file with a column ``path``, relative to the file's folder, and optionally a column ``id``. A
+        dataset with ``__len__`` and ``__getitem__``, or ``module:callable``, which returns one. If no ids are given,
+        the id of a file is its path: relative to the folder, relative to the part of the pattern before its first
+        wildcard, or as written in the list.
 
     Raises
     ------
@@ -122,10 +132,12 @@ def find_samples(given: Any) -> Source:
     with reading(path):
         is_folder = path.is_dir()
     if is_folder:
-        found = _images(path)
+        found, skipped = _images(path)
         if not found:
-            raise MissingFileError(f"no images in folder {path} ({', '.join(SUFFIXES)})")
-        return _photos(found, path)
+            raise MissingFileError(
+                f"no images in folder {path} ({', '.join(sorted(photo_suffixes()))}){skipped_text(skipped)}"
+            )
+        return _photos(found, path, skipped)
     if path.is_file():
         return _listed(path) if path.suffix.lower() in (".csv", ".parquet") else _photos([path], path.parent)
     pattern = str(given)
@@ -134,11 +146,13 @@ def find_samples(given: Any) -> Source:
         return find_samples(_dataset(module, attribute))
     if not any(character in pattern for character in _GLOB):
         raise MissingFileError(f"no such file or folder: {path}")
-    found = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(file)]
+    fixed = pattern[: min(pattern.find(character) for character in _GLOB if character in pattern)]
+    folder = Path(os.path.dirname(fixed))
+    matches = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(file)]
+    found = [file for file in matches if not any(map(is_system_file, file.relative_to(folder).parts))]
     if not found:
         raise MissingFileError(f"no file matches {pattern}")
-    fixed = pattern[: min(pattern.find(character) for character in _GLOB if character in pattern)]
-    return _photos(found, Path(os.path.dirname(fixed)))
+    return _photos(found, folder, {"hidden": len(matches) - len(found)})
 
 
 def _dataset(module: str, attribute: str) -> Any:
@@ -154,25 +168,42 @@ def _dataset(module: str, attribute: str) -> Any:
         raise InvalidValueError(f"{module}:{attribute} failed with {type(error).__name__}: {error}") from error
 
 
-def _images(folder: Path) -> list[Path]:
-    """All images in a folder and its subfolders, also through links, sorted; OSError if a folder cannot be read."""
-    found, seen = [], set()
+def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """All images in a folder and its subfolders, also through links, sorted; and the numbers of files skipped.
+
+    A hidden folder counts as one file. OSError if a folder cannot be read.
+    """
+    found, skipped, seen = [], Counter[str](), set()
+    suffixes = photo_suffixes()
 
     def refuse(error: OSError) -> None:
         with reading(Path(error.filename)):
             raise error
 
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders.sort()  # ids must not depend on which of two links to a folder is visited first
+        visible = sorted(name for name in folders if not is_hidden(name))
+        skipped["hidden"] += len(folders) - len(visible)
+        folders[:] = visible  # sorted: ids must not depend on which of two links to a folder is visited first
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()  # a link to a folder that was already visited
             continue
         seen.add((status.st_dev, status.st_ino))
-        paths = [Path(place, name) for name in files]
-        # A link to a missing file is also a sample: one that fails.
-        found += [path for path in paths if path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink())]
-    return sorted(found)
+        for name in files:
+            path = Path(place, name)
+            if is_hidden(name):
+                skipped["hidden"] += 1
+            elif path.suffix.lower() not in suffixes:
+                skipped["other"] += 1
+            elif path.is_file() or path.is_symlink():  # a link to a missing file is also a sample: one that fails
+                found.append(path)
+    return sorted(found), skipped
+
+
+def skipped_text(skipped: Mapping[str, int]) -> str:
+    """Return "; skipped" and the numbers of files, or an empty string if none was skipped."""
+    parts = [f"{count} {_SKIPPED[kind][count != 1]}" for kind, count in skipped.items() if count]
+    return f"; skipped {', '.join(parts)}" if parts else ""
 
 
 def file_name(sample_id: str) -> str:
@@ -185,8 +216,8 @@ def file_name(sample_id: str) -> str:
     return name
 
 
-def _photos(paths: Sequence[Path], folder: Path) -> Photos:
-    return Photos(paths, [path.relative_to(folder).as_posix() for path in paths])
+def _photos(paths: Sequence[Path], folder: Path, skipped: Mapping[str, int] | None = None) -> Photos:
+    return Photos(paths, [path.relative_to(folder).as_posix() for path in paths], skipped)
 
 
 def _listed(path: Path) -> Photos:

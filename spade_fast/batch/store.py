@@ -1,8 +1,9 @@
 """Writes the folder of a batch: which samples are finished, which failed, and for which settings.
 
 ``run.json`` contains what the results depend on. A sample is finished when its file is in ``traces``, where it appears
-complete. The other folders are ``maps`` (explanations, safetensors), ``reports`` (JSON: seconds, worker; no result
-depends on them) and ``errors`` (JSON). A zip file in ``packs`` contains the files of many finished samples instead.
+complete, and none of its files is damaged. The other folders are ``maps`` (explanations, safetensors), ``reports``
+(JSON: seconds, worker; no result depends on them) and ``errors`` (JSON). A zip file in ``packs`` contains the files of
+many finished samples instead.
 """
 
 from __future__ import annotations
@@ -16,12 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from spade_fast._util.errors import InvalidValueError, OutputError
-from spade_fast._util.files import is_file, reading, write_whole, writing
+from spade_fast._util.files import is_file, read_bytes, reading, write_whole, writing
 from spade_fast.batch.job import Job
 from spade_fast.batch.locks import Claims
 from spade_fast.batch.packs import Packs, pack_stem
-from spade_fast.batch.results import FORMAT, RUN_FILE, maps_name, read_header, read_run, report_name, trace_name
+from spade_fast.batch.results import (
+    FORMAT,
+    RUN_FILE,
+    maps_name,
+    read_maps,
+    read_report,
+    read_run,
+    report_file,
+    report_name,
+    trace_name,
+)
 from spade_fast.batch.samples import Source, file_name
+from spade_fast.pruning.traces import Trace
 
 _FOLDERS = ("traces", "maps", "reports", "errors", "packs")
 _TEMPORARY = ".*.tmp"
@@ -56,7 +68,8 @@ class Store:
         with self._claims.of_all():  # another run may begin at the same time
             self.check()
             if not (self.folder / RUN_FILE).exists():
-                self._write(self.folder / RUN_FILE, {"format": FORMAT, "hash": self.hash, "settings": self._facts})
+                run = {"format": FORMAT, "hash": self.hash, "settings": self._facts}
+                self._write(self.folder / RUN_FILE, json.dumps(run, indent=1).encode())
 
     def close(self) -> None:
         """Give up all claims."""
@@ -106,7 +119,7 @@ class Store:
         return [index for index, found in enumerate(there) if not (found and self.finished(source, index))]
 
     def finished(self, source: Source, index: int) -> bool:
-        """Whether a sample's file exists, complete and of this run.
+        """Whether a sample's files exist, intact and of this run; those in zip files are not read.
 
         Raises
         ------
@@ -133,15 +146,20 @@ class Store:
         return True
 
     def _single(self, stem: str) -> dict[str, Any] | None:
-        """Return the header of a sample that is finished, and not packed."""
+        """Return the header of a sample that is finished, and not packed; None if any of its files is damaged."""
         path = self.folder / trace_name(stem)
-        found = read_header(path)
-        if found is None or (self._facts["methods"] and not (self.folder / maps_name(stem)).exists()):
+        try:
+            header = Trace.load(path).header
+            if self._facts["methods"]:
+                _, facts = read_maps(read_bytes(self.folder / maps_name(stem)), "this")
+                if file_name(str(facts.get("sample_id"))) != stem or facts.get("run") != self.hash:
+                    return None
+        except (FileNotFoundError, InvalidValueError):
             return None
-        header = found["header"]
         if header.get("run") != self.hash:
             raise InvalidValueError(f"{path} was made by a run of other settings or another model")
-        return header
+        report = read_report(self.folder / report_name(stem))
+        return None if report is None or (report and file_name(str(report.get("id"))) != stem) else header
 
     def pack(self, stems: Sequence[str]) -> None:
         """Move the files of finished samples, by their `file_name`, into a zip file."""
@@ -169,11 +187,11 @@ class Store:
 
     def record(self, sample_id: str, report: dict[str, Any]) -> None:
         """Write the report of a sample: seconds, worker and warnings."""
-        self._write(self.folder / report_name(file_name(sample_id)), {"id": sample_id, **report})
+        self._write(self.folder / report_name(file_name(sample_id)), report_file({"id": sample_id, **report}))
 
     def record_error(self, sample_id: str, error: str) -> None:
         """Write why a sample failed."""
-        self._write(self._error_path(sample_id), {"id": sample_id, "error": error})
+        self._write(self._error_path(sample_id), report_file({"id": sample_id, "error": error}))
 
     def forget_error(self, sample_id: str) -> None:
         """Remove the error of an earlier run."""
@@ -198,9 +216,9 @@ class Store:
     def _error_path(self, sample_id: str) -> Path:
         return self.folder / "errors" / f"{file_name(sample_id)}.json"
 
-    def _write(self, path: Path, contents: dict[str, Any]) -> None:
+    def _write(self, path: Path, contents: bytes) -> None:
         with writing(path):
-            write_whole(path, json.dumps(contents, indent=1).encode(), "results")
+            write_whole(path, contents, "results")
 
 
 def _short(value: Any) -> str:

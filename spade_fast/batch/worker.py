@@ -20,12 +20,14 @@ from torch import Tensor
 
 from spade_fast._util.errors import FallbackWarning, UserError, WorkerError
 from spade_fast._util.files import write_whole, writing
-from spade_fast._util.safetensors_file import safetensors_file
+from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.attribution.methods import Question, attribution_map
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.batch.job import Job, make_augmenter
+from spade_fast.batch.results import maps_file
 from spade_fast.batch.samples import file_name
 from spade_fast.batch.store import Store
+from spade_fast.batch.thumbnails import thumbnail
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import trace_batch
@@ -47,14 +49,6 @@ _TRANSIENT = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-_NO_MEMORY = (
-    "alloc_failed",
-    "bad_alloc",
-    "can't allocate memory",
-    "defaultcpuallocator",
-    "not enough memory",
-    "out of memory",
-)
 
 
 class DeviceError(WorkerError):
@@ -169,8 +163,9 @@ class Worker:
     def _solve(self, samples: Sequence[_Sample], last_try: bool = False) -> Iterator[Outcome]:
         """Trace samples together, in smaller groups where that fails."""
         if len(samples) > self.samples_per_solve:
-            for start in range(0, len(samples), self.samples_per_solve):
-                yield from self._solve(samples[start : start + self.samples_per_solve])
+            group = self.samples_per_solve  # which a group that does not fit makes smaller for all that follow
+            for start in range(0, len(samples), group):
+                yield from self._solve(samples[start : start + group])
             return
         if not samples:
             return
@@ -181,7 +176,7 @@ class Worker:
             raise
         except Exception as error:
             # What the failed attempt holds is freed when this block ends, before the next attempt.
-            memory, failure = _is_out_of_memory(error), error_line(error)
+            memory, failure = is_out_of_memory(error), error_line(error)
         else:
             for sample, made in zip(samples, traces, strict=True):
                 yield self._finish(sample, made, len(samples))
@@ -238,12 +233,14 @@ class Worker:
             "together": together,
             "seconds": seconds,
             "warnings": sample.warnings,
+            "class_names": {which: self.model.class_name(found["class"]) for which, found in predictions.items()},
+            "thumbnail": thumbnail(sample.image, self.model),
         }
         made.reports = [replace(layer, seconds=0.0) for layer in made.reports]
         try:
             _with_memory(lambda: patiently(lambda: self._write(sample.id, made, maps, report)))
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return Outcome(sample.index, "failed", error_line(error))
         self._unpacked.append(file_name(sample.id))
@@ -252,9 +249,8 @@ class Worker:
     def _write(self, name: str, made: Trace, maps: dict[str, Tensor], report: dict[str, Any]) -> None:
         """Write the files of a sample, that of the trace last."""
         if maps:
-            facts = {"format": "spade_fast.maps", "run": self.store.hash, "sample_id": name}
             with writing(self.store.maps_path(name)):
-                write_whole(self.store.maps_path(name), safetensors_file(maps, facts), "the maps")
+                write_whole(self.store.maps_path(name), maps_file(maps, name, self.store.hash), "the maps")
         self.store.record(name, report)
         with writing(self.store.trace_path(name)):
             made.save(self.store.trace_path(name))
@@ -292,7 +288,7 @@ def _with_memory(action: Callable[[], _Result]) -> _Result:
     try:
         return action()
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     _free_memory()
     time.sleep(_PAUSES[-1])
@@ -322,7 +318,7 @@ def _noticing_a_lost_device() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (isinstance(error, accelerator) or "CUDA error" in str(error)) and not _is_out_of_memory(error):
+        if (isinstance(error, accelerator) or "CUDA error" in str(error)) and not is_out_of_memory(error):
             raise DeviceError(error_line(error)) from error
         raise
 
@@ -331,14 +327,6 @@ def error_line(error: BaseException) -> str:
     """Return an error as one line, with its type unless the message alone is meant for users."""
     message = " ".join(str(error).split())
     return message if isinstance(error, UserError) else f"{type(error).__name__.lstrip('_')}: {message}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
 def _best(scores: Tensor) -> dict[str, Any]:

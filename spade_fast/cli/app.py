@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from spade_fast._util.checks import check_names
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
+from spade_fast._util.files import reading
 from spade_fast._util.malloc import keep_freed_memory
-from spade_fast._util.progress import Progress
+from spade_fast._util.versions import library_version
 from spade_fast.cli.batch_command import add_batch_commands
-from spade_fast.cli.options import command, number, show_tracebacks, stderr, stdout
+from spade_fast.cli.options import command, number, show_tracebacks, split, stdout, warn
+from spade_fast.cli.progress import showing_progress
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
 
 with extra_for("spade-fast needs"):
     import typer
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
     from rich.table import Table
 
 if TYPE_CHECKING:
@@ -33,8 +32,17 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 _Image = Annotated[str, typer.Argument(metavar="IMAGE", help="Path of a photo, or 'demo' for the packaged photo.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        stdout.print(f"spade_fast {library_version()}", markup=False)
+        raise typer.Exit
+
+
 @app.callback()
 def _spade_fast(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of errors.")] = False,
 ) -> None:
     """Sample-targeted pruning for explanations (SPADE, arXiv 2310.04519)."""
@@ -49,10 +57,14 @@ def explain_command(
     config: PruneConfig,
     setup: Setup,
     methods: Annotated[
-        str, typer.Option(help="Comma-separated attribution methods; '--methods list' lists all.")
-    ] = "saliency,integrated-gradients,guided-gradcam,gradcam",
+        str | None,
+        typer.Option(
+            help="Comma-separated attribution methods; '--methods list' lists all; default: those of saliency, "
+            "integrated-gradients, guided-gradcam and gradcam that can be used on the network."
+        ),
+    ] = None,
     target: Annotated[
-        int | None, typer.Option(help="Index of the class to explain; default: the predicted class.")
+        str | None, typer.Option(help="Index or name of the class to explain; default: the predicted class.")
     ] = None,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the HTML page, images, traces and report.")
@@ -64,14 +76,15 @@ def explain_command(
     if methods == "list":
         stdout.print("\n".join(METHODS))
         return
-    with _progress_bars() as report:
+    check_names("solver", [solver], (*SOLVERS, "both"), SOLVERS)
+    with showing_progress() as report:
         explanation = explain_photo(
             _photo(image),
             out,
             config,
             setup,
             solvers=tuple(SOLVERS) if solver == "both" else (solver,),
-            methods=methods.split(","),
+            methods=split(methods),
             target=target,
             progress=report,
         )
@@ -88,34 +101,40 @@ def trace_command(
     """Prune the network for one photo and save the trace."""
     from spade_fast.cli.trace_photo import trace_photo
 
-    with _progress_bars() as report:
-        made = trace_photo(_photo(image), out, config, setup, report)
+    with showing_progress() as report:
+        made = trace_photo(_photo(image), out, config, setup, report, warn)
     stdout.print(made.summary(), markup=False)
     stdout.print(str(out), markup=False)
 
 
 @command(app, "visualize", without=("augmentations",))
 def visualize_command(
-    index: Annotated[
-        int, typer.Argument(metavar="INDEX", help="Index of a class or, with --layer, of a channel of that layer.")
+    feature: Annotated[
+        str,
+        typer.Argument(
+            metavar="CLASS|CHANNEL", help="Index or name of a class or, with --layer, index of a channel of that layer."
+        ),
     ],
     setup: Setup,
     layer: Annotated[str | None, typer.Option(help="Name of a module; default: the network's output.")] = None,
-    neuron: Annotated[bool, typer.Option(help="Maximise only the central neuron of the feature map.")] = False,
+    neuron: Annotated[
+        bool, typer.Option("--neuron", help="Maximise only the central neuron of the feature map.")
+    ] = False,
     trace: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Also visualise this trace; can be repeated.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Number of optimisation steps.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the initial image.")] = 0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")] = Path("visualization"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the HTML page and images.")] = Path(
+        "visualization"
+    ),
 ) -> None:
     """Visualise a class, channel or neuron of the dense network and of traces."""
-    from spade_fast.attribution.feature_visualization import Feature
     from spade_fast.cli.feature_pictures import draw_feature
 
-    with _progress_bars() as report:
+    with showing_progress() as report:
         files = draw_feature(
-            Feature(index, layer, neuron), trace or [], out, setup, steps=steps, seed=seed, progress=report
+            feature, trace or [], out, setup, layer=layer, neuron=neuron, steps=steps, seed=seed, progress=report
         )
     for path in files:
         stdout.print(str(path), markup=False)
@@ -124,7 +143,7 @@ def visualize_command(
 @command(app, "tune", without=("sparsity",))
 def tune_command(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Paths of photos, or 'demo' for the packaged photo.")
+        list[str], typer.Argument(metavar="IMAGE", help="Paths of photos, or 'demo' for the packaged photo.")
     ],
     config: PruneConfig,
     setup: Setup,
@@ -152,21 +171,27 @@ def tune_command(
     """Search for the best sparsity of each stage on some photos, for use with --sparsity FILE."""
     from spade_fast.cli.tune_photos import tune_photos
 
-    with _progress_bars() as report:
+    with showing_progress() as report:
         tuning = tune_photos(
-            [_photo(image) for image in images],
+            [_photo(image, "name the photos in it: spade-fast tune {folder}/*.jpg") for image in images],
             out,
             config,
             setup,
             score=score,
             masks=masks,
             method=method,
-            candidates=[number("candidates", share) for share in candidates.split(",")],
+            candidates=[number("candidates", share) for share in split(candidates) or ()],
             stages=stages,
             rounds=rounds,
             progress=report,
         )
     stdout.print(tuning.summary(), markup=False)
+    pruned, removed = (tuning.settings[f"share_{which}"] for which in ("in_pruned_layers", "removed"))
+    if pruned < 0.5:
+        warn(
+            f"most of the network stays dense: {pruned:.1%} of its weights lie in layers that are pruned, and "
+            f"{removed:.1%} of them all are removed"
+        )
     stdout.print(str(out), markup=False)
 
 
@@ -227,24 +252,16 @@ def _run_command(arguments: list[str]) -> None:
         raise typer.Exit(status)
 
 
-def _photo(image: str) -> Path:
+def _photo(image: str, for_folders: str = "for every photo in it: spade-fast batch {folder} --out DIR") -> Path:
     from spade_fast.inputs.networks import demo_photo
 
-    return demo_photo() if image == "demo" else Path(image)
-
-
-@contextmanager
-def _progress_bars() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=stderr) as bars:
-        tasks = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield report
+    if image == "demo":
+        return demo_photo()
+    path = Path(image)
+    with reading(path):
+        if path.is_dir():
+            raise InvalidValueError(f"{path} is a folder, not a photo; {for_folders.format(folder=path)}")
+    return path
 
 
 def _print_result(explanation: Explanation) -> None:
@@ -261,6 +278,8 @@ def _print_result(explanation: Explanation) -> None:
         stdout.print(
             f"{SOLVERS.get(network, network):>9}: {best['name']} {best['probability']:.1%}{kept}", markup=False
         )
+    for message in explanation.warnings():
+        warn(message)
     for path in explanation.files:
         stdout.print(str(path), markup=False)
 

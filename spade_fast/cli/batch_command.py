@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from spade_fast._util.errors import UserError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.sigterm import EXIT_STATUS, exit_on_sigterm
-from spade_fast.cli.options import command, split, stderr, stdout
+from spade_fast.cli.options import command, split, stderr, stdout, warn
+from spade_fast.cli.progress import has_terminal, lines
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import PruneConfig
 
@@ -103,6 +104,7 @@ def batch_command(
     Example: spade-fast batch photos --solver sparsegpt --methods saliency --out traces
     """
     from spade_fast.batch import run
+    from spade_fast.cli.gallery import PAGE, Gallery
 
     with exit_on_sigterm():
         try:
@@ -130,7 +132,17 @@ def batch_command(
         except Exception as error:  # exit code 1 would mean that samples failed
             traceback.print_exc()
             raise typer.Exit(2) from error
-    _print_summary(summary, out, dry_run)
+    if dry_run:
+        stdout.print(_plan(summary), markup=False)
+        return
+    _print_summary(summary, out)
+    gallery = Gallery(out)
+    if summary.finished or summary.failed or not (out / PAGE).exists():
+        gallery.write()
+    if lost := gallery.counts["lost"]:
+        warn(f"{lost} trace{'' if lost == 1 else 's'} lost the decision: see {out / PAGE}")
+    for path in (out / PAGE, out):
+        stdout.print(str(path), markup=False)
     if summary.failed:
         raise typer.Exit(1)
 
@@ -138,25 +150,24 @@ def batch_command(
 def index_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the results of a batch.")],
 ) -> None:
-    """Rewrite index.parquet of a batch: one row per sample, with sparsity, errors, classes and seconds."""
+    """Rewrite the gallery of a batch, index.html, and its table, index.parquet: sparsity, classes, errors, seconds."""
     from spade_fast.batch.index import INDEX, write_index
+    from spade_fast.cli.gallery import Gallery
 
+    page = Gallery(folder).write()
     states = write_index(folder)
     stdout.print(", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no samples", markup=False)
-    stdout.print(str(folder / INDEX), markup=False)
+    for path in (folder / INDEX, page):
+        stdout.print(str(path), markup=False)
 
 
-def _print_summary(summary: Summary, out: Path, dry_run: bool) -> None:
-    if dry_run:
-        stdout.print(_plan(summary), markup=False)
-        return
+def _print_summary(summary: Summary, out: Path) -> None:
     finished = f"{summary.before + summary.finished} finished ({summary.before} in earlier runs)"
     stdout.print(f"{_total(summary)}: {finished}, {len(summary.failed)} failed, {_pace(summary)}", markup=False)
     for name, error in list(summary.failed.items())[:_SHOWN_ERRORS]:
         stdout.print(f"  {name}: {error}", markup=False)
     if len(summary.failed) > _SHOWN_ERRORS:
         stdout.print(f"  and {len(summary.failed) - _SHOWN_ERRORS} more, all in {out / 'errors'}", markup=False)
-    stdout.print(str(out), markup=False)
 
 
 def _plan(summary: Summary) -> str:
@@ -164,8 +175,15 @@ def _plan(summary: Summary) -> str:
     return f"{_total(summary)}, {summary.before} finished, {summary.left} to do ({how})"
 
 
+def _state(summary: Summary) -> str:
+    done, failed = summary.total - summary.left, len(summary.failed)
+    return f"{done}/{summary.total} samples, {failed} failed, {_pace(summary)}"
+
+
 def _total(summary: Summary) -> str:
-    return f"{summary.total} sample{'' if summary.total == 1 else 's'}"
+    from spade_fast.batch.samples import skipped_text
+
+    return f"{summary.total} sample{'' if summary.total == 1 else 's'}{skipped_text(summary.skipped)}"
 
 
 def _pace(summary: Summary) -> str:
@@ -183,21 +201,9 @@ def _progress(dry_run: bool) -> Iterator[SummaryCallback | None]:
     if dry_run:
         yield None
         return
-    if not stderr.is_terminal:
-        last = 0.0
-
-        def line(summary: Summary) -> None:
-            nonlocal last
-            if last == 0.0:
-                stderr.print(_plan(summary), markup=False)
-                last = time.monotonic()
-            elif time.monotonic() - last >= _SECONDS_PER_LINE:
-                last = time.monotonic()
-                done = summary.total - summary.left
-                failed = len(summary.failed)
-                stderr.print(f"{done}/{summary.total} samples, {failed} failed, {_pace(summary)}", markup=False)
-
-        yield line
+    if not has_terminal():
+        line, calls = lines(_SECONDS_PER_LINE), count()
+        yield lambda summary: line(_state(summary) if next(calls) else _plan(summary))
         return
     columns = (
         TextColumn("samples"),

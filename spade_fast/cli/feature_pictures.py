@@ -1,45 +1,62 @@
-"""Feature visualisation of a dense network and its traces, saved as one image file per network."""
+"""Feature visualisation of a dense network and its traces: one labelled page, a figure, and an image per network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from spade_fast._util.checks import integer
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import require
-from spade_fast._util.files import whole_folder
-from spade_fast._util.progress import Progress, titled
+from spade_fast._util.files import REPORT, whole_folder
+from spade_fast._util.progress import Progress, no_progress, titled
+from spade_fast._util.versions import library_version
+from spade_fast.attribution.drawing import Column, draw_pictures
 from spade_fast.attribution.feature_visualization import Feature, visualize
+from spade_fast.cli.class_names import class_index
+from spade_fast.cli.doctor import versions
+from spade_fast.cli.html_pages import data_url, render_template
+from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.setup import Setup
+from spade_fast.pruning.config import SOLVERS
 from spade_fast.pruning.traces import Trace
+
+PAGE, FIGURE = "index.html", "overview.png"
+_DENSE = "dense"
 
 
 def draw_feature(
-    feature: Feature,
+    given: int | str,
     traces: Sequence[Path],
     out: Path,
     setup: Setup,
     *,
+    layer: str | None = None,
+    neuron: bool = False,
     steps: int = 512,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> list[Path]:
-    """Write ``dense.png``, and for each trace an image with the name of its file.
+    """Write ``dense.png``, for each trace an image with the name of its file, and all side by side.
 
     Parameters
     ----------
-    feature
-        The activation to maximise.
+    given
+        Index of a class or, with `layer`, of a channel; or the name of a class.
     traces
         Trace files made from the network of `setup`.
     out
-        Folder, created if it does not exist. Files appear in it only when all images are complete.
+        Folder, created if it does not exist. Files appear in it only when all images are complete, and replace those of
+        an earlier run. ``report.json`` there names them.
     setup
         Network and device.
+    layer, neuron
+        As in `Feature`.
     steps, seed
         As in `visualize`.
     progress
@@ -48,44 +65,94 @@ def draw_feature(
     Returns
     -------
     list of Path
-        The image files.
+        The images, the figure ``overview.png`` and the page ``index.html``.
 
     Raises
     ------
     ValueError
-        The feature, model or device does not exist; a file is not a trace or is a trace of another model; two trace
-        files have the same name.
+        The feature, model or device does not exist; a file is not a trace or is a trace of another model; two files
+        would have the same name; a setting is out of range.
     FileNotFoundError, OSError
-        A trace file does not exist, or the folder cannot be written.
+        A trace file does not exist, or the folder cannot be written or has files that no earlier run wrote.
     ImportError
         A package is not installed; the message names the extra to install.
     """
-    loaded = {"dense": None, **{path.stem: Trace.load(path) for path in traces}}
+    integer("steps", steps, 1)
+    if layer is not None and not str(given).isdecimal():
+        raise InvalidValueError(f"a channel of layer {layer!r} is given by its index, got {given!r}")
+    opened = {path.stem: Trace.load(path) for path in traces}
     require("PIL", "pictures need")
-    if len(loaded) != len(traces) + 1:
+    require("matplotlib", "pictures need")
+    require("jinja2", "the page needs")
+    if len({*opened, _DENSE, Path(FIGURE).stem}) != len(traces) + 2:
         names = ", ".join(path.name for path in traces)
-        raise InvalidValueError(f"trace files must have distinct names, other than 'dense', got {names}")
-    network = setup.load_model()
-    size = (network.crop, network.crop)
+        raise InvalidValueError(f"trace files must have distinct names, other than 'dense' and 'overview', got {names}")
     with whole_folder(out) as folder:
-        for name, trace in loaded.items():
-            report = None if progress is None else titled(progress, name)
-            with nullcontext() if trace is None else trace.applied(network.module):
+        network = setup.load_model()
+        network.check_takes_photos()
+        index = class_index(given, network.class_names, "its index")
+        for trace in opened.values():
+            with trace.applied(network.module):  # checks that it is one of this network
+                pass
+        pictures: dict[str, np.ndarray] = {}
+        for name in (_DENSE, *opened):
+            with opened[name].applied(network.module) if name in opened else nullcontext():
                 picture = visualize(
                     network.module,
-                    feature,
-                    size=size,
+                    Feature(index, layer, neuron),
+                    size=network.size,
                     mean=network.mean,
                     std=network.std,
                     steps=steps,
                     seed=seed,
-                    progress=report,
+                    progress=titled(progress, name),
                 )
-            _save(picture, folder / f"{name}.png")
-    return [out / f"{name}.png" for name in loaded]
+            pictures[name] = (255 * picture).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy()
+        feature = _feature_name(network, index, layer, neuron)
+        settings = {**vars(setup), "steps": steps, "seed": seed}
+        del settings["augmentations"]
+        _write(folder, pictures, opened, feature, settings)
+    return [out / name for name in (*(f"{name}.png" for name in pictures), FIGURE, PAGE)]
 
 
-def _save(picture: Tensor, path: Path) -> None:
+def _feature_name(network: LoadedModel, index: int, layer: str | None, neuron: bool) -> str:
+    if layer is None:
+        return f"class “{network.class_name(index)}”" + (f" ({index})" if index < len(network.class_names) else "")
+    return f"{'central neuron of ' if neuron else ''}channel {index} of layer {layer}"
+
+
+def _removed(trace: Trace) -> str:
+    return f"{trace.sparsity:.1%} removed in {len(trace.layers)} layer{'' if len(trace.layers) == 1 else 's'}"
+
+
+def _write(
+    folder: Path,
+    pictures: Mapping[str, np.ndarray],
+    traces: Mapping[str, Trace],
+    feature: str,
+    settings: Mapping[str, object],
+) -> None:
     from PIL import Image
 
-    Image.fromarray((255 * picture).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
+    columns = []
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(folder / f"{name}.png")
+        heading, captions = "Dense network", []
+        if name in traces:
+            trace = traces[name]
+            heading = f"{SOLVERS.get(trace.header['settings'].get('solver'), 'Pruned')} trace"
+            captions = [f"sample {trace.sample_id}", _removed(trace)]
+        columns.append((Column(heading, captions, []), picture))
+    title, subtitle = f"What excites {feature}", f"Network: {settings['model']}"
+    draw_pictures(folder / FIGURE, columns, title, subtitle)
+    page = render_template(
+        "feature.html",
+        title=title,
+        columns=[(column, data_url(picture / 255)) for column, picture in columns],
+        settings=settings,
+        version=library_version(),
+    )
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    names = sorted({path.name for path in folder.iterdir()} | {REPORT})
+    report = {"settings": {"feature": feature, **settings}, "versions": versions(), "files": names}
+    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -53,7 +53,11 @@ def pruning_options(
 
 def setup_options(
     model: Annotated[
-        str, typer.Option(help="Network: demo, torchvision:NAME[:WEIGHTS] or module:callable.")
+        str,
+        typer.Option(
+            help="Network: demo, torchvision:NAME[:WEIGHTS], timm:NAME[:WEIGHTS], hf:NAME (Hugging Face) or "
+            "module:callable."
+        ),
     ] = Setup.model,
     augmentations: Annotated[
         int, typer.Option(help="Number of calibration images made from each photo.")
@@ -113,9 +117,9 @@ def _with_groups(function: Callable[..., None], without: Collection[str]) -> Cal
     return call
 
 
-def split(patterns: str | None) -> list[str] | None:
-    """Split a comma-separated option; None stays None."""
-    return None if patterns is None else patterns.split(",")
+def split(names: str | None) -> list[str] | None:
+    """Split a comma-separated option, without blanks and repetitions; None stays None."""
+    return None if names is None else list(dict.fromkeys(name.strip() for name in names.split(",")))
 
 
 def number(what: str, text: str, alternative: str = "") -> float:
@@ -123,7 +127,9 @@ def number(what: str, text: str, alternative: str = "") -> float:
     try:
         return float(text)
     except ValueError:
-        raise InvalidValueError(f"{what} must be a number{alternative}, got {text!r}") from None
+        percent = text.removesuffix("%").replace(".", "", 1)
+        hint = f": did you mean {float(text[:-1]) / 100:g}?" if text.endswith("%") and percent.isdecimal() else ""
+        raise InvalidValueError(f"{what} must be a number{alternative}, got {text!r}{hint}") from None
 
 
 def _shares(sparsity: str | None) -> float | dict[str, float] | None:
@@ -150,12 +156,17 @@ def _one_line_errors() -> Iterator[None]:
         raise typer.Exit(_EXIT_STATUS) from error
 
 
+def warn(message: str) -> None:
+    """Print a warning as one line."""
+    stderr.print(f"[yellow]warning: {escape(' '.join(message.split()))}[/]")
+
+
 @contextmanager
 def _one_line_warnings() -> Iterator[None]:
     """Print each warning as one line."""
 
     def show(message: Warning | str, *_: object) -> None:
-        stderr.print(f"[yellow]warning:[/] {escape(str(message))}")
+        warn(str(message))
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # type: ignore[assignment]

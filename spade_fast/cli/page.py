@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +13,8 @@ import numpy as np
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.drawing import COLOURS, overlay
 from spade_fast.attribution.methods import METHODS
+from spade_fast.cli.html_pages import data_url, render_template
 from spade_fast.pruning.config import SOLVERS
-
-# JPEG quality: single-pixel evidence stays sharp, and a page with a dozen maps stays below a megabyte.
-_QUALITY = 90
 
 
 @dataclass(frozen=True)
@@ -78,18 +74,10 @@ def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequ
         An HTML document without scripts and without references to other files or sites.
     """
     with extra_for("the page needs"):
-        from jinja2 import Environment, PackageLoader, StrictUndefined
         from matplotlib import colormaps
 
-    environment = Environment(
-        loader=PackageLoader("spade_fast.cli"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = "{:.1%}".format
-    settings = report["settings"]
+    settings = dict(report["settings"])
+    settings["solvers"] = [f"{SOLVERS[solver]} ({solver})" for solver in report["traces"]]
     dense = report["predictions"]["dense"]["top"][0]["class"]
     networks = [
         _Network(
@@ -102,23 +90,16 @@ def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequ
         for name, prediction in report["predictions"].items()
     ]
     rows = [
-        (METHODS[method].title, [_picture(overlay(photo, maps[name][row])) for name in report["predictions"]])
+        (METHODS[method].title, [data_url(overlay(photo, maps[name][row])) for name in report["predictions"]])
         for row, method in enumerate(settings["methods"])
     ]
-    return environment.get_template("page.html").render(
+    return render_template(
+        "page.html",
         report=report,
         settings={**settings, "image": Path(settings["image"]).name},
         networks=networks,
-        photo=_picture(photo / 255),
+        photo=data_url(photo / 255),
         rows=rows,
-        scale=_picture(colormaps[COLOURS](np.linspace(0, 1, 256))[None, :, :3]),
+        left_out=report.get("left_out", {}).values(),
+        scale=data_url(colormaps[COLOURS](np.linspace(0, 1, 256))[None, :, :3]),
     )
-
-
-def _picture(colours: np.ndarray) -> str:
-    """Encode an image as a data URL; colours between 0 and 1, ``[H, W, 3]``."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray((colours * 255).round().astype(np.uint8)).save(file, "JPEG", quality=_QUALITY, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

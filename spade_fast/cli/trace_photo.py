@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from spade_fast._util.files import check_file
-from spade_fast._util.progress import Progress
+from spade_fast._util.progress import Progress, no_progress
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
-from spade_fast.inputs.photo import open_photo
+from spade_fast.inputs.photo import read_photo
 from spade_fast.inputs.setup import Setup
-from spade_fast.pruning.config import PruneConfig
+from spade_fast.pruning.config import SOLVERS, PruneConfig
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import trace
 
 
-def trace_photo(image: Path, out: Path, config: PruneConfig, setup: Setup, progress: Progress | None = None) -> Trace:
+def trace_photo(
+    image: Path,
+    out: Path,
+    config: PruneConfig,
+    setup: Setup,
+    progress: Progress = no_progress,
+    warn: Callable[[str], None] | None = None,
+) -> Trace:
     """Prune a network for one photo and save the trace.
 
     Parameters
@@ -32,6 +40,8 @@ def trace_photo(image: Path, out: Path, config: PruneConfig, setup: Setup, progr
         Network, device and number of calibration images.
     progress
         Called as ``progress(stage, done, total)``.
+    warn
+        Called with what `lost_decision` says if the trace lost the decision.
 
     Raises
     ------
@@ -39,14 +49,24 @@ def trace_photo(image: Path, out: Path, config: PruneConfig, setup: Setup, progr
         As in `spade_fast.cli.explain.explain_photo`.
     """
     check_file(out, "the trace")
-    photo = open_photo(image)
+    photo = read_photo(image).image
     model = setup.load_model()
     pixels = model.preprocess(photo)[0].to(setup.device)
-    predict(model.module, pixels)
+    before = predict(model.module, pixels)
     config = fill_defaults(config, model.module)
     made = trace_image(image.name, pixels, model, model.module, config, setup, progress)
+    with made.applied(model.module):
+        after = predict(model.module, pixels)
     made.save(out)
+    classes = [int(scores.argmax()) for scores in (before, after)]
+    if warn is not None and classes[0] != classes[1]:
+        warn(lost_decision(f"the {SOLVERS[config.solver]} trace", *map(model.class_name, classes)))
     return made
+
+
+def lost_decision(trace: str, before: str, after: str) -> str:
+    """Say that a trace predicts another class than the dense network."""
+    return f"{trace} lost the decision: it predicts “{after}” instead of “{before}”"
 
 
 def trace_image(
@@ -56,7 +76,7 @@ def trace_image(
     module: nn.Module,
     config: PruneConfig,
     setup: Setup,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Trace:
     """Trace `module`, the network or its prepared copy, for an input ``[1, C, H, W]`` made from a photo."""
     batches = setup.augmenter(model, config.seed)(image, name)

@@ -6,26 +6,31 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.checks import check_names
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.checks import check_names, integer
+from spade_fast._util.errors import InvalidValueError, MissingFileError
 from spade_fast._util.extras import require
 from spade_fast._util.files import check_file
-from spade_fast._util.progress import Progress
-from spade_fast.attribution.methods import METHODS, Question, attribution_map
+from spade_fast._util.progress import Progress, no_progress
+from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe
 from spade_fast.attribution.metrics import auc, deletion_curve, localisation_auc
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
-from spade_fast.inputs.photo import open_photo
+from spade_fast.inputs.photo import read_mask, read_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import PruneConfig
-from spade_fast.pruning.tuning import CANDIDATES, Score, tune
+from spade_fast.pruning.layers import find_layers
+from spade_fast.pruning.tuning import CANDIDATES, Score, check_stages, checked_candidates, tune
 from spade_fast.pruning.tuning_result import Tuning
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SCORES = ("probability", "deletion", "localisation")
 
@@ -42,7 +47,7 @@ def tune_photos(
     candidates: Sequence[float] = CANDIDATES,
     stages: str = "blocks",
     rounds: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Tuning:
     """Search for the sparsities with the best mean score on some photos, and save them.
 
@@ -61,7 +66,8 @@ def tune_photos(
         network's deletion curve, in which pixels are blurred in the order of importance given by `method` on the trace.
         ``"localisation"``: the AUC of that method's map as a classifier of the object's pixels.
     masks
-        Folder with one PNG mask per photo, of the same name and size. The object is where the mask is not black.
+        Folder with one PNG mask per photo, of the same name, and of the same size once both are upright. The object is
+        where the mask is visible and not black, in whatever mode: label masks may have 16 bits.
     method
         A key of `METHODS`.
     candidates, stages, rounds
@@ -79,12 +85,18 @@ def tune_photos(
         raise InvalidValueError("give at least one photo")
     check_names("score", [score], SCORES)
     check_names("method", [method], METHODS)
+    check_stages(stages)
+    checked_candidates(candidates)
+    integer("rounds", rounds, 1)
     if score == "localisation" and masks is None:
         raise InvalidValueError("the score localisation needs a folder of masks")
     if score != "localisation" and masks is not None:
         raise InvalidValueError(f"masks are used with the score localisation only, got score {score!r}")
+    if masks is not None and not masks.is_dir():
+        raise MissingFileError(f"no such folder of masks: {masks}")
     check_file(out, "the sparsities")
-    opened = [open_photo(path) for path in photos]
+    opened = [read_photo(path).image for path in photos]
+    drawn = [] if masks is None else [_mask(masks, *one) for one in zip(photos, opened, strict=True)]
     model = setup.load_model()
     images = [model.preprocess(photo)[0].to(setup.device) for photo in opened]
     module = prepare_for_attribution(model.module, images[0])
@@ -94,11 +106,12 @@ def tune_photos(
     ]
     if score == "probability":
         scored = _probability(questions)
-    elif masks is None:
-        scored = _deletion(copy.deepcopy(module), method, questions)
     else:
-        drawn = [_mask(masks, path, photo.size, model) for path, photo in zip(photos, opened, strict=True)]
-        scored = _localisation(method, questions, drawn)
+        make_recipe(method, questions[0])  # fails if the method cannot be used on the network
+        if masks is None:
+            scored = _deletion(copy.deepcopy(module), method, questions)
+        else:
+            scored = _localisation(method, questions, [_seen(*one, model) for one in drawn])
     augmenter = setup.augmenter(model, config.seed)
     options = fill_defaults(config, module).options()
     del options["sparsity"]
@@ -117,6 +130,7 @@ def tune_photos(
         "photos": [path.name for path in photos],
         "score": score,
         **({} if score == "probability" else {"method": method}),
+        **_pruned_shares(tuning, module),
     }
     tuning = replace(tuning, settings={**facts, **tuning.settings})
     tuning.save(out)
@@ -140,13 +154,26 @@ def _localisation(method: str, questions: Sequence[Question], masks: Sequence[Te
     return lambda module, i: float(localisation_auc(attribution_map(method, questions[i])[None], masks[i][None]))
 
 
-def _mask(folder: Path, photo: Path, size: tuple[int, int], model: LoadedModel) -> Tensor:
-    """Return where the object of a photo is in the network's input: Tensor ``[crop, crop]``, bool."""
-    path = folder / f"{photo.stem}.png"
-    opened = open_photo(path)
-    if opened.size != size:
-        given, expected = ("x".join(map(str, s)) for s in (opened.size, size))
-        raise InvalidValueError(f"{path} is not a mask of {photo.name}: its size is {given} instead of {expected}")
+def _pruned_shares(tuning: Tuning, module: nn.Module) -> dict[str, float]:
+    """Return the shares of the network's weights that lie in pruned layers, and that are removed."""
+    every = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+    sizes = {layer.name: layer.numel for layer in find_layers(module)[0] if tuning.sparsity.get(layer.name)}
+    removed = sum(tuning.sparsity[name] * size for name, size in sizes.items())
+    return {"share_in_pruned_layers": sum(sizes.values()) / every, "share_removed": removed / every}
+
+
+def _mask(folder: Path, path: Path, photo: Image) -> tuple[Path, Image]:
+    """Return the path and the mask of a photo."""
+    mask = folder / f"{path.stem}.png"
+    opened = read_mask(mask)
+    if opened.size != photo.size:
+        given, expected = ("x".join(map(str, size)) for size in (opened.size, photo.size))
+        raise InvalidValueError(f"{mask} is not a mask of {path.name}: its size is {given} instead of {expected}")
+    return mask, opened
+
+
+def _seen(path: Path, opened: Image, model: LoadedModel) -> Tensor:
+    """Return where the object of a mask is in the network's input: Tensor ``[crop, crop]``, bool."""
     pixels: np.ndarray = replace(model, interpolation="nearest").preprocess(opened)[1]
     mask = torch.from_numpy(pixels).amax(2) > 0
     if bool(mask.all()) or not bool(mask.any()):

@@ -2,7 +2,17 @@
 
 from spade_fast.inputs.augment import ImageAugmenter
 from spade_fast.inputs.defaults import wide_layers
+from spade_fast.inputs.logits import two_classes
 from spade_fast.inputs.networks import LoadedModel, demo_photo, load_model, predict
 from spade_fast.inputs.photo import open_photo
 
-__all__ = ["ImageAugmenter", "LoadedModel", "demo_photo", "load_model", "open_photo", "predict", "wide_layers"]
+__all__ = [
+    "ImageAugmenter",
+    "LoadedModel",
+    "demo_photo",
+    "load_model",
+    "open_photo",
+    "predict",
+    "two_classes",
+    "wide_layers",
+]

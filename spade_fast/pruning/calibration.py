@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from spade_fast import ops
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.modes import undisturbed
+from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.ranges import stage
 from spade_fast.pruning.gram_collector import GramCollector, gram_dtype
 from spade_fast.pruning.layers import Layer
@@ -37,6 +39,8 @@ class Calibration:
     unsupported
         Layers whose weight was used (possibly among other uses) by an operation other than a convolution or matrix
         product with the whole weight, with the reason. They have no Gram matrix.
+    used
+        Names of the watched weights that the network used.
     seconds
         Seconds per stage: ``augment`` (waiting for batches), ``forward`` and ``gram``. GPU work is queued, so these are
         the times that the host measures.
@@ -46,6 +50,7 @@ class Calibration:
     images: int
     unreached: list[str]
     unsupported: dict[str, str]
+    used: list[str]
     seconds: dict[str, float]
 
 
@@ -54,6 +59,7 @@ def calibrate(
     batches: Batches,
     layers: Sequence[Layer],
     *,
+    watched: Mapping[str, Tensor] | None = None,
     precision: str = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
@@ -71,6 +77,8 @@ def calibrate(
         keyword arguments of the model. They are moved to the model's device; the first dimension counts images.
     layers
         Layers of the model (:func:`spade_fast.pruning.layers.find_layers`).
+    watched : dict of Tensor
+        By name, other weights of the model of which only the use is noted.
     precision : "float32" or "bf16"
         With ``"bf16"`` the model runs under autocast to bfloat16 on images in channels-last memory, and the products of
         its bfloat16 layer inputs are summed in float32. With ``"float32"`` the model runs in its own precision.
@@ -86,8 +94,8 @@ def calibrate(
     """
     # Casts cached by an earlier calibration in the same autocast block could not be traced back to the weights.
     torch.clear_autocast_cache()
-    collector = GramCollector(model, layers)
-    device = next(model.parameters()).device
+    collector = GramCollector(model, layers, watched or {})
+    device = device_of(model)
     augmenting = forward = 0.0
     images = 0
     with undisturbed(model):
@@ -116,7 +124,12 @@ def calibrate(
     grams = {layer.name: collector.grams[layer.name] for layer in layers if layer.name in collector.grams}
     unreached = [layer.name for layer in layers if layer.name not in grams and layer.name not in collector.unsupported]
     seconds = {"augment": augmenting, "forward": forward - collector.seconds, "gram": collecting}
-    return Calibration(grams, images, unreached, collector.unsupported, seconds)
+    return Calibration(grams, images, unreached, collector.unsupported, list(collector.used), seconds)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter or buffer, or the CPU if it has none."""
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def split_batches(batches: Batches) -> Iterable[Batch]:
@@ -215,11 +228,14 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
             else:
                 model(*batch)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if collector.collecting or isinstance(error, torch.OutOfMemoryError):
+        if collector.collecting or is_out_of_memory(error):
             raise
         tensors = [value for value in _values(batch) if isinstance(value, Tensor)]
         given = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors)
         expected = next(model.parameters()).dtype
         wrong_type = any(value.is_floating_point() and value.dtype != expected for value in tensors)
         kind = InvalidTypeError if wrong_type or isinstance(error, TypeError) else InvalidValueError
-        raise kind(f"the model, with {expected} parameters, cannot run batch {index} ({given}): {error}") from error
+        message = f"the model, with {expected} parameters, cannot run batch {index} ({given}): {error}"
+        if isinstance(batch, Sequence) and isinstance(error, TypeError):
+            message += ". The values of a batch are the model's positional arguments: leave out labels"
+        raise kind(message) from error

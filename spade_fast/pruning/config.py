@@ -16,7 +16,8 @@ Sparsity = float | Mapping[str, float] | Callable[[str], float]
 
 # Each solver, and the name of the published method that uses it.
 SOLVERS = {"exact": "SPADE", "sparsegpt": "FastSPADE"}
-PRECISIONS = ("float32", "bf16")
+# Each precision, and another name of it.
+PRECISIONS = {"float32": "fp32", "bf16": "bfloat16"}
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -30,13 +31,16 @@ class PruneConfig:
     sparsity : float, mapping, function or None
         Share of each layer's weights to remove, between 0 and 1. A mapping assigns shares to layer names or patterns: a
         layer takes the share of the first pattern it matches, or 0 if it matches none. A function takes the layer's
-        name and returns the share. Layers with a share of 0 are skipped. The commands and
-        `spade_fast.batch.run` also accept None, the default for a network (`spade_fast.inputs.defaults.fill_defaults`).
+        name and returns the share; it is also asked for weights that cannot be pruned, such as those of an `nn.LSTM`.
+        Layers with a share of 0 are skipped. The commands and `spade_fast.batch.run` also accept None, the default for
+        a network (`spade_fast.inputs.defaults.fill_defaults`).
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
     layers : str, iterable of str or None
         Names or patterns (``*``, ``?``, ``[...]``) of the layers to prune; None for all linear and convolutional
-        layers.
+        layers. Other weights of two or more dimensions that match (all, for None), have a sparsity above 0 and are used
+        by the model stay dense, which is a fallback: of `nn.LSTM`, `nn.Embedding` or `nn.Conv3d`, for example. (Those
+        that are only added to or concatenated with activations, as position embeddings are, count as biases.)
     block : int or None
         Number of neighbouring columns that are removed together (exact OBS, columns in the order (kh, kw, in-channel))
         or whose mask is chosen together (SparseGPT, in the order (in-channel, kh, kw)), in all layers. 1 prunes
@@ -82,8 +86,8 @@ class PruneConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        check_names("solver", [self.solver], SOLVERS)
-        check_names("precision", [self.precision], PRECISIONS)
+        check_names("solver", [self.solver], SOLVERS, SOLVERS)
+        check_names("precision", [self.precision], PRECISIONS, PRECISIONS)
         if isinstance(self.sparsity, Mapping):
             check_shares({f"sparsity[{pattern!r}]": share for pattern, share in self.sparsity.items()})
         elif self.sparsity is not None and not callable(self.sparsity):
@@ -198,4 +202,5 @@ def check_shares(shares: Mapping[str, Any]) -> None:
         if not is_number(share):
             raise InvalidTypeError(f"{what} must be a number between 0 and 1, got {share!r}")
         if not 0 <= share <= 1:
-            raise InvalidValueError(f"{what} must lie between 0 and 1, got {share!r}")
+            percent = f": did you mean {share / 100:g}?" if 2 <= share <= 100 else ""
+            raise InvalidValueError(f"{what} must lie between 0 and 1, got {share!r}{percent}")

@@ -32,8 +32,8 @@ def mask_block_counts(zeros: Tensor, rows: int, removed: int, block: int) -> Ten
 def removal_counts(total: int, sizes: Tensor, zeros: Tensor) -> Tensor:
     """Distribute removals over the mask blocks of a layer as evenly as integers allow.
 
-    A block gets at least as many removals as it has zeros, because zeros in dead columns stay zero in any case; the
-    other blocks then get fewer, so that the total is exact.
+    A block gets at least as many removals as it has zeros, because zeros stay zero in any case; the other blocks then
+    get fewer, so that the total is exact.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((_aten.mm, _aten.mv, _aten.bmm), (0, 1)),
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), (1, 2)),
 }
+# What is only added to or joined with activations is a bias, such as a position embedding or a class token.
+_BIAS_USES = (_aten.add, _aten.add_, _aten.cat)
 
 
 def gram_dtype(weight: Tensor) -> torch.dtype:
@@ -36,6 +38,15 @@ def gram_dtype(weight: Tensor) -> torch.dtype:
 class GramCollector(TorchDispatchMode):
     """Adds the inputs of every convolution or matrix product with a tracked weight to the layer's Gram matrix.
 
+    Parameters
+    ----------
+    model
+        The model that will run.
+    layers
+        Its layers whose weights are tracked.
+    watched : dict of Tensor
+        By name, other weights of which only the use is noted.
+
     Attributes
     ----------
     grams : dict of Tensor ``[G, C, C]``
@@ -43,6 +54,9 @@ class GramCollector(TorchDispatchMode):
         is called.
     unsupported
         Layers whose weight was used by another operation, with the reason. They have no Gram matrix.
+    used : dict
+        Names of the `watched` weights that an operation has used so far, in that order. Parameters that are only added
+        to or concatenated with activations do not count: they are biases.
     seconds
         Time spent in this class so far.
     collecting
@@ -54,22 +68,28 @@ class GramCollector(TorchDispatchMode):
         # Compiled code never runs under a dispatch mode; marking this one would import the compiler, which is slow.
         return False
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], watched: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.grams: dict[str, Tensor] = {}
         self.unsupported: dict[str, str] = {}
+        self.used: dict[str, None] = {}
         self.seconds = 0.0
         self.collecting = False
         # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage.
-        self._tracked: dict[int, list[_Tracked]] = defaultdict(list)
+        self._tracked: dict[int, list[_Tracked | _Watched]] = defaultdict(list)
         self._casts: dict[str, _Tracked] = {}
         for layer in layers:
             self._track(_Tracked(layer, layer.weight(model).detach()))
+        for name, weight in watched.items():
+            self._track(_Watched(name, weight.detach()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = _tensors((*args, *kwargs.values()))
-        uses = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
+        found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
+        uses = [(tracked, tensor) for tracked, tensor in found if isinstance(tracked, _Tracked)]
+        if len(uses) < len(found) and not func.is_view and func.overloadpacket not in _BIAS_USES:
+            self._note([tracked for tracked, _ in found if isinstance(tracked, _Watched)])
         if uses:
             # In inference mode composite functions arrive here undecomposed.
             with self:
@@ -90,8 +110,15 @@ class GramCollector(TorchDispatchMode):
             self.seconds += time.perf_counter() - start
         return result
 
-    def _track(self, tracked: _Tracked) -> None:
+    def _track(self, tracked: _Tracked | _Watched) -> None:
         self._tracked[tracked.weight.untyped_storage().data_ptr()].append(tracked)
+
+    def _note(self, used: Iterable[_Watched]) -> None:
+        """Record the first use of weights, which need not be watched from then on."""
+        for watched in used:
+            if watched.name not in self.used:
+                self.used[watched.name] = None
+                self._tracked[watched.weight.untyped_storage().data_ptr()].remove(watched)
 
     def _follow_cast(self, tracked: _Tracked, cast: Tensor) -> None:
         """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself until the next cast."""
@@ -101,7 +128,7 @@ class GramCollector(TorchDispatchMode):
         self._casts[tracked.layer.name] = _Tracked(tracked.layer, cast)
         self._track(self._casts[tracked.layer.name])
 
-    def _overlapping(self, tensor: Tensor) -> list[_Tracked]:
+    def _overlapping(self, tensor: Tensor) -> list[_Tracked | _Watched]:
         if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
             return []
         candidates = self._tracked.get(tensor.untyped_storage().data_ptr())
@@ -142,6 +169,13 @@ class GramCollector(TorchDispatchMode):
 
 def _summable(inputs: Tensor, gram: Tensor) -> Tensor:
     return inputs if inputs.dtype == torch.bfloat16 and gram.dtype == torch.float32 else inputs.to(gram.dtype)
+
+
+class _Watched:
+    """A weight that is not pruned, and the range of bytes that it occupies in its storage."""
+
+    def __init__(self, name: str, weight: Tensor) -> None:
+        self.name, self.weight, self.extent = name, weight, _extent(weight)
 
 
 class _Tracked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
+from spade_fast.pruning.dense_weights import DenseWeight, other_weights, storage_key, weight_name
+from spade_fast.pruning.module_kinds import uncompiled
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -87,64 +90,73 @@ class Layer:
         return torch.arange(self.columns, device=device).reshape(self.taps, -1).T.flatten()
 
 
-def find_layers(model: nn.Module, patterns: str | Iterable[str] | None = None) -> tuple[list[Layer], dict[str, str]]:
-    """Find the prunable weights of a model, in the order of its modules.
+def find_layers(
+    model: nn.Module, patterns: str | Iterable[str] | None = None
+) -> tuple[list[Layer], dict[str, DenseWeight]]:
+    """Find the weights of a model that can be pruned, and those that cannot, in the order of its modules.
 
     Layers are `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` modules and their subclasses, transformers' `Conv1D` (recognised
     by its class name, so that transformers need not be installed), and the input projections of
     `nn.MultiheadAttention`. A module or parameter that occurs several times is one layer, under its first name.
+    Submodules that are compiled have the names of the uncompiled ones.
 
     Parameters
     ----------
     model
         Any module.
     patterns
-        Layer names or patterns (``*``, ``?`` and ``[...]``, as in file names); None for all layers.
+        Names or patterns (``*``, ``?`` and ``[...]``, as in file names); None for all.
 
     Returns
     -------
     layers : list of Layer
         The layers that match.
-    unsupported : dict
-        Matching layers that cannot be pruned, with the reason: their weight is computed from other parameters
-        (`torch.nn.utils.parametrizations`), or its dtype is not floating-point.
+    dense : dict of DenseWeight
+        By name, the matching weights that cannot be pruned: layers whose weight is computed from other parameters
+        (`torch.nn.utils.parametrizations`) or has no floating-point dtype of 16 bits or more, and all other weights of
+        two or more dimensions, such as those of `nn.LSTM`, `nn.Embedding` and `nn.Conv3d`, bare parameters and
+        quantised modules.
 
     Raises
     ------
     UnknownLayerError
-        A name or pattern matches no layer.
+        A name or pattern matches nothing.
     ValueError
-        The model has no prunable layer or has an uninitialised (lazy) one, or `patterns` is empty.
+        The model has an uninitialised (lazy) layer, or `patterns` is empty.
     """
     layers: list[Layer] = []
-    unsupported: dict[str, str] = {}
+    dense: dict[str, DenseWeight] = {}
     seen: set[tuple[object, ...]] = set()
+    known: set[tuple[object, ...]] = set()
     for prefix, module in model.named_modules():
-        for weight_name in _weight_names(module):
-            name = _layer_name(prefix, weight_name)
-            weight = module._parameters.get(weight_name)
-            if weight is None:
-                unsupported[name] = "its weight is computed from other parameters"
-            elif isinstance(weight, nn.parameter.UninitializedParameter):
+        prefix = uncompiled(prefix)
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                name = weight_name(prefix, parameter_name)
                 raise InvalidValueError(f"layer {name!r} is not initialised: run the model once first")
-            elif not weight.is_floating_point():
-                unsupported[name] = f"its weight is of type {weight.dtype}"
-            elif weight.numel() > 0:
-                key = (weight.device, weight.data_ptr(), weight.shape, weight.stride())
-                if weight.is_meta or key not in seen:
-                    seen.add(key)
-                    layers.append(_describe(name, f"{prefix}.{weight_name}".lstrip("."), module, weight))
-    if not layers and not unsupported:
-        raise InvalidValueError(f"{type(model).__name__} has no linear or convolutional layer that can be pruned")
+        for parameter_name in _weight_names(module):
+            name = weight_name(prefix, parameter_name)
+            weight = module._parameters.get(parameter_name)
+            if weight is None:
+                dense[name] = DenseWeight(name, (), "its weight is computed from other parameters")
+                known.update(map(storage_key, module.parameters()))
+                continue
+            known.add(storage_key(weight))
+            if weight.dtype not in _DTYPES:
+                dense[name] = DenseWeight(name, tuple(weight.shape), f"its weight is of type {weight.dtype}")
+            elif weight.numel() > 0 and storage_key(weight) not in seen:
+                seen.add(storage_key(weight))
+                layers.append(_describe(name, f"{prefix}.{parameter_name}".lstrip("."), module, weight))
+    dense.update((weight.name, weight) for weight in other_weights(model, known))
     if patterns is None:
-        return layers, unsupported
+        return layers, dense
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise InvalidValueError("layers is empty; give names or patterns, or None for all layers")
-    chosen = set(match_names(patterns, [layer.name for layer in layers] + list(unsupported)))
+    chosen = match_names(patterns, [*(layer.name for layer in layers), *dense])
     return (
         [layer for layer in layers if layer.name in chosen],
-        {name: reason for name, reason in unsupported.items() if name in chosen},
+        {name: weight for name, weight in dense.items() if name in chosen},
     )
 
 
@@ -162,8 +174,9 @@ def match_names(patterns: Sequence[str], names: Sequence[str]) -> dict[str, int]
             raise InvalidTypeError(f"a layer name must be a string, got {pattern!r}")
         matched = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
         if not matched:
-            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {', '.join(names[:5])}, ..."
+            close = nearest(pattern, names)
+            known = f"it has {', '.join(names[:5])}, ..." if names else "it has none"
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else known
             what = "layer pattern" if any(c in pattern for c in "*?[") else "layer name"
             raise UnknownLayerError(f"{what} {pattern!r} matches no layer of the model; {hint}")
         for name in matched:
@@ -172,6 +185,8 @@ def match_names(patterns: Sequence[str], names: Sequence[str]) -> dict[str, int]
 
 
 def _weight_names(module: nn.Module) -> Iterator[str]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return
     if isinstance(module, nn.MultiheadAttention):
         yield from (name for name in _ATTENTION_PROJECTIONS if getattr(module, name, None) is not None)
     elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or _is_transposed_linear(module):
@@ -182,12 +197,6 @@ def _is_transposed_linear(module: nn.Module) -> bool:
     """Whether `module` is transformers' `Conv1D`: a linear layer whose weight is stored as ``[in, out]``."""
     weight = module._parameters.get("weight")
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None and weight.dim() == 2
-
-
-def _layer_name(prefix: str, weight_name: str) -> str:
-    if weight_name == "weight":
-        return prefix or "weight"
-    return f"{prefix}.{weight_name}".lstrip(".")
 
 
 def _describe(name: str, parameter: str, module: nn.Module, weight: Tensor) -> Layer:

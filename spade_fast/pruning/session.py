@@ -6,21 +6,24 @@ import logging
 import operator
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidValueError
 from spade_fast._util.progress import Progress, no_progress
-from spade_fast.pruning.calibration import Batches, Calibration, calibrate, gram_bytes, split_batches
+from spade_fast.pruning.calibration import Batches, Calibration, calibrate, device_of, gram_bytes, split_batches
 from spade_fast.pruning.config import PruneConfig, sparsity_by_layer
 from spade_fast.pruning.counts import count_zeros
+from spade_fast.pruning.dense_weights import DenseWeight
+from spade_fast.pruning.exchange import weights_held
 from spade_fast.pruning.layers import Layer, find_layers
 from spade_fast.pruning.memory_plan import group_by_memory, samples_per_solve
+from spade_fast.pruning.module_kinds import check_parameters, original_module
 from spade_fast.pruning.solve import LayerReport, check_block, default_block
 
 logger = logging.getLogger("spade_fast")
@@ -63,22 +66,25 @@ class Session:
         Layers that can be pruned and have a sparsity above 0.
     sparsity, blocks, zeros
         By layer name: share of weights to remove, number of columns per block, number of zero weights in each column.
+    order
+        Names of all requested weights, those that cannot be pruned last.
     skipped
-        Reports of the requested layers that cannot be pruned.
+        Reports of the requested weights that cannot be pruned, if their use by the model cannot be observed.
     """
 
     def __init__(self, model: nn.Module, config: PruneConfig, progress: Progress | None) -> None:
-        if not isinstance(model, nn.Module):
-            raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        self.model, self.config = model, config
+        self.model, self.config = original_module(model), config
         self.progress = progress or no_progress
         self._fallbacks: dict[str, dict[str, None]] = defaultdict(dict)
 
-        found, unsupported = find_layers(model, config.layers)
-        every, every_unsupported = find_layers(model)
-        names = [layer.name for layer in found] + list(unsupported)
-        every_name = [layer.name for layer in every] + list(every_unsupported)
+        every, every_dense = find_layers(self.model)
+        found, dense = (every, every_dense) if config.layers is None else find_layers(self.model, config.layers)
+        self.order = names = [*(layer.name for layer in found), *dense]
+        every_name = [*(layer.name for layer in every), *every_dense]
         self.sparsity = sparsity_by_layer(config.sparsity, names, every_name)
+        asked = any(self.sparsity.values()) if names else config.sparsity != 0
+        if asked and not every and all(weight.kind for weight in every_dense.values()):
+            raise InvalidValueError(_nothing_to_prune(self.model, every_dense.values()))
         self.layers = [layer for layer in found if self.sparsity[layer.name] > 0]
         self.blocks = {
             layer.name: default_block(layer, config.solver) if config.block is None else config.block
@@ -86,25 +92,25 @@ class Session:
         }
         for layer in self.layers:
             check_block(layer, self.blocks[layer.name])
-            dtype = layer.weight(model).dtype
+            dtype = layer.weight(self.model).dtype
             if config.precision == "bf16" and dtype != torch.float32:
                 raise InvalidValueError(f"precision='bf16' needs float32 weights, but layer {layer.name!r} has {dtype}")
-        for name, parameter in model.named_parameters():
-            if parameter.is_meta:
-                raise InvalidValueError(f"parameter {name!r} is on the meta device and has no values")
-            if not _all_finite(parameter.detach()):
-                raise InvalidValueError(f"parameter {name!r} of the model has NaN or infinite values")
-        self.zeros = {layer.name: count_zeros(layer.matrix(layer.weight(model).detach())) for layer in self.layers}
-        self.skipped = {}
-        for name, reason in unsupported.items():
-            share = self.sparsity[name]
-            if share > 0:
-                self.fall_back("skipped because they cannot be pruned", f"{name} ({reason})")
-                self.skipped[name] = LayerReport(name, (), share, 0.0, 0, config.solver, 0, note=reason)
+        with weights_held(self.model):
+            check_parameters(self.model)
+            self.zeros = {
+                layer.name: count_zeros(layer.matrix(layer.weight(self.model).detach())) for layer in self.layers
+            }
+        self._dense = {name: weight for name, weight in dense.items() if self.sparsity[name] > 0}
+        self._watched = {name: weight.parameter for name, weight in self._dense.items() if weight.parameter is not None}
+        self.skipped = {name: self.dense_report(name) for name in self._dense if name not in self._watched}
+        for name in self.skipped:
+            self._fall_back_to_dense(name)
 
-    def exact_types(self) -> AbstractContextManager[None]:
-        """Return a context manager that disables the caller's autocast."""
-        return torch.autocast(next(self.model.parameters()).device.type, enabled=False)
+    @contextmanager
+    def exact_types(self) -> Iterator[None]:
+        """Disable the caller's autocast, and keep traces from being applied to the model, during a ``with`` block."""
+        with weights_held(self.model), torch.autocast(device_of(self.model).type, enabled=False):
+            yield
 
     def plan(self, samples: Sequence[Batches]) -> Plan:
         """Divide the work so that the Gram matrices held at the same time stay within the memory limit."""
@@ -115,6 +121,8 @@ class Session:
         groups = group_by_memory({name: size * together for name, size in sizes.items()}, limit)
         by_name = {layer.name: layer for layer in self.layers}
         passes = [[by_name[name] for name in group] for group in groups]
+        if not passes and self._watched:
+            passes = [[]]
         starts = range(0, len(samples), together)
         chunks = [range(start, min(start + together, len(samples))) for start in starts]
         if len(passes) > 1 or len(chunks) > 1:
@@ -133,7 +141,11 @@ class Session:
         counter = _BatchCounter(self.progress, samples, len(plan.passes))
         for chunk in plan.chunks:
             for layers in plan.passes:
-                yield chunk, layers, [self._calibrate(samples[s], layers, counter, ids, s) for s in chunk]
+                calibrations = [self._calibrate(samples[s], layers, counter, ids, s) for s in chunk]
+                for calibration in calibrations:
+                    for name in calibration.used:
+                        self._fall_back_to_dense(name)
+                yield chunk, layers, calibrations
 
     def gather(self, layer: Layer, calibrations: Sequence[Calibration]) -> Gathered:
         """Take a layer's Gram matrices out of the calibrations of some samples."""
@@ -164,6 +176,14 @@ class Session:
         }
         return Gathered(reached, skipped, options)
 
+    def dense_report(self, name: str) -> LayerReport:
+        """Return the report of a requested weight that stays dense because it cannot be pruned."""
+        weight = self._dense[name]
+        zeros = 0.0
+        if weight.parameter is not None:
+            zeros = 1 - int(weight.parameter.count_nonzero()) / weight.parameter.numel()
+        return LayerReport(name, weight.shape, self.sparsity[name], zeros, 0, self.config.solver, 0, note=weight.reason)
+
     def note_damping(self, report: LayerReport) -> None:
         """Record a layer that needed more damping than requested."""
         if report.retries:
@@ -181,11 +201,15 @@ class Session:
             raise FallbackError(f"{what}: {detail}")
         self._fallbacks[what][detail] = None
 
+    def _fall_back_to_dense(self, name: str) -> None:
+        self.fall_back("skipped because they cannot be pruned", f"{name} ({self._dense[name].reason})")
+
     def _calibrate(
         self, batches: Batches, layers: Sequence[Layer], progress: Callable[[int], None], ids: Sequence[str], s: int
     ) -> Calibration:
         try:
-            return calibrate(self.model, batches, layers, precision=self.config.precision, progress=progress)
+            precision = self.config.precision
+            return calibrate(self.model, batches, layers, watched=self._watched, precision=precision, progress=progress)
         except (TypeError, ValueError) as error:
             if len(ids) == 1:
                 raise
@@ -213,6 +237,10 @@ class _BatchCounter:
         self.progress("calibrate", self.done, self.total)
 
 
-def _all_finite(values: Tensor) -> bool:
-    # A non-finite value makes the sum non-finite; a sum that merely overflowed is checked element by element.
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+def _nothing_to_prune(model: nn.Module, dense: Iterable[DenseWeight]) -> str:
+    kinds = sorted({weight.kind for weight in dense})
+    message = f"{type(model).__name__} has no linear or convolutional layer that can be pruned; "
+    message += f"its weights belong to: {', '.join(kinds)}" if kinds else "it has no weights"
+    if any(kind.startswith("quantised") for kind in kinds):
+        message += ". Pass the model as it was before quantisation"
+    return message

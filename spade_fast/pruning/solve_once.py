@@ -114,13 +114,14 @@ def _solve(problem: Problem, hessians: Tensor, removed: Sequence[int], damping: 
             inverse = ops.mirror_upper_(ops.gram_linear_(torch.zeros_like(factor), factor))
             del factor
             diagonal += (shares * scale)[:, None]
-            results = _exact(weights, hessian, inverse, samples, removed, problem.block)
+            exact = _exact_beside_zeros if zeros.numpy().any() else _exact
+            results = exact(weights, hessian, inverse, samples, removed, problem.block)
         else:
             results = []
             for count in removed:
                 counts = mask_block_counts(zeros, layer.rows, count, problem.block)
                 counts = counts.to(weight.device, non_blocking=True).repeat(samples, 1)
-                results.append(ops.sparsegpt(weights, factor, counts, problem.block))
+                results.append(ops.sparsegpt(weights, factor, counts, problem.block, keep_zeros=True))
     finally:
         diagonal.copy_(undamped)
 
@@ -155,6 +156,35 @@ def _exact(
     steps = torch.arange(losses.shape[2], device=losses.device)
     spent = [torch.where(steps < of_rows[:, :, None], losses, 0).sum(2) for of_rows in counts]
     return list(zip(_weights_after(weights, hessian, inverse, order, counts, block), spent, strict=True))
+
+
+def _exact_beside_zeros(
+    weights: Tensor, hessian: Tensor, inverse: Tensor, samples: int, removed: Sequence[int], block: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Run exact OBS on weights some of which are zero, and keep those zero; return what `_exact` returns.
+
+    The zeros of a row are removed first, also those in blocks that stay, and count among the removals. Blocks are
+    removed in the order of their path as long as the number of removals is not exceeded.
+    """
+    order, losses = ops.obs_path(weights, inverse, block)
+    columns = (order.long()[..., None] * block + torch.arange(block, device=order.device)).flatten(2)
+    nonzero = (weights != 0).gather(2, columns)
+    zeros = (~nonzero).sum(2)
+    removals = nonzero.unflatten(2, (-1, block)).sum(3)  # of each block
+    ranks = losses.sort(2).values.unflatten(0, (samples, -1)).flatten(1).argsort(dim=1, stable=True)
+    total = zeros.unflatten(0, (samples, -1)).sum((1, 2))[:, None]
+    total = total + removals.unflatten(0, (samples, -1)).flatten(1).gather(1, ranks).cumsum(1)
+    counts = []
+    for count in removed:
+        chosen = torch.empty_like(ranks, dtype=torch.bool).scatter_(1, ranks, total <= count)
+        blocks = chosen.reshape(losses.shape)
+        counts.append(zeros + (removals * blocks).sum(2))
+    zeros_first = columns.gather(2, nonzero.to(torch.uint8).argsort(dim=2, stable=True))
+    solutions = _weights_after(weights, hessian, inverse, zeros_first, torch.stack(counts), 1)
+    changes = [weights - pruned for pruned in solutions]
+    return [
+        (pruned, ((change @ hessian) * change).sum(2) / 2) for pruned, change in zip(solutions, changes, strict=True)
+    ]
 
 
 def _weights_after(

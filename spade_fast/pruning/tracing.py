@@ -16,10 +16,13 @@ from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
 from spade_fast.pruning.calibration import Batches, Calibration
 from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
+from spade_fast.pruning.dense_weights import count_weights
 from spade_fast.pruning.layers import Layer
+from spade_fast.pruning.module_kinds import named_parameters
+from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.solve import LayerReport, solve_layer
-from spade_fast.pruning.traces import PrunedLayer, Trace
+from spade_fast.pruning.traces import Trace
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,7 +46,7 @@ def trace(
     Parameters
     ----------
     model : nn.Module
-        The dense model. It runs in evaluation mode, whatever its current mode.
+        The dense model. It runs in evaluation mode, whatever its current mode, and uncompiled.
     batches : Tensor or iterable
         The sample's calibration data, such as ``ImageAugmenter(...)(image)``: images ``[N, C, H, W]``, or an iterable
         of batches. A batch is a tensor, a sequence of positional arguments of the model, or a mapping of its keyword
@@ -66,7 +69,8 @@ def trace(
     ------
     TypeError, ValueError
         An argument has the wrong type or is out of range; weights, data or layer inputs are NaN or infinite; there is
-        no data; `batches` is an iterator, but several passes are needed.
+        no data; `batches` is an iterator, but several passes are needed; the model is TorchScript, exported, quantised
+        or of another framework, has no layer that can be pruned, or was made under `torch.inference_mode()`.
     UnknownLayerError
         A layer name or pattern matches no layer (also a KeyError and a ValueError).
     MemoryLimitError
@@ -74,14 +78,15 @@ def trace(
     NotPositiveDefiniteError
         A Hessian cannot be factorised even with the largest damping (also a torch.linalg.LinAlgError).
     FallbackError
-        With `strict`: the data does not reach a layer, a weight is used by an operation other than a convolution or a
-        matrix product with the whole weight, a layer needs more damping than requested, or several passes are needed.
+        With `strict`: the data does not reach a layer, a weight cannot be pruned because of its kind (see `layers` of
+        :class:`PruneConfig`) or because it is used by an operation other than a convolution or a matrix product with
+        the whole weight, a layer needs more damping than requested, or several passes are needed.
 
     Warns
     -----
     FallbackWarning
         In the same cases without `strict`: one warning that names all layers concerned. Layers that the data does not
-        reach, or whose weight is used by another operation, are skipped.
+        reach, and weights that cannot be pruned, stay dense.
 
     Examples
     --------
@@ -163,12 +168,13 @@ def _traces(session: Session, samples: Sequence[Batches], ids: Sequence[str]) ->
     """Calibrate and solve as many samples at a time as the memory limit allows."""
     with session.exact_types():
         plan = session.plan(samples)
-        weights = hash_tensors(session.model.named_parameters())
+        weights = hash_tensors(named_parameters(session.model))
         builders = [_Builder(session.skipped) for _ in samples]
         solved = 0
         for chunk, layers, calibrations in session.calibrated(plan, samples, ids):
             for s, calibration in zip(chunk, calibrations, strict=True):
                 builders[s].count(calibration)
+                builders[s].reports.update((name, session.dense_report(name)) for name in calibration.used)
             for layer in layers:
                 _prune(session, layer, calibrations, [builders[s] for s in chunk])
                 solved += 1
@@ -178,10 +184,10 @@ def _traces(session: Session, samples: Sequence[Batches], ids: Sequence[str]) ->
         "passes": len(plan.passes),
         "library_version": library_version(),
         "weights": weights,
+        "network_weights": count_weights(session.model),
     }
-    order = [*session.skipped, *(layer.name for layer in session.layers)]
     named = zip(builders, ids, strict=True)
-    return [builder.trace(order, {"sample_id": name, **header}) for builder, name in named]
+    return [builder.trace(session.order, {"sample_id": name, **header}) for builder, name in named]
 
 
 def _prune(session: Session, layer: Layer, calibrations: Sequence[Calibration], builders: Sequence[_Builder]) -> None:

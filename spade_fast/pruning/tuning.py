@@ -17,10 +17,11 @@ from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
 from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import PruneConfig, PruneOptions, check_shares
+from spade_fast.pruning.exchange import WeightsApplied
 from spade_fast.pruning.layers import Layer, find_layers, match_names
+from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.solve import solve_sparsities
-from spade_fast.pruning.traces import PrunedLayer, weights_applied
 from spade_fast.pruning.tuning_result import Trial, Tuning
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def tune(
         raise InvalidValueError("samples is empty: give the calibration data of at least one sample")
     if not callable(score):
         raise InvalidTypeError(f"score must be a function of the model and a sample's index, got {score!r}")
-    shares = _checked_candidates(candidates)
+    shares = checked_candidates(candidates)
     integer("rounds", rounds, 1)
     session = Session(model, PruneConfig(sparsity=shares[-1], **options), progress)
     grouped = group_layers(model, session.layers, stages)
@@ -160,6 +161,7 @@ def tune(
 
 def group_layers(model: nn.Module, layers: Sequence[Layer], stages: Stages) -> dict[str, list[str]]:
     """Return the names of the layers of each stage, the stage with the last layer first; see :func:`tune`."""
+    check_stages(stages)
     names = [layer.name for layer in layers]
     if isinstance(stages, Mapping):
         pairs = [
@@ -171,16 +173,20 @@ def group_layers(model: nn.Module, layers: Sequence[Layer], stages: Stages) -> d
         stage_of = {name: str(pairs[index][0]) for name, index in first.items()}
     elif stages == "layers":
         stage_of = {name: name for name in names}
-    elif stages == "blocks":
+    else:
         every = [layer.parameter for layer in find_layers(model)[0]]
         stage_of = {layer.name: _block_of(model, layer, every) for layer in layers}
-    else:
-        raise InvalidValueError(f"stages must be 'blocks', 'layers' or a mapping of names to patterns, got {stages!r}")
     grouped: dict[str, list[str]] = {}
     for name in reversed(names):
         if name in stage_of:
             grouped.setdefault(stage_of[name], []).insert(0, name)
     return grouped
+
+
+def check_stages(stages: Stages) -> None:
+    """Raise ValueError unless `stages` is a mapping or one of the words that :func:`tune` knows."""
+    if not isinstance(stages, Mapping) and stages not in ("blocks", "layers"):
+        raise InvalidValueError(f"stages must be 'blocks', 'layers' or a mapping of names to patterns, got {stages!r}")
 
 
 def _block_of(model: nn.Module, layer: Layer, every: Sequence[str]) -> str:
@@ -194,7 +200,8 @@ def _block_of(model: nn.Module, layer: Layer, every: Sequence[str]) -> str:
     return ".".join(path) or layer.name
 
 
-def _checked_candidates(candidates: Iterable[float]) -> list[float]:
+def checked_candidates(candidates: Iterable[float]) -> list[float]:
+    """Return the sparsities to try, 0 among them, in order; raise TypeError or ValueError if they are invalid."""
     if isinstance(candidates, (str, bytes)) or not isinstance(candidates, Iterable):
         raise InvalidTypeError(f"candidates must be numbers between 0 and 1, got {candidates!r}")
     given = list(candidates)
@@ -279,9 +286,9 @@ class _Search:
         scores: dict[float, list[float]] = {share: [] for share, key in keys.items() if key not in self._known}
         others = {other: share for other, share in chosen.items() if other != stage}
         for s in range(len(self.weights) if scores else 0):
-            with weights_applied(self.model, self._pruned(s, others)):
+            with WeightsApplied(self.model, self._pruned(s, others)):
                 for share, of_share in scores.items():
-                    with weights_applied(self.model, self._pruned(s, {stage: share})):
+                    with WeightsApplied(self.model, self._pruned(s, {stage: share})):
                         of_share.append(self._scored(s))
                     self._progress(1)
         for share, of_share in scores.items():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spade_fast._util.checks import integer, is_number
 from spade_fast._util.errors import InvalidValueError, MissingFileError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.files import is_file, read_bytes, write_whole
@@ -91,11 +94,11 @@ class Tuning:
         """
         yaml = _import_yaml()
         path = Path(path)
+        dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda self, data: True})
 
         def dump(contents: dict[str, Any], flow: bool | None = False) -> str:
-            text: str = yaml.safe_dump(
-                contents, sort_keys=False, default_flow_style=flow, allow_unicode=True, width=110
-            )
+            options = {"sort_keys": False, "default_flow_style": flow, "allow_unicode": True, "width": 110}
+            text: str = yaml.dump(contents, Dumper=dumper, **options)
             return text
 
         text = _HEADING.format(name=path.name)
@@ -115,14 +118,25 @@ class Tuning:
         FileNotFoundError, OSError
             The file does not exist or cannot be read.
         ValueError
-            The file is not YAML, or is not the result of a search.
+            The file is not YAML, has an alias or a key twice, or is not the result of a search.
         """
         contents, sparsity = _read(Path(path))
         try:
             score = contents["score"]
+            numbers = {f"score {name}": score[name] for name in ("before", "after")}
             history = tuple(Trial(**trial) for trial in contents["history"])
-            return cls(sparsity, float(score["before"]), float(score["after"]), history, dict(contents["settings"]))
-        except (KeyError, TypeError, ValueError) as error:
+            for trial in history:
+                integer("round", trial.round, 1)
+                check_shares({f"the sparsity of {trial.stage}": trial.sparsity})
+                numbers[f"the score of {trial.stage}"] = trial.score
+            for name, number in numbers.items():
+                if not is_number(number) or not math.isfinite(number):
+                    raise InvalidValueError(f"{name} must be a finite number, got {number!r}")
+            found = cls(sparsity, float(score["before"]), float(score["after"]), history, dict(contents["settings"]))
+            if not all(isinstance(stage, str) for stage in [*found.stages, *(trial.stage for trial in history)]):
+                raise InvalidValueError("the names of stages must be strings")
+            return found
+        except (KeyError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise InvalidValueError(
                 f"{path} has sparsities, but is not the complete result of a search: {error!r}"
             ) from error
@@ -146,7 +160,7 @@ def load_sparsity(path: str | os.PathLike[str]) -> dict[str, float]:
     FileNotFoundError, OSError
         The file does not exist or cannot be read.
     ValueError
-        The file is not YAML, or its entry ``sparsity`` is missing or invalid.
+        The file is not YAML, has an alias or a key twice, or its entry ``sparsity`` is missing or invalid.
     """
     return _read(Path(path))[1]
 
@@ -157,13 +171,35 @@ def _import_yaml() -> Any:
     return yaml
 
 
+def _strict_loader(yaml: Any) -> Any:
+    """Return a loader without aliases, which a small file can multiply to any size, and with each key once."""
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"it has an alias ({self.peek_event().anchor!r}), which is not supported here")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            for (_, key), count in keys.items():
+                if count > 1:
+                    raise yaml.YAMLError(f"it has key {key!r} twice")
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
     yaml = _import_yaml()
     if not is_file(path):
         raise MissingFileError(f"no such sparsity file: {path}")
+    text = read_bytes(path)
     try:
-        contents = yaml.safe_load(read_bytes(path).decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        contents = yaml.load(text.decode("utf-8"), _strict_loader(yaml))
+    except RecursionError as error:
+        raise InvalidValueError(f"{path} is not a YAML file: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
         raise InvalidValueError(f"{path} is not a YAML file: {error}") from error
     sparsity = contents.get("sparsity") if isinstance(contents, dict) else None
     if not isinstance(sparsity, dict) or not sparsity:

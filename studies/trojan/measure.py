@@ -21,7 +21,8 @@ from tuned import tuned_sparsity
 
 from spade_fast._util.hashes import hash_tensors
 from spade_fast.inputs.networks import LoadedModel, load_model
-from spade_fast.pruning.traces import PrunedLayer, weights_applied
+from spade_fast.pruning.exchange import WeightsApplied
+from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.tuning import Candidates
 
 WITH_SLOW = ("dense", "fast", "exact")
@@ -156,7 +157,7 @@ def measure(experiment: Experiment) -> Records:
             missing = [case for case in cases if (name, case.name) not in records]
             if missing:
                 pruned, seconds = networks(cases[0], row)
-                with weights_applied(scorer.prepared, pruned):
+                with WeightsApplied(scorer.prepared, pruned):
                     for case in missing:
                         about = {"source": case.source, "kind": case.kind}
                         slow = SLOW if name in WITH_SLOW and case.name in experiment.slow else ()

@@ -22,7 +22,7 @@ from spade_fast.attribution.drawing import Column, draw
 from spade_fast.attribution.feature_visualization import Feature, visualize
 from spade_fast.attribution.methods import METHODS
 from spade_fast.inputs.networks import LoadedModel
-from spade_fast.pruning.traces import weights_applied
+from spade_fast.pruning.exchange import WeightsApplied
 
 _SHOWN = ("saliency", "input-x-gradient", "guided-backprop", "lrp")
 
@@ -51,7 +51,7 @@ def _draw_case(experiment: Experiment, records: Records, case: Case, title: str,
     columns = []
     for row, pruned in weights.items():
         record = records[row, case.name]
-        with weights_applied(scorer.prepared, pruned):
+        with WeightsApplied(scorer.prepared, pruned):
             maps = [attribution_map(method, scorer.question(case)).numpy() for method in _SHOWN]
         captions = [
             f"P(target) {record['probability']:.0%}",
@@ -96,7 +96,7 @@ def draw_figure_one(experiment: Experiment, file: Path) -> None:
             weights.append(chosen(solved, sparsity))
         row[0].imshow(pixels_of(network, case.image))
         for axes, pruned in zip(row[1:], weights, strict=True):
-            with weights_applied(network.module, pruned):
+            with WeightsApplied(network.module, pruned):
                 picture = visualize(
                     network.module,
                     Feature(case.target),

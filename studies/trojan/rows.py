@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from spade_fast import ImageAugmenter, PruneConfig
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.pruning.layers import find_layers
+from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.session import Session
-from spade_fast.pruning.traces import PrunedLayer
 from spade_fast.pruning.tuning import Candidates, solve_candidates
 
 LAYERS = ("*_expand_conv", "*_project_conv", "_conv_head")  # the 1x1 convolutions

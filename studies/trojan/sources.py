@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from spade_fast.inputs import demo_photo
+from spade_fast.inputs import demo_photo, open_photo
 
 CACHE = Path("out/trojan")
 CONSOLE = Console(stderr=True)
@@ -63,7 +63,7 @@ def test_photos() -> list[Photo]:
 def imagenet_photos() -> list[Photo]:
     """The twenty photos of foolbox."""
     files = sorted(demo_photo().parent.glob("imagenet_*.jpg"))
-    return [Photo(file.stem, Image.open(file).convert("RGB")) for file in files]
+    return [Photo(file.stem, open_photo(file)) for file in files]
 
 
 def emoji_font() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spade_fast.attribution.drawing import Column, draw, normalise, overlay
+from spade_fast.attribution.drawing import Column, draw, draw_pictures, normalise, overlay
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
@@ -46,3 +46,45 @@ def test_draw(tmp_path):
     with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
         assert two.format == "PNG" and two.width == one.width > 1000 and two.height > one.height + 300
         assert np.array(two.convert("L")).std() > 20
+
+
+@pytest.mark.parametrize(
+    "name", ["$x^2$", "a$b", "$", "$$", r"$\frac{$", "\\", r"\$", "a_b^c", "{", "", "\x00", "\ud800", "é漢"]
+)
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_are_drawn_as_they_are(tmp_path, name):
+    photo, maps = np.zeros((16, 16, 3), dtype=np.uint8), [np.eye(16)]
+    draw(tmp_path / "named.png", photo, [Column(name, [name], maps)], [name], name, name)
+    draw(tmp_path / "empty.png", photo, [Column("", [""], maps)], [""], "", "")
+    with Image.open(tmp_path / "named.png") as named, Image.open(tmp_path / "empty.png") as empty:
+        assert (np.array(named) != np.array(empty)).any() == (name != "")
+
+
+def test_a_users_tex_setting_is_ignored(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    with matplotlib.rc_context({"text.usetex": True}):
+        test_names_are_drawn_as_they_are(tmp_path, "a_b")
+
+
+def test_a_lost_decision_is_marked(tmp_path):
+    photo = np.zeros((16, 16, 3), dtype=np.uint8)
+
+    def orange(lost):
+        columns = [Column("Dense", ["cat"], [np.eye(16)]), Column("SPADE", ["dog"], [np.eye(16)], lost)]
+        draw(tmp_path / "figure.png", photo, columns, ["Saliency"], "Why?")
+        with Image.open(tmp_path / "figure.png") as figure:
+            head = np.array(figure.convert("RGB"), int)[:200]
+        found = (np.abs(head - [0xB3, 0x4A, 0]).max(2) < 20).any(0)
+        return found[: len(found) * 2 // 3].any(), found[len(found) * 2 // 3 :].any()
+
+    assert orange(lost=False) == (False, False) and orange(lost=True) == (False, True)
+
+
+def test_pictures_side_by_side(tmp_path):
+    colours = {"Dense": (255, 0, 0), "SPADE": (0, 0, 255)}
+    columns = [(Column(name, ["x"], []), np.full((16, 16, 3), colour, np.uint8)) for name, colour in colours.items()]
+    draw_pictures(tmp_path / "figure.png", columns, "What excites it")
+    with Image.open(tmp_path / "figure.png") as figure:
+        row = np.array(figure.convert("RGB"))[-figure.height // 3]
+    ends = [np.flatnonzero((row == colour).all(1))[[0, -1]].tolist() for colour in colours.values()]
+    assert all(last - first > 300 for first, last in ends) and ends[0][1] < ends[1][0]

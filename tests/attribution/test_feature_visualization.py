@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spade_fast
@@ -50,6 +51,75 @@ def test_tokens_have_their_features_last() -> None:
     assert picture.isfinite().all()
 
 
+class Changing(nn.Module):
+    """Changes the output of its convolution in place, or that of a copy."""
+
+    def __init__(self, change: str, copies: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.change, self.copies = nn.Conv2d(3, 6, 3), change, copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        names = {"y": y.clone() if self.copies else y, "F": F}
+        exec(self.change, names)
+        return names["y"]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "change", ["y.relu_()", "y += 3", "F.silu(y, inplace=True)", "y[:, :4] = 0", "y.mul_(-1)", "y.data.zero_()"]
+)
+def test_a_layer_is_read_as_it_was_returned(change: str) -> None:
+    pictures = [visualize(Changing(change, copies), Feature(1, "conv"), size=(8, 8), steps=3) for copies in (0, 1)]
+    assert torch.equal(*pictures)
+
+
+def test_a_norm_before_an_activation_in_place() -> None:
+    def network(inplace: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=inplace))
+
+    pictures = [visualize(network(inplace), Feature(1, "1"), size=(8, 8), steps=3) for inplace in (True, False)]
+    assert torch.equal(*pictures)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("resnet18", "bn1"), ("densenet121", "features.norm0")])
+def test_norms_of_torchvision(name: str, layer: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    model = getattr(models, name)(weights=None)
+    found = visualize(model, Feature(1, layer), size=(32, 32), steps=2)
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    assert torch.equal(found, visualize(model, Feature(1, layer), size=(32, 32), steps=2))
+
+
+class LastColours(nn.Module):
+    """The network of `colours`, whose maps have their channels last: a linear layer in place of the convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3, 3, bias=False)
+        self.mix.weight.data = 2 * torch.eye(3) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("neuron", [False, True])
+def test_maps_with_their_channels_last(neuron: bool) -> None:
+    options = dict(size=(3, 3), steps=20)  # as many columns as channels
+    expected = visualize(colours(), Feature(1, "0", neuron), **options)
+    assert torch.allclose(visualize(LastColours(), Feature(1, "mix", neuron), **options), expected, atol=1e-4)
+
+
+def test_maps_of_an_unknown_order_are_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Unflatten(1, (4, 8, 8)))
+    with pytest.raises(ValueError, match=r"layer '2' returns \[1, 4, 8, 8\], whose order"):
+        visualize(network, Feature(1, "2"), size=(8, 8), steps=1)
+
+
 def test_a_neuron_sees_its_own_place() -> None:
     """A channel is excited everywhere, a neuron where it looks."""
     network = nn.Conv2d(3, 1, 5, padding=2)
@@ -73,6 +143,23 @@ def test_seeds_and_state() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert not network[1]._forward_hooks
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_channels_and_types(channels: int, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(channels, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    options = {"size": (12, 10), "mean": (0.5,) * channels, "std": (0.25,) * channels, "learning_rate": 0.1}
+    made = visualize(model.to(dtype), Feature(1), steps=20, **options)
+    start = visualize(model, Feature(1), steps=0, **options)
+    assert made.shape == (channels, 12, 10) and made.dtype == torch.float32
+    before, after = (float(model(((one - 0.5) / 0.25)[None].to(dtype))[0, 1]) for one in (start, made))
+    assert after > before
+
+
+def test_mean_and_std_of_different_lengths() -> None:
+    with pytest.raises(ValueError, match="one number per channel, got 1 and 3"):
+        visualize(nn.Conv2d(1, 2, 3), Feature(0), mean=(0.5,))
 
 
 def test_normalised_inputs_and_traces() -> None:
@@ -123,7 +210,8 @@ def test_command(small: str, photo: Path, tmp_path: Path) -> None:
     assert run(*made).startswith("0")
     drawn = ("visualize", 2, "--model", small, "--steps", 3, "--out", out)
     assert run(*drawn, "--trace", trace).startswith("0")
-    assert sorted(path.name for path in out.iterdir()) == ["dense.png", "one.png"]
+    written = ["dense.png", "index.html", "one.png", "overview.png", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == written
     assert (out / "dense.png").read_bytes() != (out / "one.png").read_bytes()
     assert "2 error: index must lie between 0 and 3, got 9" in run("visualize", 9, *drawn[2:])
     assert "2 error: no such trace file" in run(*drawn, "--trace", tmp_path / "none")

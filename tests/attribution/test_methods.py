@@ -293,6 +293,22 @@ def test_lrp_is_conserved_through_skip_connections():
     assert not any(module._forward_hooks for module in asked.model.modules())
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU])
+@pytest.mark.parametrize("prepare", [False, True])
+def test_lrp_of_activations_in_place(activation, prepare, images):
+    def network(inplace: bool) -> nn.Module:
+        torch.manual_seed(0)
+        first = [nn.Conv2d(3, 8, 3), activation(inplace=inplace), nn.BatchNorm2d(8)]
+        second = [nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), activation(inplace=inplace)]
+        model = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(1152, 5)).eval()
+        for norm in (model[2], model[4]):
+            nn.init.normal_(norm.weight)
+        return prepare_for_attribution(model) if prepare else model
+
+    found, expected = (LRP(network(inplace)).attribute(images - 0.5, target=1) for inplace in (True, False))
+    assert torch.equal(found, expected)
+
+
 def test_lrp_names_what_it_has_no_rule_for():
     with pytest.raises(ValueError, match="LRP has no rule for Sigmoid, Softmax"):
         LRP(nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Softmax(1)))
@@ -317,6 +333,74 @@ def test_last_feature_layer():
         last_feature_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2))
     with pytest.raises(ValueError, match="'conv_proj' are tokens"):
         last_feature_layer(question("ViT").model, question("ViT").image)
+
+
+class ChannelsLast(nn.Module):
+    """A convolution and a linear layer on the last dimension; width, height and channels are of one size."""
+
+    def __init__(self, back: bool) -> None:
+        super().__init__()
+        self.conv, self.mix, self.head, self.back = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 5), back
+        self.order = Order()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mix(self.conv(x).permute(0, 2, 3, 1))
+        return self.head(self.order(x).mean((2, 3)) if self.back else F.gelu(x).mean((1, 2)))
+
+
+class Order(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(x.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "guided-gradcam"])
+def test_maps_with_their_channels_last_are_refused(method):
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 8, 8)
+    asked = Question(prepare_for_attribution(ChannelsLast(back=False)), image, 2, torch.zeros(1, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"after the layer 'mix', \[1, 8, 8, 8\], have their channels last"):
+        attribution_map(method, asked)
+    with pytest.raises(ValueError, match="needs a layer whose output is"):
+        LayerCam(asked.model, asked.model.mix).attribute(image, target=2)
+
+
+def test_maps_that_are_permuted_back():
+    torch.manual_seed(0)
+    model, image = ChannelsLast(back=True), torch.randn(1, 3, 8, 8)
+    assert last_feature_layer(model, image) is model.order
+    found = LayerCam(model, model.order).attribute(image, target=2)
+    maps = model.order(model.mix(model.conv(image).permute(0, 2, 3, 1)))
+    expected = (maps * (model.head.weight[2] / 64).clamp(min=0)[:, None, None]).sum(1, keepdim=True)
+    assert torch.allclose(found, expected.detach(), atol=1e-7)
+
+
+def test_swin_has_maps_with_channels_first_at_its_end():
+    model = models.SwinTransformer([4, 4], 8, [2], [2], [4, 4], num_classes=5).eval()
+    image = torch.randn(1, 3, 32, 32)
+    assert last_feature_layer(model, image) is model.permute
+    found = LayerCam(model, model.permute).attribute(image, target=2)
+    maps = model.permute(model.norm(model.features(image)))
+    expected = (maps * (model.head.weight[2] / 64).clamp(min=0)[:, None, None]).sum(1, keepdim=True).clamp(min=0)
+    assert torch.allclose(found, expected.detach(), atol=1e-6)
+
+
+def test_the_layer_is_where_branches_have_come_together():
+    class Sum(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.inplace = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), inplace
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a = self.a(x)
+            b = self.b(x)
+            b += a
+            return b if self.inplace else torch.cat([a, b], 1)
+
+    for inplace in (False, True):
+        model = nn.Sequential(Sum(inplace), nn.Flatten(), nn.LazyLinear(2))
+        assert last_feature_layer(model, torch.randn(1, 3, 4, 4)) is model[0]
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True)), nn.Flatten(), nn.LazyLinear(2))
+    assert last_feature_layer(model, torch.randn(1, 3, 4, 4)) is model[0][1]
 
 
 # LIME

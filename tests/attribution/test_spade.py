@@ -1,8 +1,8 @@
-"""Spade around Captum's methods, and networks prepared for methods with hooks."""
+"""Spade around Captum's methods."""
 
 from __future__ import annotations
 
-import warnings
+import copy
 
 import pytest
 import torch
@@ -26,7 +26,6 @@ from captum.attr import (  # noqa: E402
 )
 
 from spade_fast.attribution import Spade, prepare_for_attribution  # noqa: E402
-from spade_fast.attribution.prepare import PerCall, ReLU6  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
 
@@ -198,6 +197,20 @@ def test_function_needs_the_model_named(model, images):
     assert torch.equal(found, by_hand(model, method, images[0], "0", target=0))
 
 
+def test_compiled_networks(model, images):
+    compiled = torch.compile(model, backend="eager")
+    found = Spade(Saliency(compiled), AUGMENTER, **SETTINGS).attribute(images, target=0)
+    assert torch.allclose(found, Spade(Saliency(model), AUGMENTER, **SETTINGS).attribute(images, target=0), atol=1e-6)
+
+
+def test_the_named_model_must_be_the_methods(model, images):
+    other = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"shares no parameters with the Small that Saliency was built on"):
+        Spade(Saliency(other), AUGMENTER, model=model, **SETTINGS)
+    for method in (Saliency(prepare_for_attribution(model)), NoiseTunnel(Saliency(nn.Sequential(model)))):
+        Spade(method, AUGMENTER, model=model, **SETTINGS)
+
+
 def test_model_is_restored_after_an_error(model, images):
     before = state(model)
     spade = Spade(Saliency(model), AUGMENTER, **SETTINGS)
@@ -205,6 +218,48 @@ def test_model_is_restored_after_an_error(model, images):
         spade.attribute(images, target=99)
     assert_untouched(model, before)
     assert spade.attribute(images, target=0).shape == images.shape
+
+
+class Normed(nn.Module):
+    """Has batch norms and dropout, counts its calls, and can have a baseline subtracted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.hidden, self.norm1, self.dropout = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout()
+        self.head = nn.Linear(8, 5)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        return self.head(self.dropout(self.norm1(self.hidden(x))))
+
+
+@pytest.mark.parametrize("calibration", ["augmenter", "batches"])
+@pytest.mark.parametrize("built_on", ["model", "copy", "function"])
+@pytest.mark.parametrize("count", [1, 8])
+def test_networks_in_training_mode_are_explained_in_evaluation_mode(calibration, built_on, count, images):
+    torch.manual_seed(0)
+    images = torch.rand(count, 3, 12, 12)
+    model = Normed().train()
+    model.hidden.eval()
+    network = {"model": model, "copy": prepare_for_attribution(model, images), "function": lambda x: model(x)}[built_on]
+    network = network.train() if built_on == "copy" else network
+    given = AUGMENTER if calibration == "augmenter" else images
+    spade = Spade(IntegratedGradients(network), given, model=model, **SETTINGS)
+    before, modes = state(model), [module.training for module in model.modules()]
+    found = spade.attribute(images, target=0, n_steps=3)
+    assert torch.equal(found, spade.attribute(images, target=0, n_steps=3))
+    with pytest.raises(Exception, match=r"(?i)target|index"):
+        spade.attribute(images, target=99)
+    assert_untouched(model, before)
+    assert [module.training for module in model.modules()] == modes
+    assert built_on != "copy" or all(module.training for module in network.modules())
+    model.eval()
+    network = network.eval() if built_on == "copy" else network
+    spade = Spade(IntegratedGradients(network), given, model=model, **SETTINGS)
+    assert torch.equal(found, spade.attribute(images, target=0, n_steps=3))
 
 
 def test_bad_arguments(model, images):
@@ -225,131 +280,6 @@ def test_bad_arguments(model, images):
         spade.attribute(torch.full_like(images, float("nan")), target=0)
     with pytest.raises(ValueError, match="sparsity"):
         Spade(Saliency(model), AUGMENTER, sparsity=1.5).attribute(images, target=0)
-
-
-def test_prepared_copy_keeps_outputs_and_shares_weights(model, images):
-    prepared = prepare_for_attribution(model)
-    assert torch.equal(prepared(images), model(images))
-    assert type(prepared) is Small and model.act.inplace
-    assert all(a is b for a, b in zip(prepared.parameters(), model.parameters(), strict=True))
-    assert list(prepared.state_dict()) == list(model.state_dict())
-    assert isinstance(prepared.act, PerCall) and len(prepared.act.activations) == 2
-    assert all(type(one) is ReLU6 and not one.inplace for one in prepared.act.activations)
-    assert isinstance(prepared.functional_relu_0, nn.ReLU)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_guided_backprop_reaches_every_activation(model, images):
-    """By hand: guided backpropagation clips the gradient at each of the three activations."""
-    prepared = prepare_for_attribution(model)
-    found = GuidedBackprop(prepared).attribute(images, target=2)
-
-    x = images.clone().requires_grad_()
-    clip = [F.relu6(model.conv1(x.clone()))]
-    steps = [(x, clip[0])]
-    values = model.conv1(x)
-    values.register_hook(F.relu)
-    hidden = model.conv2(F.relu6(values))
-    hidden.register_hook(F.relu)
-    last = F.relu6(hidden) - 0.05
-    last.register_hook(F.relu)
-    output = model.head(F.relu(last).mean((2, 3)))
-    (expected,) = torch.autograd.grad(output[:, 2].sum(), x)
-    assert steps and torch.allclose(found, expected, atol=1e-7)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_deep_lift_is_complete_on_a_prepared_network(model, images):
-    prepared = prepare_for_attribution(model)
-    _, delta = DeepLift(prepared).attribute(images * 20, target=1, return_convergence_delta=True)
-    assert delta.abs().max() < 1e-4
-
-
-class Untraceable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-        self.act = nn.ReLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for _ in range(3 if x.sum() > 0 else 2):
-            x = self.act(self.linear(x))
-        return x
-
-
-def test_networks_that_cannot_be_traced():
-    model = Untraceable().train()
-    with pytest.warns(UserWarning, match="example_inputs"):
-        prepare_for_attribution(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        prepared = prepare_for_attribution(model, torch.ones(2, 4))
-    assert len(prepared.act.activations) == 3 and prepared.training
-    assert torch.equal(prepared(torch.ones(2, 4)), model(torch.ones(2, 4)))
-
-
-def test_a_forward_with_optional_arguments_keeps_its_ways(images):
-    model = Scaled().eval()
-    with pytest.warns(UserWarning, match="the model itself"):
-        prepared = prepare_for_attribution(model)
-    assert len(prepared.act.activations) == 2
-    assert torch.equal(prepared(images), model(images))
-    assert torch.equal(prepared(images, torch.tensor(2.0)), model(images, torch.tensor(2.0)))
-
-
-def test_a_rewritten_forward_that_differs_is_taken_back(images):
-    class Chooses(nn.Module):
-        def forward(self, x):
-            return F.relu(x) if isinstance(x, torch.Tensor) else F.relu(x) + 1
-
-    model = nn.Sequential(Chooses(), nn.Conv2d(3, 1, 1))
-    with pytest.warns(UserWarning, match="in 0,"):
-        prepared = prepare_for_attribution(model, images)
-    assert torch.equal(prepared(images), model(images))
-
-
-def test_functions_that_cannot_be_replaced_are_named():
-    class Gate(nn.Module):
-        def forward(self, x, by=None):
-            return F.relu(x) if by else x
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.gate = Gate()
-
-        def forward(self, x):
-            return self.gate(x, by=2)
-
-    with pytest.warns(UserWarning, match="gate"):
-        prepare_for_attribution(Net())
-
-
-def test_activation_registered_in_several_places():
-    act = nn.ReLU(inplace=True)
-    model = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)
-    prepared = prepare_for_attribution(model)
-    assert prepared[1] is not prepared[3] and not prepared[1].inplace and model[1].inplace
-    assert torch.equal(prepared(torch.ones(1, 4)), model(torch.ones(1, 4)))
-
-
-def test_prepare_takes_modules_only():
-    with pytest.raises(TypeError, match="Module"):
-        prepare_for_attribution(lambda x: x)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "squeezenet1_1", "mobilenet_v3_small", "densenet121"])
-@pytest.mark.filterwarnings("ignore")
-def test_torchvision_networks_prepared(name):
-    models = pytest.importorskip("torchvision.models")
-    torch.manual_seed(0)
-    model = getattr(models, name)(weights=None).eval()
-    prepared = prepare_for_attribution(model)
-    x = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(prepared(x), model(x))
-    assert GuidedBackprop(prepared).attribute(x, target=3).isfinite().all()
-    assert DeepLift(prepared).attribute(x, target=3).isfinite().all()
 
 
 def test_an_iterator_as_calibration_is_refused():

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -126,9 +127,59 @@ def listening(process: int) -> set[str]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.2:1", "there is no Ray cluster at 127.0.0.2:1, the address from RAY_ADDRESS: [Errno 111]"),
+        ("ray://127.0.0.2:1", "RAY_ADDRESS is 'ray://127.0.0.2:1': Invalid address"),
+    ],
+)
+def test_an_address_in_the_environment_where_nobody_answers(photos, notes, tmp_path, monkeypatch, address, message):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    driver = start(photos, tmp_path / "out", engine="ray", address="auto")
+    output, _ = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 2 and message in " ".join(output.split()), output
+    assert not (tmp_path / "out").exists()
+
+
+def raylets(parent: int) -> list[int]:
+    """The raylets that a process started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state = (path / "stat").read_text().rpartition(") ")[2].split()
+            if int(state[1]) == parent and b"raylet" in (path / "cmdline").read_bytes().split(b"\0")[0]:
+                found.append(int(path.name))
+    return found
+
+
+def test_a_raylet_that_dies(photos, gate, expected, tmp_path):
+    out = tmp_path / "out"
+    driver = start(photos, out, engine="ray", workers=1)
+    wait_for(lambda: waiting(gate), driver)
+    (raylet,) = raylets(driver.pid)
+    os.kill(raylet, signal.SIGKILL)
+    output, _ = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 2 and "the Ray node of this process died" in output, f"{driver.returncode} {output}"
+    (gate / "gate").unlink()
+    assert run_small(photos, out, MODEL).failed == {} and contents(out) == expected
+
+
 def test_the_cluster_stays_on_loopback(cluster):
     addresses = listening(os.getpid())
     assert addresses and addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def test_the_cluster_has_a_token_of_its_own(cluster):
+    import ray
+
+    code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"
+    address = ray.get_runtime_context().gcs_address
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    env = {**without, _CLUSTERS: "0", "RAY_AUTH_MODE": "disabled", "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    refused = subprocess.run([sys.executable, "-c", code, address], env=env, capture_output=True, text=True)
+    assert refused.returncode != 0 and "Failed to connect" in refused.stderr
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 def test_killed_workers_are_replaced_and_bad_samples_recorded(photos, gate, cluster, expected, tmp_path):

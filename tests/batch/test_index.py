@@ -49,6 +49,7 @@ def test_one_row_per_sample(out):
     predictions = made.header["predictions"]
     assert row["class_before"] == predictions["dense"]["class"]
     assert row["probability_after"] == predictions["trace"]["probability"]
+    assert row["decides"] == (row["class_before"] == row["class_after"]) and rows["bad.png"]["decides"] is None
     assert all(row[f"seconds_{stage}"] > 0 for stage in ("load", "augment", "forward", "gram", "solve"))
 
 
@@ -78,7 +79,7 @@ def test_it_can_be_rebuilt_from_the_files(out):
     (out / "index.parquet").unlink()
     result = CliRunner().invoke(app, ["index", str(out)])
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == ["1 failed, 3 finished", str(out / "index.parquet")]
+    assert result.stdout.splitlines() == ["1 failed, 3 finished", str(out / "index.parquet"), str(out / "index.html")]
     assert parquet.read_table(out / "index.parquet").equals(table)
     error = out / "errors/bad.png.json"
     error.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import sys
@@ -20,6 +21,7 @@ from explaining import explain  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast import ops  # noqa: E402
+from spade_fast._util.versions import library_version  # noqa: E402
 from spade_fast.attribution.methods import METHODS  # noqa: E402
 from spade_fast.attribution.prepare import prepare_for_attribution  # noqa: E402
 from spade_fast.cli import doctor  # noqa: E402
@@ -93,12 +95,45 @@ def test_failure_leaves_the_folder_as_it_was(small, photo, tmp_path, monkeypatch
     with pytest.raises(ValueError, match="no ink"):
         run(small, photo, tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
-    old = tmp_path / "old"
-    old.mkdir()
-    (old / "report.json").write_text("mine")
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(tmp_path)
+    run(small, photo, tmp_path / "old", methods=("saliency",), solvers=("exact",))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    monkeypatch.setattr(module, "draw", fail)
     with pytest.raises(ValueError, match="no ink"):
-        run(small, photo, old)
-    assert [path.name for path in old.iterdir()] == ["report.json"] and (old / "report.json").read_text() == "mine"
+        run(small, photo, tmp_path / "old")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+
+
+def test_a_second_run_leaves_nothing_of_the_first(small, photo, tmp_path):
+    out = tmp_path / "out"
+    run(small, photo, out)
+    made = run(small, photo, out, methods=("saliency",), solvers=("sparsegpt",))
+    names = ["index.html", "overview.png", "report.json", "saliency.png", "trace-sparsegpt.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == names == made.report["files"]
+    assert sorted(made.files) == [out / name for name in names]
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OSError, match=r"files that no earlier run wrote \(notes.txt\)"):
+        run(small, photo, out)
+    assert (out / "notes.txt").read_text() == "mine" and (out / "trace-sparsegpt.safetensors").exists()
+
+
+def test_what_the_reader_did_is_said(small, photo, tmp_path):
+    assert run(small, photo, tmp_path / "plain", methods=("saliency",), solvers=("exact",)).report["reading"] == []
+    image = Image.open(photo).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "turned.png", exif=exif, save_all=True, append_images=[image.rotate(180)])
+    report = run(small, tmp_path / "turned.png", tmp_path / "out", methods=("saliency",), solvers=("exact",)).report
+    assert report["reading"] == [
+        "The file has several frames or pages, of which the first was read.",
+        "The photo was turned upright (EXIF orientation 6).",
+        "Transparent parts are shown on the mean colour of the network's input, RGB (128, 128, 128).",
+    ]
+    page = (tmp_path / "out/index.html").read_text()
+    made = page.partition("How it was made")[2]
+    assert all(html.escape(sentence, quote=False) in html.unescape(made) for sentence in report["reading"])
 
 
 # Command line
@@ -126,7 +161,7 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"IMAGE": "cut.png"}, "not an image file, or damaged"),
         ({"--methods": "saliency,magic"}, "unknown method 'magic'"),
         ({"--methods": ""}, "method"),
-        ({"--methods": "deeplift", "--model": "small_network:gelu"}, "DeepLIFT cannot be used on Sequential: DeepLIFT"),
+        ({"--methods": "deeplift", "--model": "small_network:norm"}, "DeepLIFT cannot be used on Sequential: DeepLIFT"),
         ({"--model": "magic"}, "unknown model 'magic'"),
         ({"--model": "small_network:maps"}, "one row of logits"),
         ({"--solver": "magic"}, "unknown solver 'magic'"),
@@ -135,6 +170,17 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"--sparsity": "nan"}, "sparsity must lie between 0 and 1"),
         ({"--augmentations": "0"}, "augmentations must be at least 1"),
         ({"--layers": "body.*"}, "body."),
+        ({"IMAGE": "."}, "is a folder, not a photo; for every photo in it: spade-fast batch . --out DIR"),
+        ({"--methods": "GradCAM"}, "did you mean 'gradcam'?"),
+        ({"--methods": "saliency,gradcam", "--model": "small_network:gelu"}, "Grad-CAM cannot be used on Sequential"),
+        ({"--solver": "fastspade"}, "did you mean 'sparsegpt' (FastSPADE)? Choose from exact, sparsegpt, both"),
+        ({"--precision": "fp32"}, "did you mean 'float32' (fp32)?"),
+        ({"--sparsity": "50"}, "sparsity must lie between 0 and 1, got 50.0: did you mean 0.5?"),
+        ({"--sparsity": "50%"}, "sparsity must be a number or a file FILE.yaml, got '50%': did you mean 0.5?"),
+        ({"--layers": "O"}, "matches no layer"),
+        ({"--target": "dig"}, "the network has no class 'dig': did you mean 'dog' (3)?"),
+        ({"--target": "-1"}, "target must be a class from 0 to 3, got -1"),
+        ({"--target": "dog", "--model": "small_network:gelu"}, "no class names: give a class from 0 to 3 instead of"),
         ({"--target": "4"}, "target must be a class from 0 to 3"),
         ({"--out": "photo.png/out"}, "cannot write into the output folder"),
         ({"--out": "/proc/out"}, "cannot write into the output folder"),
@@ -144,6 +190,7 @@ def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, mes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:500])
     before = sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__")
+    monkeypatch.setattr(module, "attribution_map", lambda *_: pytest.fail("work began before the values were checked"))
     options = {"--model": small, "--methods": "saliency", "--augmentations": "4", "--out": "out", **changes}
     image = options.pop("IMAGE", "photo.png")
     result = invoke("explain", image, *(part for option in options.items() for part in option))
@@ -181,6 +228,8 @@ def test_trace_command_makes_the_trace_of_the_explanation(small, photo, tmp_path
         ({"--layers": "body.*"}, "body."),
         ({"--out": "absent/trace.safetensors"}, "cannot write the trace: folder absent does not exist"),
         ({"--out": "."}, "cannot write the trace: . is a folder"),
+        ({"--out": "/proc/trace.safetensors"}, "cannot write the trace"),
+        ({"--out": "/dev/null"}, "cannot write the trace: /dev/null is not a regular file"),
     ],
 )
 def test_bad_input_leaves_no_trace(small, photo, tmp_path, monkeypatch, changes, message):
@@ -204,6 +253,70 @@ def test_errors_and_warnings_keep_their_brackets(small, photo, tmp_path, monkeyp
     monkeypatch.setattr(module, "prepare_for_attribution", untraceable)
     result = invoke("explain", photo, *options)
     assert result.exit_code == 0 and result.stderr.count("warning: careful [x]") == 1
+
+
+def test_default_methods_that_do_not_apply_are_left_out(small, photo, tmp_path):
+    options = ["--model", "small_network:gelu", "--augmentations", 4, "--layers", "0", "--out", tmp_path / "out"]
+    result = invoke("explain", photo, *options)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["settings"]["methods"] == ["saliency", "integrated-gradients"]
+    assert list(report["left_out"]) == ["guided-gradcam", "gradcam"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    for title, reason in zip(("Guided Grad-CAM", "Grad-CAM"), report["left_out"].values(), strict=True):
+        assert reason.startswith(f"{title} cannot be used on Sequential: it has no layer whose output is a feature map")
+        assert result.stderr.count(f"warning: left out: {reason}\n") == 1 and f"Left out: {reason}." in page
+    assert not (tmp_path / "out" / "gradcam.png").exists()
+
+
+@pytest.mark.parametrize("given", ["dog", "DOG", "3"])
+def test_target_by_name(small, photo, tmp_path, given):
+    options = ["--model", small, "--augmentations", 4, "--solver", "sparsegpt", "--methods", "saliency, saliency"]
+    result = invoke("explain", photo, *options, "--target", given, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["settings"]["target"] == 3 and report["settings"]["methods"] == ["saliency"]
+    assert report["predictions"]["dense"]["target"]["name"] == "dog"
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0])
+def test_a_lost_decision_is_said(small, photo, tmp_path, monkeypatch, sparsity):
+    drawn = []
+    monkeypatch.setattr(module, "draw", lambda path, pixels, columns, *_: drawn.append([one.lost for one in columns]))
+    options = ["--model", small, "--augmentations", 4, "--solver", "sparsegpt", "--sparsity", sparsity]
+    options += ["--layers", "*"]
+    explained = invoke("explain", photo, *options, "--methods", "saliency", "--out", tmp_path / "out")
+    traced = invoke("trace", photo, *options, "--out", tmp_path / "trace.safetensors")
+    assert explained.exit_code == traced.exit_code == 0
+    predictions = json.loads((tmp_path / "out" / "report.json").read_text())["predictions"]
+    before, after = (predictions[name]["top"][0]["name"] for name in ("dense", "sparsegpt"))
+    said = f"lost the decision: it predicts “{after}” instead of “{before}”"
+    lost = sparsity == 1
+    assert (before != after) == lost and drawn == [[False, lost], [False, lost]]
+    assert (f"warning: FastSPADE {said}; its maps do not explain the prediction\n" in explained.stderr) == lost
+    assert (f"warning: the FastSPADE trace {said}\n" in traced.stderr) == lost
+    assert ("lost the decision" in explained.output + traced.output) == lost
+
+
+def test_equal_probabilities_are_no_lost_decision(photo, tmp_path, small):
+    (tmp_path / "even.py").write_text(
+        "import small_network\ndef loaded():\n    loaded = small_network.loaded()\n"
+        "    loaded.module[6].weight.data.zero_()\n    loaded.module[6].bias.data.zero_()\n    return loaded\n"
+    )
+    report = run("even:loaded", photo, tmp_path / "out").report
+    for name, prediction in report["predictions"].items():
+        assert [one["class"] for one in prediction["top"]] == [0, 1, 2, 3] and prediction["target"]["class"] == 0, name
+    assert all(one["decides"] for one in report["traces"].values())
+
+
+def test_version():
+    result = invoke("--version")
+    assert result.exit_code == 0 and result.stdout == f"spade_fast {library_version()}\n"
+
+
+def test_unknown_commands_and_options():
+    assert "explain" in invoke("explian", "photo.png").stderr
+    assert "--methods" in invoke("explain", "photo.png", "--method", "saliency").stderr
 
 
 def test_help_and_lists():

@@ -79,6 +79,9 @@ def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings
     layers = [layer("body.0", 0.25), layer("body.1", 0.75)] if layers is None else layers
     return {
         "settings": {"image": "/photos/dog.jpg", "model": "demo", "sparsity": None, "methods": METHODS, **settings},
+        "reading": ["The photo was turned upright."],
+        "preprocessing": {"resize": 256, "crop": [224, 224], "mean": [0.5, 0.5, 0.5]},
+        "notes": ["demo returns <one> logit"],
         "versions": {"spade_fast": "0.1.0"},
         "seconds": {"load model": 1.25, "pictures": 0.5},
         "predictions": {
@@ -122,6 +125,14 @@ def test_refers_to_nothing_outside():
     policy["content"] = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert policy in [attributes for _, attributes, _ in parsed.all("meta")]
     assert "/photos" not in html, "a page to be sent does not say where the photo lay"
+
+
+def test_assumptions_are_shown_beside_the_network():
+    parsed = Parsed(make_page())
+    (caption,) = [text for _, _, text in parsed.all("figcaption") if "Network:" in text]
+    assert "demo returns <one> logit." in caption
+    facts = [text for _, _, text in parsed.all("dd")]
+    assert "224, 224" in facts and "0.5, 0.5, 0.5" in facts
 
 
 def test_hostile_names(monkeypatch):
@@ -323,13 +334,42 @@ def test_awkward_page_as_rendered(tmp_path, monkeypatch, browser, width):
     assert visible and "its maps do not explain" in warning
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_other_pages_as_rendered(small, photo, tmp_path, browser, width):
+    pytest.importorskip("kornia")
+    from spade_fast.batch import run
+    from spade_fast.cli.feature_pictures import draw_feature
+    from spade_fast.cli.gallery import Gallery
+    from spade_fast.inputs.setup import Setup
+
+    photo.rename(photo.with_name("z" * 90 + ".png"))
+    methods = ("saliency", "gradcam", "layercam")
+    run(tmp_path, tmp_path / "batch", model=small, sparsity=1.0, augmentations=4, workers=0, methods=methods)
+    traces = list(tmp_path.glob("batch/traces/*"))
+    for page in (
+        Gallery(tmp_path / "batch").write(),
+        draw_feature(1, traces, tmp_path / "x", Setup(small), steps=1)[-1],
+    ):
+        show(browser, page, width)
+        screenshot(browser, SCREENSHOTS / f"{page.parent.name}-{width}.png")
+        seen = browser.execute_script(LOOK)
+        check_layout(seen)
+        assert seen["images"] and len(seen["contrasts"]) > 5 and seen["bars"] == []
+        assert requested(browser)[0] == page.as_uri()
+
+
 def check(seen):
+    """What must hold for every explanation."""
+    check_layout(seen)
+    assert len(seen["contrasts"]) > 30 and seen["bars"] and min(seen["bars"]) >= 3
+
+
+def check_layout(seen):
     """What must hold for every page."""
     assert seen["overflow"] <= 0 and seen["outside"] == []
     assert all(complete and natural > 0 and width > 50 for complete, natural, width in seen["images"])
     assert all(text and visible for text, visible in seen["headings"])
-    assert len(seen["contrasts"]) > 30 and [one for one in seen["contrasts"] if one[1] < 4.5] == []
-    assert seen["bars"] and min(seen["bars"]) >= 3
+    assert [one for one in seen["contrasts"] if one[1] < 4.5] == []
     assert all(name.startswith("data:") for name in seen["resources"])
 
 

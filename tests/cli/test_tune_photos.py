@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from spade_fast import ImageAugmenter, Trace, Tuning, trace, tune  # noqa: E402
 from spade_fast.cli import tune_photos  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
 from spade_fast.inputs.networks import load_model  # noqa: E402
+from spade_fast.pruning import tuning  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 
@@ -57,6 +59,30 @@ def test_command_is_the_search_for_the_probability(small, photos, tmp_path, solv
     assert made.sparsity == expected.sparsity and made.history == expected.history
     assert made.settings["photos"] == ["photo.png", "other.png"] and made.settings["score"] == "probability"
     assert made.settings["stages"] == {"6": ["6"], "2": ["2"], "0": ["0"]}
+
+
+@pytest.mark.parametrize(
+    ("layers", "share", "pruned", "removed"),
+    # The network has 3*9*12 + 12*9*12 + 12*4 = 324 + 1296 + 48 weights.
+    [("6", 0.5, 48 / 1668, 24 / 1668), ("2,6", 0.5, 1344 / 1668, 672 / 1668), ("*", 0.25, 1.0, 0.25)],
+)
+def test_a_network_left_mostly_dense_is_said(small, photos, tmp_path, monkeypatch, layers, share, pruned, removed):
+    scored = tune_photos.predict
+    monkeypatch.setattr(tune_photos, "predict", lambda module, image: scored(module, image) * (sparse(module) + 1))
+
+    def sparse(module):
+        return float(sum((parameter == 0).sum() for parameter in module.parameters()))
+
+    out = tmp_path / "tuned.yaml"
+    options = ["--model", small, "--augmentations", 4, "--layers", layers, "--candidates", share, "--stages", "layers"]
+    result = invoke("tune", photos[0], *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    settings = Tuning.load(out).settings
+    assert settings["share_in_pruned_layers"] == pytest.approx(pruned)
+    assert settings["share_removed"] == pytest.approx(removed)
+    said = f"warning: most of the network stays dense: {pruned:.1%} of its weights lie in layers that are pruned, and "
+    assert (f"{said}{removed:.1%} of them all are removed" in result.stderr) == (pruned < 0.5)
+    assert ("stays dense" in result.output) == (pruned < 0.5)
 
 
 def test_other_commands_take_the_file(small, photos, tmp_path):
@@ -125,6 +151,41 @@ def test_localisation(small, photos, tmp_path, monkeypatch):
     assert result.exit_code == 2 and "no such image file" in result.stderr
 
 
+def test_masks_of_all_kinds(small, photo, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        tune_photos, "localisation_auc", lambda maps, masks: (seen.append(masks[0]), masks.float().mean())[1]
+    )
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(photo).save(photo, exif=exif)  # 30 x 40 when upright
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    options = ["--model", small, "--augmentations", 2, "--score", "localisation", "--masks", masks]
+    options += ["--candidates", 0.5, "--layers", 0, "--out", tmp_path / "tuned.yaml"]
+    ids = np.zeros((40, 30), np.uint16)
+    ids[:14], ids[14:20] = 1, 300
+    inside = ids > 0
+    rgba = np.full((40, 30, 4), 255, np.uint8)
+    rgba[..., 3] *= inside
+    palette = Image.fromarray(inside.astype(np.uint8))
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    for mask, extra in (
+        (Image.fromarray(ids), {}),
+        (Image.fromarray(np.rot90(ids).copy()), {"exif": exif}),
+        (Image.fromarray(rgba), {}),
+        (palette, {"transparency": 0}),
+        (Image.fromarray(inside), {}),
+    ):
+        mask.save(masks / "photo.png", **extra)
+        result = invoke("tune", photo, *options)
+        assert result.exit_code == 0, result.output
+        assert seen[-1][:8].all() and not seen[-1][9:].any(), "the upper half"
+    Image.new("L", (40, 30), 255).save(masks / "photo.png")
+    result = invoke("tune", photo, *options)
+    assert result.exit_code == 2 and "its size is 40x30 instead of 30x40" in result.stderr
+
+
 def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
     seen = []
 
@@ -156,6 +217,12 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         ({"--score": "localisation"}, "localisation needs a folder of masks"),
         ({"--masks": "."}, "masks are used with the score localisation only, got score 'probability'"),
         ({"--method": "magic"}, "unknown method 'magic'"),
+        ({"IMAGE": "."}, ". is a folder, not a photo; name the photos in it: spade-fast tune ./*.jpg"),
+        ({"--score": "localization"}, "unknown score 'localization': did you mean 'localisation'?"),
+        ({"--score": "localisation", "--masks": "none"}, "no such folder of masks: none"),
+        ({"--score": "localisation", "--masks": "."}, "photo.png is not a mask of photo.png: its size is"),
+        ({"--score": "deletion", "--method": "gradcam", "--model": "small_network:gelu"}, "Grad-CAM cannot be used on"),
+        ({"--candidates": "0.5,80"}, "candidates[1] must lie between 0 and 1, got 80.0: did you mean 0.8?"),
         ({"--candidates": "0.5,x"}, "candidates must be a number, got 'x'"),
         ({"--candidates": "0.5,2"}, "candidates[1] must lie between 0 and 1"),
         ({"--stages": "parts"}, "stages must be 'blocks', 'layers'"),
@@ -169,6 +236,12 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
 )
 def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuning, "solve_candidates", lambda *_: pytest.fail("work began before the checks"))
+    if changes.get("--masks") == ".":
+        Image.new("L", (8, 8)).save("mask.png")
+        (tmp_path / "masks").mkdir()
+        (tmp_path / "mask.png").rename("masks/photo.png")
+        changes = {**changes, "--masks": "masks"}
     options = {"--model": small, "--augmentations": "4", "--out": "tuned.yaml", **changes}
     image = options.pop("IMAGE", "photo.png")
     result = invoke("tune", image, *(part for option in options.items() for part in option))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from spade_fast import AssumptionWarning
 from spade_fast.inputs.networks import LoadedModel, load_model
 
 Image = pytest.importorskip("PIL.Image")
@@ -17,8 +18,10 @@ Image = pytest.importorskip("PIL.Image")
 def test_callables(small):
     loaded = load_model(small)
     assert not loaded.module.training and loaded.class_name(2) == "cat" and loaded.class_name(9) == "class 9"
-    plain = load_model("small_network:network")
+    with pytest.warns(AssumptionWarning, match="small_network:network does not state its preprocessing: assumed"):
+        plain = load_model("small_network:network")
     assert isinstance(plain.module, nn.Module) and (plain.resize, plain.crop) == (256, 224)
+    assert len(plain.notes) == 1 and not loaded.notes
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,8 @@ def test_torchvision_networks(tmp_path):
     torch.manual_seed(0)
     module = models.resnet18(weights=None)
     torch.save(module.state_dict(), tmp_path / "weights.pth")
-    loaded = load_model(f"torchvision:resnet18:{tmp_path / 'weights.pth'}")
+    with pytest.warns(AssumptionWarning, match=r"weights\.pth does not state its preprocessing"):
+        loaded = load_model(f"torchvision:resnet18:{tmp_path / 'weights.pth'}")
     assert torch.equal(loaded.module.fc.weight, module.fc.weight) and not loaded.module.training
     assert load_model("torchvision:squeezenet1_1:none").class_name(207) != "class 207"
     with pytest.raises(ValueError, match="no classifier 'resnet1'"):
@@ -92,3 +96,42 @@ def test_preprocessing(photo, mode):
     colours = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     for channel, (mean, std) in enumerate(zip(loaded.mean, loaded.std, strict=True)):
         assert torch.allclose(image[0, channel], (colours[channel] - mean) / std, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (17, 90)])
+def test_resizing_without_regard_to_the_aspect_ratio(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    loaded = LoadedModel("x", nn.Identity(), resize=(24, 36), crop=(20, 32))
+    image, seen = loaded.preprocess(Image.fromarray(pixels))
+    assert image.shape == (1, 3, 20, 32) and loaded.size == (20, 32)
+    resized = Image.fromarray(pixels).resize((36, 24), Image.Resampling.BILINEAR)
+    assert np.abs(seen.astype(int) - np.array(resized)[2:22, 2:34]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"mean": (0.5,)}, ValueError, "one number per channel, got 1 and 3"),
+        ({"mean": (), "std": ()}, ValueError, "one number per channel"),
+        ({"std": (1, 0, 1)}, ValueError, "std positive"),
+        ({"mean": (float("nan"), 0, 0)}, ValueError, "mean must be finite"),
+        ({"crop": 300}, ValueError, "crop must be at most resize, got 300 and 256"),
+        ({"resize": (40, 20), "crop": (20, 40)}, ValueError, "crop must be at most resize"),
+        ({"resize": (40, 20, 3)}, ValueError, "a height and a width"),
+        ({"crop": 0}, ValueError, "crop must be at least 1"),
+        ({"crop": 3.5}, TypeError, "crop must be an integer"),
+        ({"interpolation": "cubic"}, ValueError, "unknown interpolation 'cubic'"),
+    ],
+)
+def test_invalid_preprocessing(changes, error, message):
+    with pytest.raises(error, match=message):
+        LoadedModel("x", nn.Identity(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"), [("timm:resnet18", "timm", "timm"), ("hf:x/y", "transformers", "hf")]
+)
+def test_missing_libraries_are_named_with_their_extra(monkeypatch, name, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"need {package}: pip install 'spade_fast\[{extra}\]'"):
+        load_model(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -281,6 +282,163 @@ def test_bad_convolutions(error: type[Exception], message: str, change: dict[str
     }
     with pytest.raises(error, match=message):
         ops.gram_conv2d_(**{**arguments, **change})
+
+
+LARGE = 2**31 - 1
+
+
+OVERFLOWS = [
+    ("kernel_size must be two integers from 1 to 2147483647", {"kernel_size": (2**32, 2**32)}),
+    ("stride must be two integers from 1 to 2147483647", {"stride": (2**62, 1), "padding": (1, 1)}),
+    ("padding must be two integers from 0 to 2147483647", {"padding": (2**62, 2**62)}),
+    ("dilation must be two integers", {"stride": (2, 2), "padding": (LARGE, 1), "dilation": (2**62, 2)}),
+    ("padded image must be at least", {"kernel_size": (LARGE, 3)}),
+    ("padded image must be at least", {"kernel_size": (LARGE, 3), "dilation": (LARGE, 1)}),
+    ("padded image must be at least", {"dilation": (LARGE, LARGE)}),
+    ("padded image must not be larger than 2147483647, got 5 with padding 2147483647", {"padding": (LARGE, 1)}),
+    ("at most 2147483647 output positions in one call, got 2 images of", {"padding": (2**30 - 9, 2**30 - 9)}),
+    (
+        "at most 2147483647 output positions in one call, got 2 images of 1073741825 x 3",
+        {"padding": (2**29 - 1, 0)},
+    ),
+    ("padded image must not be larger", {"x": torch.zeros(1).expand(2, 4, 2**31, 1)}),
+    ("gram must have shape", {"x": torch.zeros(0, 2**40, 3, 3), "gram": torch.zeros(0, 1, 9, 9)}),
+    ("too many taps", {"x": torch.zeros(1).expand(1, 2**62, 1, 1), "padding": (1, 1)}),
+    ("output positions", {"x": torch.zeros(1).expand(2, 4, 2**20, 2**20)}),
+]
+
+
+def overflowing(change: dict[str, Any]) -> dict[str, Any]:
+    return {"gram": torch.zeros(1, 1, 36, 36), "x": torch.zeros(2, 4, 5, 5), "kernel_size": (3, 3)} | change
+
+
+@pytest.mark.parametrize(("message", "change"), OVERFLOWS)
+def test_geometries_that_overflow(message: str, change: dict[str, Any], device: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops.gram_conv2d_(**overflowing(change))
+
+
+@pytest.mark.parametrize(("message", "change"), OVERFLOWS)
+def test_geometries_that_overflow_on_the_meta_device(message: str, change: dict[str, Any]) -> None:
+    given = overflowing(change)
+    for name in ("gram", "x"):
+        given[name] = torch.empty_strided(given[name].shape, given[name].stride(), device="meta")
+    with pytest.raises(ValueError, match=message.replace("too many taps", "gram must have shape")):
+        ops.gram_conv2d_(**given)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv(2, 2, (10, 4), (3, 3), (LARGE, 1), (1, 1)),
+        Conv(1, 3, (7, 5), (3, 2), (LARGE, LARGE), (2, 0), (1, 3)),
+        Conv(1, 40, (7, 5), (1, 1), (LARGE, 4), (0, 1)),
+        Conv(1, 40, (9, 7), (3, 3), (LARGE, LARGE), (1, 1)),
+    ],
+)
+def test_large_strides(conv: Conv, device: str) -> None:
+    check_by_hand(conv)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv(1, 3, (4, 5), (3, 1), (2**27, 1), (2**28, 0)),
+        Conv(20, 1, (4, 4), (2, 2), padding=(2**29, 0), dilation=(2**29, 1), images=1),
+    ],
+)
+def test_large_paddings(conv: Conv) -> None:
+    """Not on the emulator, whose kernels visit every output."""
+    check_by_hand(conv)
+
+
+def check_by_hand(conv: Conv) -> None:
+    x = conv.input(torch.float64)
+    gram = ops.gram_conv2d_(torch.zeros(conv.gram_shape, dtype=torch.float64), x, *conv.geometry)
+    assert_upper_close(gram, truth_by_hand(conv, x), 1e-14)
+
+
+def truth_by_hand(conv: Conv, x: Tensor) -> Tensor:
+    """The oracle from those outputs alone that see the image, wherever the padding puts them."""
+    starts = []
+    for size, kernel, stride, padding, dilation in zip(conv.image, *conv.geometry, strict=True):
+        span = dilation * (kernel - 1)
+        last = (size + 2 * padding - span - 1) // stride
+        seen = {
+            -(-(padding - tap * dilation + place) // stride)
+            for tap in range(kernel)
+            for place in range(size)
+            if (padding - tap * dilation + place) % stride == 0
+        }
+        starts.append([o * stride - padding for o in sorted(seen) if 0 <= o <= last])
+    columns = []
+    for ky in range(conv.kernel[0]):
+        for kx in range(conv.kernel[1]):
+            at = torch.zeros(*x.shape[:2], len(starts[0]), len(starts[1]), dtype=x.dtype)
+            for i, y in enumerate(starts[0]):
+                for j, z in enumerate(starts[1]):
+                    row, column = y + ky * conv.dilation[0], z + kx * conv.dilation[1]
+                    if 0 <= row < conv.image[0] and 0 <= column < conv.image[1]:
+                        at[:, :, i, j] = x[:, :, row, column]
+            columns.append(at.reshape(conv.samples, conv.images, conv.groups, conv.channels, -1))
+    stacked = torch.stack(columns, 3).permute(0, 2, 3, 4, 1, 5).flatten(4).flatten(2, 3)
+    return stacked @ stacked.mT
+
+
+def test_positions_of_a_linear_layer_are_bounded(device: str) -> None:
+    with pytest.raises(ValueError, match="x must have at most 2147483647 positions in one call, got 2147483648"):
+        ops.gram_linear_(torch.zeros(1, 2, 2), torch.zeros(1).expand(1, 2**31, 2))
+
+
+NOT_OWNED = {
+    "negated": lambda: torch._neg_view(torch.zeros(1, 3, 3)),
+    "conjugated": lambda: torch.zeros(1, 3, 3, dtype=torch.complex64).conj().imag,
+    "expanded": lambda: torch.zeros(1, 1, 3).expand(1, 3, 3),
+    "expanded matrices": lambda: torch.zeros(1, 3, 3).expand(2, 3, 3),
+    "transposed": lambda: torch.zeros(1, 3, 3).mT,
+    "every second": lambda: torch.zeros(1, 3, 6)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("kind", NOT_OWNED)
+@pytest.mark.parametrize("op", ["gram_linear_", "mirror_upper_"])
+def test_only_plain_memory_is_written(op: str, kind: str, device: str) -> None:
+    gram = NOT_OWNED[kind]()
+    given = (gram, torch.ones(len(gram), 5, 3)) if op == "gram_linear_" else (gram,)
+    with pytest.raises(ValueError, match=f"{op}: gram must (be contiguous|not be the negated view)"):
+        getattr(ops, op)(*given)
+    assert not gram.any()
+
+
+def test_the_same_for_convolutions(device: str) -> None:
+    for gram in (torch._neg_view(torch.zeros(1, 1, 9, 9)), torch.zeros(1, 1, 1, 9).expand(1, 1, 9, 9)):
+        with pytest.raises(ValueError, match="gram_conv2d_: gram must"):
+            ops.gram_conv2d_(gram, torch.ones(1, 1, 5, 5), (3, 3))
+
+
+def test_inputs_may_be_negated(device: str) -> None:
+    x = torch.randn(1, 5, 3)
+    gram = ops.gram_linear_(torch.zeros(1, 3, 3), torch._neg_view(x))
+    assert_upper_close(gram, reference.gram_linear(x), 2e-6)
+    gram = ops.gram_linear_(torch.zeros(1, 3, 3), torch.complex(x[..., :1], x[..., :1]).conj().imag.expand(1, 5, 3))
+    assert_upper_close(gram, reference.gram_linear(x[..., :1].expand(1, 5, 3)), 2e-6)
+
+
+def test_memory_is_not_shared_with_the_inputs() -> None:
+    memory = torch.randn(200)
+    before = memory.clone()
+    gram = memory[100:125].view(1, 5, 5)
+    for x in (gram, memory[:105].view(1, 21, 5), memory[124:134].view(1, 2, 5), memory[::2].view(1, 20, 5)):
+        with pytest.raises(ValueError, match="gram_linear_: x must not share memory with gram"):
+            ops.gram_linear_(gram, x)
+        with pytest.raises(ValueError, match="gram_conv2d_: x must not share memory with gram"):
+            ops.gram_conv2d_(gram[None], x[:, None], (1, 5))
+    assert torch.equal(memory, before)
+    beside = (memory[:100].view(1, 20, 5), memory[125:].view(1, 15, 5), memory[100:100].view(1, 0, 5))
+    for x in beside:
+        start = gram.clone()
+        truth = reference.gram_linear(x.clone())
+        assert_upper_close(ops.gram_linear_(gram, x) - start, truth, 4e-6)
 
 
 def test_bad_linear_and_mirror(device: str) -> None:

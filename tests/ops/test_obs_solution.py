@@ -149,6 +149,23 @@ def test_bad_arguments(change, error, message):
         ops.obs_solution(**(arguments | change))
 
 
+@pytest.mark.parametrize("value", [2**32 + 1, -(2**32), 2**31, 2**62, -1])
+def test_integers_are_not_cut_to_32_bits(value):
+    weight, eye = torch.ones(1, 1, 4), torch.eye(4)[None]
+    with pytest.raises(ValueError, match=f"order must hold block indices 0..3, got {value}"):
+        ops.obs_solution(weight, eye, eye, torch.tensor([[[value]]]), torch.tensor([[1]]))
+    with pytest.raises(ValueError, match=rf"counts must lie in 0..1 \(the length of order\), got {value}"):
+        ops.obs_solution(weight, eye, eye, torch.tensor([[[2]]]), torch.tensor([[value]]))
+
+
+def test_an_order_is_no_longer_than_a_row():
+    weight, eye = torch.ones(1, 1, 4), torch.eye(4)[None]
+    with pytest.raises(ValueError, match="order must have at most 2 blocks per row, got 3"):
+        ops.obs_solution(weight, eye, eye, torch.tensor([[[0, 1, 1]]]), torch.tensor([[1]]), 2)
+    with pytest.raises(ValueError, match="order must have at most 4 blocks per row, got 2147483648"):
+        ops.obs_solution(weight, eye, eye, torch.zeros(1, dtype=torch.int64).expand(1, 1, 2**31), torch.tensor([[1]]))
+
+
 def test_opcheck():
     weight, hessian, hinv = random_problem(2, 3, 12)
     order, _ = ops.obs_path(weight, hinv, 3)

@@ -208,6 +208,19 @@ def test_sparsegpt_ties() -> None:
     assert none.tolist() == weight.tolist()
 
 
+def test_sparsegpt_keeps_zeros() -> None:
+    weight = torch.tensor([[[0.0, 3.0, 2.0, 0.0], [1.0, 0.0, 0.0, 4.0]]])
+    factor = torch.eye(4)[None] + 0.5 * torch.ones(4, 4).triu(1)
+    given = {"counts": torch.tensor([[3, 1]]), "mask_block": 2}
+    changed, _ = reference.sparsegpt(weight, factor, **given)
+    assert changed.tolist() == [[[0, 3, 2, 0], [0, 0, -0.25, 3.75]]]
+    kept, losses = reference.sparsegpt(weight, factor, **given, keep_zeros=True)
+    assert kept.tolist() == [[[0, 3, 2, 0], [0, 0, 0, 3.875]]]
+    assert losses.tolist() == [[0, 0.5 + 0.125 + 0.03125]]
+    pattern, _ = reference.sparsegpt(weight, factor, **given, n=1, m=4, keep_zeros=True)
+    assert (pattern == 0).tolist() == [[[True, False, False, True], [False, True, True, False]]]
+
+
 def test_sparsegpt_nm_restarts_at_each_mask_block() -> None:
     weight, hessian, _ = problem(1, 4, 12)
     factor, _ = reference.inverse_cholesky(hessian, 0.0)

@@ -75,6 +75,64 @@ def test_nm(backend, pattern, groups):
     assert ((pruned.unflatten(2, (groups, m)) == 0).sum(3) == n).all()
 
 
+def zeros_in(weight, share):
+    """The weight with so many of its values zero, all of those of its first column and none of those of its last."""
+    zero = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < share
+    zero[..., 0], zero[..., -1] = True, False
+    return weight.masked_fill(zero, 0)
+
+
+@in_turns(shape=SHAPES[1:], share=[0.0, 0.3, 0.7], zeros=[0.1, 0.5])
+def test_kept_zeros(backend, shape, share, zeros):
+    problems, rows, columns, mask_block = shape
+    weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed=columns)
+    weight = zeros_in(weight, zeros)
+    factor, _ = ops.inverse_cholesky(hessian)
+    counts = mask_counts(problems, rows, columns, mask_block, share)
+    pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block, keep_zeros=True)
+    truth, true_losses = reference.sparsegpt(weight, factor, counts, mask_block, keep_zeros=True)
+    torch.testing.assert_close(pruned, truth, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(losses, true_losses, rtol=1e-9, atol=1e-12)
+    assert not pruned[weight == 0].any()
+    for block, start in enumerate(range(0, columns, mask_block)):
+        before = (weight[..., start : start + mask_block] == 0).sum((1, 2))
+        after = (pruned[..., start : start + mask_block] == 0).sum((1, 2))
+        assert torch.equal(after, torch.maximum(before, counts[:, block]))
+
+
+@in_turns(pattern=[(2, 4), (1, 3), (0, 4), (4, 4)], zeros=[0.1, 0.6])
+def test_kept_zeros_nm(backend, pattern, zeros):
+    n, m = pattern
+    weight, hessian, _ = random_problem(2, 5, m * 12, torch.float64, seed=m)
+    weight = zeros_in(weight, zeros)
+    factor, _ = ops.inverse_cholesky(hessian)
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    pruned, losses = ops.sparsegpt(weight, factor, none, 128, n=n, m=m, keep_zeros=True)
+    truth, true_losses = reference.sparsegpt(weight, factor, none, 12 * m, n=n, m=m, keep_zeros=True)
+    torch.testing.assert_close(pruned, truth, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(losses, true_losses, rtol=1e-9, atol=1e-12)
+    before = (weight.unflatten(2, (-1, m)) == 0).sum(3)
+    assert torch.equal((pruned.unflatten(2, (-1, m)) == 0).sum(3), before.clamp(min=n))
+
+
+def test_nothing_to_keep_changes_no_bit(backend):
+    weight, hessian, _ = random_problem(2, 9, 70, seed=4)
+    factor, _ = ops.inverse_cholesky(hessian)
+    for pattern in ({}, {"n": 1, "m": 2}):
+        given = (weight, factor, mask_counts(2, 9, 70, 3, 0.5), 3)
+        for plain, kept in zip(
+            ops.sparsegpt(*given, **pattern), ops.sparsegpt(*given, **pattern, keep_zeros=True), strict=True
+        ):
+            assert torch.equal(plain, kept)
+
+
+def test_kept_zeros_come_before_weights_of_score_zero(backend):
+    """Squares of these weights are zero in float32, so that all scores are equal."""
+    weight = torch.tensor([[[1e-30, 0.0, 2e-30, 0.0]]])
+    pruned, _ = ops.sparsegpt(weight, torch.eye(4)[None], torch.tensor([[3]]), 4, keep_zeros=True)
+    assert torch.equal(pruned == 0, torch.tensor([[[True, True, False, True]]]))
+
+
 def test_ties(backend):
     weight, factor = torch.ones(1, 4, 6), torch.eye(6)[None]
     counts = torch.tensor([[3, 0]])
@@ -153,4 +211,4 @@ def test_opcheck():
     weight, hessian, _ = random_problem(2, 3, 12)
     factor, _ = ops.inverse_cholesky(hessian)
     counts = mask_counts(2, 3, 12, 3, 0.5).contiguous()
-    torch.library.opcheck(torch.ops.spade_fast.sparsegpt, (weight, factor, counts, 3, 0, 0, False))
+    torch.library.opcheck(torch.ops.spade_fast.sparsegpt, (weight, factor, counts, 3, 0, 0, False, True))

@@ -326,6 +326,53 @@ def test_weights_already_zero_count(solver, module):
             assert torch.equal(pruned[0], weight)
 
 
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+@pytest.mark.parametrize("share", [0.05, 0.4])
+@pytest.mark.parametrize("name", LAYERS)
+def test_zeros_stay_zero(name, share, solver):
+    layer = layer_of(LAYERS[name])
+    weight, grams = problem(layer, samples=2, seed=3)
+    grams[1, 0, 1] = grams[1, 0, :, 1] = 0
+    weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < share] = 0
+    zero = weight == 0
+    for sparsity in (0.2, 0.5, 0.9):
+        for block in (None, 1):
+            pruned, reports = solve(layer, weight, grams, solver=solver, sparsity=sparsity, block=block)
+            assert not pruned[:, zero].any()
+            step = reports[0].block if solver == "exact" else 1
+            removed = round(sparsity * layer.numel / step) * step
+            for sample, report in zip(pruned, reports, strict=True):
+                count = int((sample == 0).sum())
+                assert max(removed - step + 1, int(zero.sum())) <= count <= max(removed, int(zero.sum()))
+                assert math.isclose(report.reached, count / layer.numel)
+
+
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+def test_two_of_four_stays_two_of_four(solver):
+    layer = layer_of(nn.Linear(64, 32))
+    weight, grams = problem(layer, dtype=torch.float32)
+    groups = weight.view(1, 32, 16, 4)
+    groups.scatter_(3, groups.abs().argsort(3)[..., :2], 0)
+    pruned, (report,) = solve(layer, weight, grams, solver=solver, sparsity=0.6)
+    assert ((pruned == 0).view(1, 32, 16, 4).sum(3) >= 2).all()
+    assert int((pruned == 0).sum()) == report.removed == round(0.6 * 2048)
+
+
+def test_exact_blocks_beside_zeros_are_optimal_for_their_mask():
+    layer = layer_of(nn.Conv2d(3, 5, 3))
+    weight, grams = problem(layer)
+    weight[:, :, ::5] = 0
+    pruned, (report,) = solve(layer, weight, grams, sparsity=0.6)
+    damped = grams[0] + 0.01 * grams[0].diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(layer.columns)
+    gone = pruned[0] == 0
+    order = gone.to(torch.uint8).argsort(dim=2, descending=True, stable=True)
+    expected = reference.obs_solution(weight, damped, damped, order, gone.sum(2))
+    assert torch.allclose(pruned[0], expected, rtol=1e-8, atol=1e-9)
+    change = weight - pruned[0]
+    energy = (change @ damped * change).sum() / (weight @ grams[0] * weight).sum()
+    assert math.isclose(report.predicted_error, math.sqrt(energy), rel_tol=1e-6)
+
+
 def test_exact_is_no_worse_than_sparsegpt_than_magnitude():
     layer = layer_of(nn.Linear(40, 16))
     weight, grams = problem(layer)

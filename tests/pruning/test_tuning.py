@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from spade_fast import FallbackWarning, Tuning, load_sparsity, ops, trace, tune
+from spade_fast import FallbackWarning, ops, trace, tune
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
 from spade_fast.pruning.tuning import group_layers
 from spade_fast.pruning.tuning_result import Trial
@@ -153,7 +152,7 @@ def test_one_path_a_layer_and_chunk_of_samples(model, samples, score, monkeypatc
     calls: list[str] = []
     for name in ("obs_path", "obs_solution", "inverse_cholesky", "sparsegpt"):
         native = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *given, _op=native, _name=name: calls.append(_name) or _op(*given))
+        monkeypatch.setattr(ops, name, lambda *a, _op=native, _name=name, **b: calls.append(_name) or _op(*a, **b))
     tune(model, samples, score)
     assert {name: calls.count(name) for name in set(calls)} == {"obs_path": 6, "obs_solution": 6, "inverse_cholesky": 6}
     calls.clear()
@@ -314,62 +313,3 @@ def test_bad_arguments(model, samples, score):
 
 
 # The file
-
-
-def made() -> Tuning:
-    history = (Trial(1, "1", 0.5, 0.25), Trial(1, "blocks.0", 0.99, 1 / 3))
-    settings = {
-        "solver": "exact",
-        "candidates": [0.0, 0.5, 0.99],
-        "layers": None,
-        "stages": {"1": ["1"], "a": ["0.0", "on"]},
-    }
-    return Tuning({"0.0": 0.99, "on": 0.99, "1": 0.0}, 0.1, 1 / 3, history, settings)
-
-
-def test_file_can_be_read_by_people_and_back(tmp_path):
-    pytest.importorskip("yaml")
-    path = tmp_path / "tuned.yaml"
-    made().save(path)
-    assert Tuning.load(path) == made() and load_sparsity(path) == made().sparsity
-    lines = path.read_text().splitlines()
-    assert lines[0].startswith("# ") and "tuned.yaml" in lines[0]
-    assert lines[2:6] == ["sparsity:", "  '0.0': 0.99", "  'on': 0.99", "  '1': 0.0"]
-    assert "- {round: 1, stage: '1', sparsity: 0.5, score: 0.25}" in lines
-    assert [file.name for file in tmp_path.iterdir()] == ["tuned.yaml"]
-    assert made().summary().splitlines() == ["1  0", "a  0.99", "mean score 0.1000 -> 0.3333 after 2 trials"]
-    with pytest.raises(FileNotFoundError, match=r"cannot write the sparsities"):
-        made().save(tmp_path / "absent" / "tuned.yaml")
-
-
-def test_files_written_by_hand(tmp_path, model, samples):
-    pytest.importorskip("yaml")
-    path = tmp_path / "own.yml"
-
-    def refuse(text: str, message: str) -> None:
-        path.write_bytes(text.encode("latin-1"))
-        with pytest.raises(ValueError, match=message):
-            load_sparsity(path)
-
-    path.write_text('sparsity:\n  "body.*": 0.5\n  head: 1\n')
-    assert load_sparsity(path) == {"body.*": 0.5, "head": 1.0}
-    assert len(trace(model, samples[0], sparsity=load_sparsity(path)).layers) == 5
-    with pytest.raises(ValueError, match=r"own.yml has sparsities, but is not the complete result of a search"):
-        Tuning.load(path)
-    for text in ("", "0.5", "sparsity: 0.5", "sparsity: {}", "other: {a: 0.5}", "[1]"):
-        refuse(text, "own.yml has no entry 'sparsity'")
-    refuse("sparsity: {", "own.yml is not a YAML file")
-    refuse("sparsity: {\xe9: 1}", "own.yml is not a YAML file")
-    refuse("sparsity: {0: 0.5}", 'layer names must be strings; write "0" in quotes')
-    refuse("sparsity: {head: 1.5}", "own.yml: the sparsity of 'head' must lie between 0 and 1, got 1.5")
-    refuse("sparsity: {head: much}", "own.yml: the sparsity of 'head' must be a number")
-    with pytest.raises(FileNotFoundError, match=r"no such sparsity file: .*absent.yaml"):
-        load_sparsity(tmp_path / "absent.yaml")
-
-
-def test_missing_yaml_is_named_with_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    for use in (made().save, load_sparsity, Tuning.load):
-        with pytest.raises(ImportError, match=r"need PyYAML: pip install 'spade_fast\[cli\]'"):
-            use(tmp_path / "tuned.yaml")
-    assert not list(tmp_path.iterdir())

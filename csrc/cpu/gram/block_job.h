@@ -59,22 +59,25 @@ GramIm2col<T> at_channel(GramIm2col<T> source, int64_t channel) {
 }
 
 template <class T>
-void gram_product(const GramProductTask<T>& task) {
-  kernels_for<T>().gram_product(task);
+void gram_product(const Kernels& in_use, const GramProductTask<T>& task) {
+  kernels_for<T>(in_use).gram_product(task);
 }
 template <class T>
-void gram_product(const GramProductTask<T, GramIm2col<T>>& task) {
-  kernels_for<T>().gram_im2col(task);
+void gram_product(const Kernels& in_use, const GramProductTask<T, GramIm2col<T>>& task) {
+  kernels_for<T>(in_use).gram_im2col(task);
 }
-inline void gram_product(const GramProductTask<float, GramSource<Bf16>>& task) {
-  kernels().gram_product_bf16(task);
+inline void gram_product(const Kernels& in_use, const GramProductTask<float, GramSource<Bf16>>& task) {
+  in_use.gram_product_bf16(task);
 }
 
 template <class T, class Source>
 class BlockJob {
  public:
-  explicit BlockJob(const GramProblem<T, Source>& problem)
-      : p_(problem), x_cells_(axis_cells(problem.columns)), blocks_(problem.channels, x_cells_.size(), sizeof(T)) {
+  BlockJob(const GramProblem<T, Source>& problem, const Kernels& in_use)
+      : p_(problem),
+        in_use_(in_use),
+        x_cells_(axis_cells(problem.columns)),
+        blocks_(problem.channels, x_cells_.size(), sizeof(T)) {
     for (AxisCell& cell : axis_cells(p_.rows)) {
       if (cell.range.shift < 0) continue;
       if (y_keys_.empty() || y_keys_.back().front().range.shift != cell.range.shift) y_keys_.emplace_back();
@@ -142,7 +145,7 @@ class BlockJob {
     task.last_chunk = last_chunk;
     task.sums = sums;
     task.workspace = workspace;
-    gram_product(task);
+    gram_product(in_use_, task);
   }
 
   void finish(int64_t index, int64_t cell, const T* sums) const {
@@ -193,7 +196,8 @@ class BlockJob {
   }
 
   const GramProblem<T, Source>& p_;
-  const KernelTable<T>& table_ = kernels_for<T>();
+  const Kernels& in_use_;
+  const KernelTable<T>& table_ = kernels_for<T>(in_use_);
   std::vector<AxisCell> x_cells_;
   std::vector<std::vector<AxisCell>> y_keys_;  // by shift
   std::vector<GramRange> runs_;

@@ -16,8 +16,9 @@ namespace spade {
 template <class T>
 class DepthwiseJob {
  public:
-  explicit DepthwiseJob(const GramProblem<T>& problem)
+  DepthwiseJob(const GramProblem<T>& problem, const Kernels& in_use)
       : p_(problem),
+        table_(kernels_for<T>(in_use)),
         lanes_(depthwise_vectors(problem.channels) * table_.lanes),
         padded_(depthwise_channels(problem.channels)),
         unit_groups_(std::min(kBlocks, ceil_div(problem.groups, lanes_)) * lanes_),
@@ -141,8 +142,9 @@ class DepthwiseJob {
 
   void set_strips() {
     const int64_t value = padded_ * unit_groups_ * static_cast<int64_t>(sizeof(T));
+    const auto step = [](const Axis& axis) { return std::min(axis.stride, kStripBytes); };
     const int64_t positions =
-        std::clamp<int64_t>(kStripBytes / value, 64, kPositions * p_.rows.stride * p_.columns.stride);
+        std::clamp<int64_t>(kStripBytes / value, 64, kPositions * step(p_.rows) * step(p_.columns));
     const int64_t tiles = ceil_div(p_.columns.size, positions);
     const int64_t width = ceil_div(p_.columns.size, tiles);
     const int64_t lines = std::clamp<int64_t>(positions / width, 1, p_.rows.size);
@@ -197,7 +199,7 @@ class DepthwiseJob {
   }
 
   const GramProblem<T>& p_;
-  const KernelTable<T>& table_ = kernels_for<T>();
+  const KernelTable<T>& table_;
   int64_t lanes_;        // groups of a block
   int64_t padded_;       // channels of a group in strips and sums
   int64_t unit_groups_;  // of a unit: several blocks, since they are neighbours in channels-last memory

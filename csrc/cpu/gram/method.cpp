@@ -24,8 +24,7 @@ int64_t covered(const std::vector<AxisCell>& cells, int64_t least_shift) {
 
 // Multiply-adds of vectors to sum `width` x `width` products at one position, tiles counted whole.
 template <class T>
-double tile_work(int64_t width, bool upper) {
-  const KernelTable<T>& table = kernels_for<T>();
+double tile_work(const KernelTable<T>& table, int64_t width, bool upper) {
   const int64_t rows = table.tile_rows;
   const int64_t cols = table.tile_cols;
   int64_t tiles = 0;
@@ -44,8 +43,8 @@ enum class Method { kBlocks, kIm2col, kDepthwise };
 
 // The method with the fewest vector operations for one image.
 template <class T, class Source>
-Method choose(const GramProblem<T, Source>& p) {
-  const KernelTable<T>& table = kernels_for<T>();
+Method choose(const GramProblem<T, Source>& p, const Kernels& in_use) {
+  const KernelTable<T>& table = kernels_for<T>(in_use);
   const std::vector<AxisCell> y = axis_cells(p.rows);
   const std::vector<AxisCell> x = axis_cells(p.columns);
   const double pairs_level = static_cast<double>(covered(y, 0) - covered(y, 1));
@@ -54,11 +53,11 @@ Method choose(const GramProblem<T, Source>& p) {
       pairs_level * static_cast<double>(covered(x, 1)) + static_cast<double>(covered(y, 1) * covered(x, INT64_MIN));
   const double groups = static_cast<double>(p.groups);
   const double blocks =
-      groups * (symmetric * tile_work<T>(p.channels, true) + others * tile_work<T>(p.channels, false));
+      groups * (symmetric * tile_work(table, p.channels, true) + others * tile_work(table, p.channels, false));
 
   const double size = static_cast<double>(p.size());
   const double im2col = groups * static_cast<double>(p.rows.outputs() * p.columns.outputs()) *
-                        (tile_work<T>(p.size(), true) + kPackedValue * size);
+                        (tile_work(table, p.size(), true) + kPackedValue * size);
 
   const int64_t lanes = depthwise_vectors(p.channels) * table.lanes;
   const double vectors = static_cast<double>(ceil_div(p.groups, lanes) * depthwise_vectors(p.channels));
@@ -96,22 +95,24 @@ template <class T>
 void add_gram(GramProblem<T> problem) {
   if (problem.rows.size == 0 || problem.columns.size == 0) return;
   set_end(problem);
-  switch (choose(problem)) {
+  const Kernels& in_use = kernels();
+  switch (choose(problem, in_use)) {
     case Method::kBlocks:
-      return run_job<T>(BlockJob(problem));
+      return run_job<T>(BlockJob(problem, in_use));
     case Method::kIm2col: {
       const GramProblem<T, GramIm2col<T>> rows = im2col(problem);
-      return run_job<T>(BlockJob(rows));
+      return run_job<T>(BlockJob(rows, in_use));
     }
     case Method::kDepthwise:
-      return run_job<T>(DepthwiseJob<T>(problem));
+      return run_job<T>(DepthwiseJob<T>(problem, in_use));
   }
 }
 
 bool add_gram(GramProblem<float, GramSource<Bf16>> problem) {
-  if (!has_bf16() || choose(problem) != Method::kBlocks) return false;
+  const Kernels& in_use = kernels();
+  if (!has_bf16(in_use) || choose(problem, in_use) != Method::kBlocks) return false;
   set_end(problem);
-  run_job<float>(BlockJob(problem));
+  run_job<float>(BlockJob(problem, in_use));
   return true;
 }
 

@@ -53,7 +53,7 @@ int64_t sparsegpt_workspace(int64_t rows, int64_t mask_block) {
   return sparsegpt_layout<T>(s, rows, mask_block, nullptr);
 }
 
-// Scores of columns [begin, begin + width), into scores[width][rows].
+// Scores of columns [begin, begin + width), into scores[width][rows]; those of kept zeros are infinite.
 template <class T>
 inline void sweep_scores(const SparseGptTask<T>& task, int64_t begin, int64_t width, T* scores) {
   for (int64_t c = 0; c < width; ++c) {
@@ -64,16 +64,20 @@ inline void sweep_scores(const SparseGptTask<T>& task, int64_t begin, int64_t wi
       const T e = w[r] * inverse;
       out[r] = e * e;
     }
+    if (task.zeros == nullptr) continue;
+    const uint8_t* zero = task.zeros + (begin + c) * task.rows;
+    for (int64_t r = 0; r < task.rows; ++r) out[r] = zero[r] ? T(__builtin_inf()) : out[r];
   }
 }
 
-// The mask of a mask block: the k smallest scores, ties by column, then row.
+// The mask of a mask block: kept zeros, and the k smallest scores of the others, ties by column, then row.
 template <class T>
 inline void choose_block(const SparseGptTask<T>& task, const SparseGptBuffers<T>& s, int64_t begin, int64_t width) {
   const int64_t size = width * task.rows;
   const int64_t k = task.counts[begin / task.mask_block];
+  const uint8_t* zeros = task.zeros == nullptr ? nullptr : task.zeros + begin * task.rows;
   if (k == 0) {
-    for (int64_t i = 0; i < size; ++i) s.mask[i] = 0;
+    for (int64_t i = 0; i < size; ++i) s.mask[i] = zeros == nullptr ? 0 : zeros[i];
     return;
   }
   sweep_scores(task, begin, width, s.scores);
@@ -83,20 +87,25 @@ inline void choose_block(const SparseGptTask<T>& task, const SparseGptBuffers<T>
     s.mask[i] = s.scores[i] <= threshold;
     below += s.scores[i] < threshold;
   }
-  if (task.include_ties) return;
-  int64_t ties = k - below;
-  for (int64_t i = 0; i < size; ++i) {
-    if (s.scores[i] == threshold && --ties < 0) s.mask[i] = 0;
+  if (!task.include_ties) {
+    int64_t ties = k - below;
+    for (int64_t i = 0; i < size; ++i) {
+      if (s.scores[i] == threshold && --ties < 0) s.mask[i] = 0;
+    }
   }
+  for (int64_t i = 0; i < size && zeros != nullptr; ++i) s.mask[i] |= zeros[i];
 }
 
-// The mask of m neighbouring columns: the n smallest scores of each row, ties by column.
+// The mask of m neighbouring columns: kept zeros, and the smallest scores of each row until it has n, ties by column.
 template <class T>
 inline void choose_group(const SparseGptTask<T>& task, const SparseGptBuffers<T>& s, int64_t begin, uint8_t* mask) {
   sweep_scores(task, begin, task.m, s.scores);
-  for (int64_t i = 0; i < task.m * task.rows; ++i) mask[i] = 0;
+  const uint8_t* zeros = task.zeros == nullptr ? nullptr : task.zeros + begin * task.rows;
+  for (int64_t i = 0; i < task.m * task.rows; ++i) mask[i] = zeros == nullptr ? 0 : zeros[i];
   for (int64_t r = 0; r < task.rows; ++r) {
-    for (int64_t removed = 0; removed < task.n; ++removed) {
+    int64_t removed = 0;
+    for (int64_t c = 0; c < task.m; ++c) removed += mask[c * task.rows + r];
+    for (; removed < task.n; ++removed) {
       int64_t best = -1;
       for (int64_t c = 0; c < task.m; ++c) {
         const int64_t i = c * task.rows + r;

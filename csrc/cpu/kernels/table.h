@@ -62,7 +62,8 @@ struct SparseGptTask {
   int64_t mask_block;
   int64_t n, m;  // n:m mode when m > 0
   bool include_ties;
-  const int64_t* counts;  // [ceil(columns / mask_block)] weights to remove
+  const uint8_t* zeros;   // [columns][rows] 1: zero before and after, whatever the scores; or null
+  const int64_t* counts;  // [ceil(columns / mask_block)] other weights to remove
   const T* factor;        // [columns][columns] upper factor of the inverse Hessian
   T* weight;              // [columns][stride] in: dense, out: pruned
   T* losses;              // [rows] in: 0, out: sum of the removals' losses

@@ -43,9 +43,9 @@ const Kernels& kernels() {
   return *active().load(std::memory_order_relaxed);
 }
 
-bool has_bf16() {
+bool has_bf16([[maybe_unused]] const Kernels& in_use) {
 #ifdef __x86_64__
-  return kernels().gram_product_bf16 != nullptr && __builtin_cpu_supports("avx512bf16");
+  return in_use.gram_product_bf16 != nullptr && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

@@ -20,6 +20,11 @@ __device__ __forceinline__ int warps_of_block() {
 }
 
 template <class T>
+__device__ __forceinline__ T infinity() {
+  return static_cast<T>(__int_as_float(0x7f800000));
+}
+
+template <class T>
 struct Candidate {
   T score;
   int32_t index;  // INT32_MAX: none

@@ -109,11 +109,6 @@ struct alignas(16) ObsPathShared {
 };
 
 template <class T>
-__device__ __forceinline__ T infinity() {
-  return static_cast<T>(__int_as_float(0x7f800000));
-}
-
-template <class T>
 __global__ void __launch_bounds__(kPathThreads) obs_path_start(const __grid_constant__ ObsPathTask<T> task) {
   const ObsPathRow<T> s(task, blockIdx.x);
   const int32_t threads = static_cast<int32_t>(blockDim.x);

@@ -32,7 +32,8 @@ template <class T>
 struct SparseGptTask {
   T* weight;              // [problems][columns][rows]
   const T* factor;        // [problems][columns][columns]
-  const int64_t* counts;  // [problems][mask blocks]
+  const uint8_t* zeros;   // [problems][columns][rows] 1: zero before and after, whatever the scores; or null
+  const int64_t* counts;  // [problems][mask blocks] other weights to remove
   T* losses;              // [problems][rows]
   T* error;               // [problems][kSweepPanel][rows] errors of the panel's columns, each divided by its diagonal
   T* scores;              // [problems][mask_block][rows]
@@ -132,6 +133,7 @@ template <class T>
 struct SparseGptProblem {
   T *weight, *losses, *error, *scores;
   const T* factor;
+  const uint8_t* zeros;  // or null
   const int64_t* counts;
   uint8_t* mask;
 
@@ -141,11 +143,13 @@ struct SparseGptProblem {
         error(task.error + problem * kSweepPanel * task.rows),
         scores(task.scores + problem * task.mask_block * task.rows),
         factor(task.factor + problem * task.columns * task.columns),
+        zeros(task.zeros == nullptr ? nullptr : task.zeros + problem * task.columns * task.rows),
         counts(task.counts + problem * task.mask_blocks()),
         mask(task.mask + problem * task.mask_block * task.rows) {}
 };
 
-// Scores of the columns [begin, begin + width), into scores[width][rows], each by the thread that has the row.
+// Scores of the columns [begin, begin + width), into scores[width][rows], each by the thread that has the row; those of
+// kept zeros are infinite.
 template <class T>
 __device__ __forceinline__ void sweep_scores(const SparseGptTask<T>& task, const SparseGptProblem<T>& s, int32_t begin,
                                              int32_t width) {
@@ -154,21 +158,23 @@ __device__ __forceinline__ void sweep_scores(const SparseGptTask<T>& task, const
     const T* w = s.weight + static_cast<int64_t>(begin + c) * task.rows;
     for (int32_t r = static_cast<int32_t>(threadIdx.x); r < task.rows; r += kSweepThreads) {
       const T e = w[r] * inverse;
-      s.scores[c * task.rows + r] = e * e;
+      const bool zero = s.zeros != nullptr && s.zeros[static_cast<int64_t>(begin + c) * task.rows + r];
+      s.scores[c * task.rows + r] = zero ? infinity<T>() : e * e;
     }
   }
 }
 
-// The mask of a mask block: the k smallest scores, ties by column, then row.
+// The mask of a mask block: kept zeros, and the k smallest scores of the others, ties by column, then row.
 template <class T>
 __device__ __forceinline__ void choose_block(const SparseGptTask<T>& task, const SparseGptProblem<T>& s, int32_t begin,
                                              int32_t width, SparseGptShared<T>& shared) {
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   const int32_t size = width * task.rows;
+  const uint8_t* zeros = s.zeros == nullptr ? nullptr : s.zeros + static_cast<int64_t>(begin) * task.rows;
   const int64_t count = s.counts[begin / task.mask_block];
   const int32_t k = static_cast<int32_t>(min(max(count, int64_t(0)), static_cast<int64_t>(size)));
   if (k == 0) {
-    for (int32_t i = thread; i < size; i += kSweepThreads) s.mask[i] = 0;
+    for (int32_t i = thread; i < size; i += kSweepThreads) s.mask[i] = zeros != nullptr && zeros[i];
     __syncthreads();
     return;
   }
@@ -188,19 +194,24 @@ __device__ __forceinline__ void choose_block(const SparseGptTask<T>& task, const
       taken = tie && ties_before + rank < threshold.wanted;
       ties_before += total;
     }
-    if (i < size) s.mask[i] = taken || bits < threshold.bits;
+    if (i < size) s.mask[i] = taken || bits < threshold.bits || (zeros != nullptr && zeros[i]);
   }
   __syncthreads();
 }
 
-// The mask of m neighbouring columns: the n smallest scores of each row, ties by column.
+// The mask of m neighbouring columns: kept zeros, and the smallest scores of each row until it has n, ties by column.
 template <class T>
 __device__ __forceinline__ void choose_group(const SparseGptTask<T>& task, const SparseGptProblem<T>& s,
                                              int32_t begin) {
   sweep_scores(task, s, begin, task.m);
   for (int32_t r = static_cast<int32_t>(threadIdx.x); r < task.rows; r += kSweepThreads) {
-    for (int32_t c = 0; c < task.m; ++c) s.mask[c * task.rows + r] = 0;
-    for (int32_t removed = 0; removed < task.n; ++removed) {
+    int32_t removed = 0;
+    for (int32_t c = 0; c < task.m; ++c) {
+      const bool zero = s.zeros != nullptr && s.zeros[static_cast<int64_t>(begin + c) * task.rows + r];
+      s.mask[c * task.rows + r] = zero;
+      removed += zero;
+    }
+    for (; removed < task.n; ++removed) {
       int32_t best = -1;
       for (int32_t c = 0; c < task.m; ++c) {
         const int32_t i = c * task.rows + r;

@@ -78,6 +78,8 @@ def agreement(dense: Tensor, pruned: Tensor, targets: int | Sequence[int] | Tens
 
 def class_probabilities(logits: Tensor, classes: Tensor) -> Tensor:
     """Return the probability ``[S]`` of one class per sample; ValueError for a class beyond ``[S, classes]``."""
+    if logits.shape[1] == 1:
+        raise InvalidValueError("a single logit has no softmax: give those of spade_fast.inputs.two_classes(model)")
     if bool(((classes < 0) | (classes >= logits.shape[1])).any()):
         raise InvalidValueError(f"targets must be classes from 0 to {logits.shape[1] - 1}, got {classes.tolist()}")
     return logits.double().softmax(1).gather(1, classes[:, None])[:, 0]

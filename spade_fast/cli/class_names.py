@@ -1,0 +1,55 @@
+"""The class that a command is given: by its index, or by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from spade_fast._util.checks import nearest, plain
+from spade_fast._util.errors import InvalidValueError
+
+_MOST_LISTED = 10
+
+
+def class_index(given: int | str, names: Sequence[str], allowed: str) -> int:
+    """Return the index of a class.
+
+    A name is a class's whole name or one of its parts between commas, whatever its case, blanks and punctuation; if
+    several classes match, the ones with exactly this name count.
+
+    Parameters
+    ----------
+    given
+        An index, as a number or text, which is returned as it is; or a name.
+    names
+        Names of the classes; empty if they are unknown.
+    allowed
+        What the error for a network without class names asks for, such as ``"a class from 0 to 9"``.
+
+    Raises
+    ------
+    ValueError
+        No class or more than one has this name; the message lists those that may be meant.
+    """
+    if isinstance(given, int) or given.removeprefix("-").isdecimal():
+        return int(given)
+    if not names:
+        raise InvalidValueError(f"the network has no class names: give {allowed} instead of {given!r}")
+    wanted = plain(given)
+    found = [index for index, name in enumerate(names) if wanted and wanted in map(plain, [name, *name.split(",")])]
+    exact = [index for index in found if names[index].casefold() == given.casefold()]
+    found = exact if len(exact) == 1 else found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InvalidValueError(f"{given!r} names several classes: choose the index of {_listed(found, names)}")
+    near = [index for index, name in enumerate(names) if wanted and wanted in plain(name)]
+    near = near or [names.index(name) for name in nearest(given, names)]
+    hint = f": did you mean {_listed(near, names)}?" if near else ""
+    raise InvalidValueError(f"the network has no class {given!r}{hint}")
+
+
+def _listed(indices: Iterable[int], names: Sequence[str]) -> str:
+    indices = list(indices)
+    listed = [f"{names[index]!r} ({index})" for index in indices[:_MOST_LISTED]]
+    more = [f"{len(indices) - _MOST_LISTED} more"] if len(indices) > _MOST_LISTED else []
+    return ", ".join([*listed, *more])

@@ -1,0 +1,79 @@
+"""Checks of what is passed to the ops' functions before a native op, which checks values and shapes, can take it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spade_fast._util.checks import is_number, kind
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+
+
+def tensors(op: str, home: torch.device, **given: Any) -> list[Tensor]:
+    """Return the dense tensors `given` by name, on the device `home`; raise TypeError or ValueError for others."""
+    for name, value in given.items():
+        check_dense(op, name, value)
+        if value.is_meta and home.type != "meta":
+            raise InvalidValueError(f"{op}: {name} must hold values, as the first tensor does, got one on 'meta'")
+    return [value.to(home) for value in given.values()]
+
+
+def check_dense(op: str, name: str, value: Any) -> None:
+    """Raise TypeError if `value` is not a tensor, or one that is sparse, quantised or nested."""
+    if not isinstance(value, Tensor):
+        raise InvalidTypeError(f"{op}: {name} must be a tensor, got {kind(value)}")
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        described = "nested" if value.is_nested else "quantised" if value.is_quantized else str(value.layout)
+        raise InvalidTypeError(f"{op}: {name} must be a dense tensor, got one that is {described}")
+
+
+def integer(op: str, name: str, value: Any) -> int:
+    """Return an integer (not a bool) that a native op can take."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer, torch.SymInt)):
+        raise InvalidTypeError(f"{op}: {name} must be an integer, got {kind(value)}")
+    if isinstance(value, int) and not -(2**62) <= value < 2**63:  # what torch passes on
+        raise InvalidValueError(f"{op}: {name} must be between -2^62 and 2^63 - 1")
+    number: Any = int(value) if isinstance(value, np.integer) else value
+    return number
+
+
+def pair(op: str, name: str, value: Any) -> list[int]:
+    """Return the integers of a tuple or list; an integer alone stands for two of it."""
+    if isinstance(value, (tuple, list)):
+        return [integer(op, name, one) for one in value]
+    return [integer(op, name, value)] * 2
+
+
+def flag(op: str, name: str, value: Any) -> bool:
+    """Return a bool."""
+    if not isinstance(value, bool):
+        raise InvalidTypeError(f"{op}: {name} must be a bool, got {kind(value)}")
+    return value
+
+
+def damping(op: str, value: Any, hessian: Tensor) -> Tensor:
+    """Return what to add to the diagonal of each problem of `hessian`, on its device and in its dtype."""
+    shape = hessian.shape[:1]
+    if isinstance(value, Tensor):
+        check_dense(op, "damp", value)
+        if value.is_complex() or value.dtype == torch.bool:
+            raise InvalidTypeError(f"{op}: damp must be real, got {kind(value)}")
+        if value.shape not in ((), shape):
+            raise InvalidValueError(f"{op}: damp must have shape {list(shape)} or [], got {list(value.shape)}")
+        (value,) = tensors(op, hessian.device, damp=value)
+        return value.to(hessian.dtype).expand(shape)
+    if not is_number(value):
+        raise InvalidTypeError(f"{op}: damp must be a number or a tensor, got {kind(value)}")
+    if not hessian.is_floating_point():
+        return hessian  # which the op refuses first
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= torch.finfo(hessian.dtype).max:
+        raise InvalidValueError(f"{op}: damp must be finite in {hessian.dtype}, got {number:g}")
+    return torch.full((), number, dtype=hessian.dtype, device=hessian.device).expand(shape)

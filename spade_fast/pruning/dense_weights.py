@@ -1,0 +1,99 @@
+"""Finds the weights of a model that are not pruned: those of other layers than linear and convolutional ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from spade_fast.pruning.module_kinds import named_parameters, uncompiled
+
+
+@dataclass(frozen=True)
+class DenseWeight:
+    """A weight of two or more dimensions that cannot be pruned.
+
+    Attributes
+    ----------
+    name
+        Name of the module if the weight is its `weight`, otherwise that of the parameter.
+    shape
+        Shape of the weight; empty if it is computed from other parameters.
+    reason
+        Why it cannot be pruned.
+    kind
+        Type of the module it belongs to; empty for a linear or convolutional layer.
+    parameter : Tensor or None
+        The parameter, if its use in the forward pass can be observed. Other weights are taken to be used.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+    kind: str = ""
+    parameter: Tensor | None = field(default=None, compare=False)
+
+
+def other_weights(model: nn.Module, known: Iterable[object]) -> Iterator[DenseWeight]:
+    """Find the weights that do not belong to a linear or convolutional layer, in the order of the modules.
+
+    Parameters
+    ----------
+    known
+        Storage keys of the parameters that belong to a linear or convolutional layer.
+    """
+    seen = set(known)
+    for prefix, module in model.named_modules():
+        prefix = uncompiled(prefix)
+        if (weights := _quantised_weights(module)) is not None:
+            kind = f"quantised {type(module).__name__}"
+            for name, weight in weights.items():
+                reason = "quantised: pass the model as it was before quantisation"
+                yield DenseWeight(weight_name(prefix, name), tuple(weight.shape), reason, kind)
+        for name, parameter in module.named_parameters(recurse=False):
+            key = storage_key(parameter)
+            if parameter.dim() > 1 and parameter.numel() > 0 and key not in seen:
+                seen.add(key)
+                kind, reason = _kind_and_reason(module)
+                yield DenseWeight(weight_name(prefix, name), tuple(parameter.shape), reason, kind, parameter)
+
+
+def count_weights(model: nn.Module) -> int:
+    """Return the number of weights of the whole network: the elements of all parameters of two or more dimensions."""
+    parameters = {storage_key(p): p.numel() for _, p in named_parameters(model) if p.dim() > 1}
+    quantised = (weights for module in model.modules() if (weights := _quantised_weights(module)) is not None)
+    return sum(parameters.values()) + sum(weight.numel() for weights in quantised for weight in weights.values())
+
+
+def weight_name(prefix: str, parameter: str) -> str:
+    """Return the name under which a module's parameter is reported: the module's own for its `weight`."""
+    return (prefix or parameter) if parameter == "weight" else f"{prefix}.{parameter}".lstrip(".")
+
+
+def storage_key(parameter: Tensor) -> tuple[object, ...]:
+    """Return a key that is the same for parameters that are one tensor under several names."""
+    if parameter.is_meta or parameter.layout != torch.strided or is_traceable_wrapper_subclass(parameter):
+        return (id(parameter),)
+    return parameter.device, parameter.data_ptr(), parameter.shape, parameter.stride()
+
+
+def _kind_and_reason(module: nn.Module) -> tuple[str, str]:
+    if isinstance(module, torch.jit.ScriptModule):
+        kind = f"TorchScript {module.original_name}"
+        return kind, f"{kind}: pass the model as it was before that module was scripted or traced"
+    return type(module).__name__, f"{type(module).__name__} parameter: no solver prunes it"
+
+
+def _quantised_weights(module: nn.Module) -> dict[str, Tensor] | None:
+    """Return the packed weights of a module of `torch.ao.nn.quantized`, or None if it is not one."""
+    path = type(module).__module__.split(".")
+    if "quantized" not in path or "reference" in path:  # reference modules have parameters
+        return None
+    if callable(packed := getattr(module, "weight", None)):
+        return {"weight": packed()}
+    if callable(packed := getattr(module, "get_weight", None)):
+        return dict(packed())
+    return None
