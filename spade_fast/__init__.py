@@ -15,6 +15,7 @@ from spade_fast import compat, ops
 from spade_fast._util.errors import (
     AssumptionWarning,
     ClusterError,
+    DecisionWarning,
     FallbackError,
     FallbackWarning,
     InputError,
@@ -34,7 +35,17 @@ from spade_fast._util.errors import (
 from spade_fast._util.ranges import emit_nvtx_if_asked_for
 from spade_fast.attribution import Feature, prepare_for_attribution, visualize
 from spade_fast.inputs import ImageAugmenter, load_model
-from spade_fast.pruning import LayerReport, PruneConfig, Trace, Tuning, load_sparsity, trace, trace_batch, tune
+from spade_fast.pruning import (
+    Decision,
+    LayerReport,
+    PruneConfig,
+    Trace,
+    Tuning,
+    load_sparsity,
+    trace,
+    trace_batch,
+    tune,
+)
 
 if TYPE_CHECKING:
     from spade_fast.attribution import Spade
@@ -43,6 +54,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AssumptionWarning",
     "ClusterError",
+    "Decision",
+    "DecisionWarning",
     "FallbackError",
     "FallbackWarning",
     "Feature",

@@ -67,6 +67,10 @@ class FallbackWarning(UserWarning):
     """A fallback was used for the layers that the message names."""
 
 
+class DecisionWarning(UserWarning):
+    """Traces predict other classes than the dense network, so explanations on them do not explain its predictions."""
+
+
 class AssumptionWarning(UserWarning):
     """`load_model` assumed what the message says, because the network does not state it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast._util.checks import integer
-from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import DecisionWarning, InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
@@ -20,6 +21,7 @@ from spade_fast.attribution.sample_arguments import bind_arguments, divide_argum
 from spade_fast.pruning import tracing
 from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
+from spade_fast.pruning.decision import Decision, probabilities
 from spade_fast.pruning.traces import Trace
 
 with extra_for("Spade needs"):
@@ -69,7 +71,8 @@ class Spade(Attribution):
     Attributes
     ----------
     traces : list of Trace
-        The traces of the last call of `attribute`, one per sample (only one if batches were given directly).
+        The traces of the last call of `attribute`, one per sample (only one if batches were given directly). Each knows
+        its `decision`, if the method was built on a network that returns logits of two or more classes.
 
     Raises
     ------
@@ -164,6 +167,11 @@ class Spade(Attribution):
         Tensor or tuple
             The result of the wrapped method: attributions, a tuple of them, or attributions and convergence delta.
 
+        Warns
+        -----
+        DecisionWarning
+            A trace predicts another class for its sample than the dense network.
+
         Raises
         ------
         TypeError, ValueError
@@ -181,9 +189,10 @@ class Spade(Attribution):
         with ExitStack() as stack:
             for network in _networks(self.model, self.attribution_method):
                 stack.enter_context(evaluation_mode(network))
-            if callable(self.calibration):
-                return self._attribute_each(inputs, arguments, ids)
-            return self._attribute_all(inputs, arguments, ids)
+            run = self._attribute_each if callable(self.calibration) else self._attribute_all
+            result = run(inputs, arguments, ids)
+        self._warn()
+        return result
 
     def _attribute_all(self, inputs: Any, arguments: dict[str, Any], ids: list[str]) -> Any:
         """Attribute all samples at once on one trace."""
@@ -192,7 +201,8 @@ class Spade(Attribution):
             self.model, self.calibration, sample_id=",".join(ids), progress=self.progress, **self.config.options()
         )
         self.traces = [made]
-        return self._attribute_on(made, inputs, arguments)
+        dense = self._predict(inputs, arguments) if len(ids) == 1 else None
+        return self._attribute_on(made, inputs, arguments, dense)
 
     def _attribute_each(self, inputs: Tensor | tuple[Tensor], arguments: dict[str, Any], ids: list[str]) -> Any:
         """Attribute each sample on its own trace."""
@@ -203,17 +213,46 @@ class Spade(Attribution):
             group = range(start, min(start + self.samples_per_solve, len(tensor)))
             for index, made in zip(group, self._trace(tensor, ids, group), strict=True):
                 sample = tensor[index : index + 1]
-                results.append(
-                    self._attribute_on(made, (sample,) if isinstance(inputs, tuple) else sample, of_samples[index])
-                )
+                given = (sample,) if isinstance(inputs, tuple) else sample
+                dense = self._predict(sample, of_samples[index])
+                results.append(self._attribute_on(made, given, of_samples[index], dense))
                 self.traces.append(made)
         if len(results) > 1 and _returns_coefficients(self.attribution_method, arguments):
             results = [result.reshape(1, -1) for result in results]
         return _concatenate(results)
 
-    def _attribute_on(self, made: Trace, inputs: Any, arguments: dict[str, Any]) -> Any:
-        with made.applied(self.model), _rules_kept(self.attribution_method), stage("attribute"):
-            return self.attribution_method.attribute(inputs, **arguments)
+    def _attribute_on(self, made: Trace, inputs: Any, arguments: dict[str, Any], dense: Tensor | None) -> Any:
+        with made.applied(self.model), stage("attribute"):
+            pruned = None if dense is None else self._predict(inputs, arguments)
+            if dense is not None and pruned is not None:
+                made.decision = Decision.between(dense, pruned)
+            with _rules_kept(self.attribution_method):
+                return self.attribution_method.attribute(inputs, **arguments)
+
+    def _predict(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
+        """Return the probabilities of classes for one sample; None if the method's network does not return logits."""
+        network = innermost(self.attribution_method).forward_func
+        more = arguments.get("additional_forward_args")
+        if not isinstance(network, nn.Module) or isinstance(self.attribution_method, DataLoaderAttribution):
+            return None
+        more = () if more is None else more if isinstance(more, tuple) else (more,)
+        with torch.no_grad():
+            output = network(*(inputs if isinstance(inputs, tuple) else (inputs,)), *more)
+        try:
+            return probabilities(output)
+        except InvalidValueError:
+            return None
+
+    def _warn(self) -> None:
+        lost = [made.sample_id for made in self.traces if made.decision is not None and not made.decision.kept]
+        if lost:
+            shown = ", ".join(map(repr, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+            warnings.warn(
+                f"the traces of {len(lost)} of {len(self.traces)} samples lost the decision ({shown}): they predict "
+                "another class than the dense network, so that the result does not explain its prediction",
+                DecisionWarning,
+                stacklevel=4,
+            )
 
     def _trace(self, tensor: Tensor, ids: list[str], group: range) -> list[Trace]:
         assert callable(self.calibration)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from spade_fast._util.extras import extra_for, is_installed
 from spade_fast._util.files import write_whole, writing
 from spade_fast.batch.results import Results, read_report
+from spade_fast.pruning.decision import Decision
 
 INDEX = "index.parquet"
 TIMED_STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
@@ -20,6 +22,7 @@ COLUMNS = {
     "file": "string",  # that contains the trace, relative to the folder: its own, or a zip file
     "error": "string",
     "sparsity": "double",  # of all pruned layers together
+    "network_sparsity": "double",  # of the whole network
     "layers": "int32",  # that were pruned
     "mean_error": "double",  # relative output errors of the pruned layers
     "largest_error": "double",
@@ -29,7 +32,7 @@ COLUMNS = {
     "class_after": "int32",  # that the trace predicts
     "probability_after": "double",
     "probability_after_of_class_before": "double",
-    "decides": "bool",  # whether the trace predicts the class that the dense network predicts
+    "decision_kept": "bool",  # whether the trace predicts the class that the dense network predicts
     "warnings": "string",
     "worker": "string",  # machine and process
     "together": "int32",  # samples in its solve
@@ -99,21 +102,18 @@ def index_rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
 def _finished(stored: Any) -> dict[str, Any]:
     header, reports = stored["header"], stored["reports"]
     errors = [report["measured_error"] for report in reports if report["removed"] > 0]
-    dense, trace = header["predictions"]["dense"], header["predictions"]["trace"]
+    decision = Decision.from_entries(header["decision"])
     return {
         "id": header["sample_id"],
         "state": "finished",
         "sparsity": header["sparsity"],
+        "network_sparsity": header["network_sparsity"],
         "layers": len(stored["layers"]),
         "mean_error": sum(errors) / len(errors) if errors else None,
         "largest_error": max(errors, default=None),
         "fallbacks": sum(bool(report["note"]) or report["retries"] > 0 for report in reports),
-        "class_before": dense["class"],
-        "probability_before": dense["probability"],
-        "class_after": trace["class"],
-        "probability_after": trace["probability"],
-        "probability_after_of_class_before": trace["probability_of_dense"],
-        "decides": dense["class"] == trace["class"],
+        **asdict(decision),
+        "decision_kept": decision.kept,
     }
 
 

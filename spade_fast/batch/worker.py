@@ -29,6 +29,7 @@ from spade_fast.batch.samples import file_name
 from spade_fast.batch.store import Store
 from spade_fast.batch.thumbnails import thumbnail
 from spade_fast.inputs.networks import LoadedModel, predict
+from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import trace_batch
 
@@ -211,29 +212,33 @@ class Worker:
         start = time.perf_counter()
         try:
             with _noticing_a_lost_device():
-                predictions, maps = _with_memory(lambda: self._explain(sample, made))
+                decision, maps = _with_memory(lambda: self._explain(sample, made))
         except (ImportError, DeviceError):
             raise
         except Exception as error:
             return Outcome(sample.index, "failed", error_line(error))
         seconds["explain"] = time.perf_counter() - start
         # What differs from run to run is not part of the result.
-        kept = ("sample_id", "settings", "images", "library_version", "weights")
+        kept = ("sample_id", "settings", "images", "library_version", "weights", "network_weights")
         made.header = {
             **{name: made.header[name] for name in kept},
             "run": self.store.hash,
             "input": _hash(sample.image),
             "file_bytes": sample.size,
             "sparsity": made.sparsity,
-            "predictions": predictions,
+            "network_sparsity": made.network_sparsity,
         }
+        made.decision = decision
         report = {
             "worker": self._name,
             "began": sample.began,
             "together": together,
             "seconds": seconds,
             "warnings": sample.warnings,
-            "class_names": {which: self.model.class_name(found["class"]) for which, found in predictions.items()},
+            "class_names": {
+                "before": self.model.class_name(decision.class_before),
+                "after": self.model.class_name(decision.class_after),
+            },
             "thumbnail": thumbnail(sample.image, self.model),
         }
         made.reports = [replace(layer, seconds=0.0) for layer in made.reports]
@@ -256,19 +261,17 @@ class Worker:
             made.save(self.store.trace_path(name))
         self.store.forget_error(name)
 
-    def _explain(self, sample: _Sample, made: Trace) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _explain(self, sample: _Sample, made: Trace) -> tuple[Decision, dict[str, Tensor]]:
         image, methods = sample.image.to(self.job.facts["device"]), self.job.facts["methods"]
         if methods and not self._prepared:
             self.module, self._prepared = prepare_for_attribution(self.module, image), True
         dense = predict(self.module, image)
-        target = int(dense.argmax())
-        question = Question(self.module, image, target, self.model.black.to(image))
+        question = Question(self.module, image, int(dense.argmax()), self.model.black.to(image))
         maps = {f"dense.{method}": attribution_map(method, question) for method in methods}
         with made.applied(self.module):
             pruned = predict(self.module, image)
             maps.update({f"trace.{method}": attribution_map(method, question) for method in methods})
-        predictions = {"dense": _best(dense), "trace": {**_best(pruned), "probability_of_dense": float(pruned[target])}}
-        return predictions, {name: found.contiguous() for name, found in maps.items()}
+        return Decision.between(dense, pruned), {name: found.contiguous() for name, found in maps.items()}
 
 
 def patiently(action: Callable[[], _Result]) -> _Result:
@@ -327,11 +330,6 @@ def error_line(error: BaseException) -> str:
     """Return an error as one line, with its type unless the message alone is meant for users."""
     message = " ".join(str(error).split())
     return message if isinstance(error, UserError) else f"{type(error).__name__.lstrip('_')}: {message}"
-
-
-def _best(scores: Tensor) -> dict[str, Any]:
-    best = int(scores.argmax())
-    return {"class": best, "probability": float(scores[best])}
 
 
 def _hash(image: Tensor) -> str:

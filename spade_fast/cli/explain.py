@@ -32,6 +32,7 @@ from spade_fast.inputs.photo import read_photo
 from spade_fast.inputs.pixels import Upright, is_transparent
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
+from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import Trace
 
@@ -53,7 +54,7 @@ class Explanation:
         return [f"left out: {reason}" for reason in self.report["left_out"].values()] + [
             f"{lost_decision(SOLVERS[solver], best['dense'], best[solver])}; its maps do not explain the prediction"
             for solver, one in self.report["traces"].items()
-            if not one["decides"]
+            if not one["decision_kept"]
         ]
 
 
@@ -138,16 +139,17 @@ def explain_photo(
             title = SOLVERS[solver]
             report_stage = titled(progress, title)
             made = trace_image(image.name, pixels, model, prepared, configs[solver], setup, report_stage)
-            made.save(folder / f"trace-{solver}.safetensors")
             seconds.update({f"{title}: {stage}": spent for stage, spent in made.header["seconds"].items()})
             with _timed(seconds, f"{title}: attribution"), made.applied(prepared):
                 networks[solver] = predict(prepared, pixels)
                 maps[solver] = _maps(methods, question, f"{title}: attribution", progress)
+            made.decision = Decision.between(dense, networks[solver])
+            made.save(folder / f"trace-{solver}.safetensors")
             traces[solver] = made
 
         with _timed(seconds, "pictures"):
             headings = {"dense": "Dense network", **{s: _heading(configs[s], traces[s]) for s in solvers}}
-            lost = {name for name, scores in networks.items() if int(scores.argmax()) != int(dense.argmax())}
+            lost = {solver for solver, made in traces.items() if made.decision and not made.decision.kept}
             columns = [
                 _column(headings[name], model, scores, target, maps[name], lost=name in lost)
                 for name, scores in networks.items()
@@ -183,7 +185,8 @@ def explain_photo(
                 solver: {
                     "file": f"trace-{solver}.safetensors",
                     "sparsity": configs[solver].record()["sparsity"],
-                    "decides": solver not in lost,
+                    "network_sparsity": made.network_sparsity,
+                    "decision_kept": solver not in lost,
                     "layers": [asdict(one) for one in made.reports],
                 }
                 for solver, made in traces.items()

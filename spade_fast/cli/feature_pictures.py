@@ -112,7 +112,7 @@ def draw_feature(
         settings = {**vars(setup), "steps": steps, "seed": seed}
         del settings["augmentations"]
         _write(folder, pictures, opened, feature, settings)
-    return [out / name for name in (*(f"{name}.png" for name in pictures), FIGURE, PAGE)]
+    return [out / name for name in (*(f"{name}.png" for name in pictures), FIGURE, REPORT, PAGE)]
 
 
 def _feature_name(network: LoadedModel, index: int, layer: str | None, neuron: bool) -> str:
@@ -137,12 +137,13 @@ def _write(
     columns = []
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / f"{name}.png")
-        heading, captions = "Dense network", []
+        heading, captions, lost = "Dense network", [], False
         if name in traces:
             trace = traces[name]
             heading = f"{SOLVERS.get(trace.header['settings'].get('solver'), 'Pruned')} trace"
             captions = [f"sample {trace.sample_id}", _removed(trace)]
-        columns.append((Column(heading, captions, []), picture))
+            lost = trace.decision is not None and not trace.decision.kept
+        columns.append((Column(heading, captions, [], lost), picture))
     title, subtitle = f"What excites {feature}", f"Network: {settings['model']}"
     draw_pictures(folder / FIGURE, columns, title, subtitle)
     page = render_template(

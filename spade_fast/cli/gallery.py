@@ -53,7 +53,7 @@ class Gallery:
         self._rows: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
         for row in index_rows(self._results, folder):
             row.update(_class_names(row))
-            group = row["state"] if row["state"] != "finished" else "kept" if row["decides"] else "lost"
+            group = row["state"] if row["state"] != "finished" else "kept" if row["decision_kept"] else "lost"
             self.counts[group] += 1
             if len(self._rows[group]) < _MOST_SAMPLES:
                 self._rows[group].append(row)
@@ -136,11 +136,8 @@ def _class_names(row: dict[str, Any]) -> dict[str, str]:
     """Return the names of the classes that the dense network and the trace of a finished sample predict."""
     names = _reported(row, "class_names")
     names = names if isinstance(names, dict) else {}
-    moments = {"before": "dense", "after": "trace"} if row["state"] == "finished" else {}
-    return {
-        f"name_{moment}": str(names.get(network, f"class {row[f'class_{moment}']}"))
-        for moment, network in moments.items()
-    }
+    moments = ("before", "after") if row["state"] == "finished" else ()
+    return {f"name_{moment}": str(names.get(moment, f"class {row[f'class_{moment}']}")) for moment in moments}
 
 
 def _decoded(thumbnail: Any) -> np.ndarray | None:

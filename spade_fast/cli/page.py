@@ -27,8 +27,10 @@ class _Network:
         Name of the network.
     target, top
         The explained class and the most probable classes, each with ``name`` and ``probability``, from the report.
-    decides
+    decision_kept
         Whether it predicts the same class as the dense network.
+    removed_of_network
+        Share of the whole network's weights that the pruned layers lack; 0 for the dense network.
     layers
         Reports of its layers; None for the dense network.
     """
@@ -36,7 +38,8 @@ class _Network:
     title: str
     target: Mapping[str, Any]
     top: Sequence[Mapping[str, Any]]
-    decides: bool
+    decision_kept: bool
+    removed_of_network: float
     layers: Sequence[Mapping[str, Any]] | None
 
     @property
@@ -78,13 +81,13 @@ def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequ
 
     settings = dict(report["settings"])
     settings["solvers"] = [f"{SOLVERS[solver]} ({solver})" for solver in report["traces"]]
-    dense = report["predictions"]["dense"]["top"][0]["class"]
     networks = [
         _Network(
             SOLVERS.get(name, "Dense network"),
             prediction["target"],
             prediction["top"],
-            prediction["top"][0]["class"] == dense,
+            name not in report["traces"] or report["traces"][name]["decision_kept"],
+            report["traces"][name]["network_sparsity"] if name in report["traces"] else 0.0,
             report["traces"][name]["layers"] if name in report["traces"] else None,
         )
         for name, prediction in report["predictions"].items()

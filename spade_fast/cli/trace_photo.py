@@ -14,6 +14,7 @@ from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
+from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import trace
 
@@ -57,9 +58,10 @@ def trace_photo(
     made = trace_image(image.name, pixels, model, model.module, config, setup, progress)
     with made.applied(model.module):
         after = predict(model.module, pixels)
+    made.decision = decision = Decision.between(before, after)
     made.save(out)
-    classes = [int(scores.argmax()) for scores in (before, after)]
-    if warn is not None and classes[0] != classes[1]:
+    if warn is not None and not decision.kept:
+        classes = (decision.class_before, decision.class_after)
         warn(lost_decision(f"the {SOLVERS[config.solver]} trace", *map(model.class_name, classes)))
     return made
 

@@ -22,6 +22,7 @@ from spade_fast._util.extras import extra_for, require
 from spade_fast.inputs.checkpoints import load_weights
 from spade_fast.inputs.logits import class_logits
 from spade_fast.inputs.pixels import resized_crop, upright
+from spade_fast.pruning.decision import probabilities
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -305,15 +306,7 @@ def predict(model: nn.Module, image: Tensor) -> Tensor:
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     with torch.no_grad():
-        output = model(image)
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1:
-        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InvalidValueError(f"the model must return one row of logits for one image, got {given}")
-    if output.shape[1] == 1:
-        raise InvalidValueError("the model returns a single logit: give spade_fast.inputs.two_classes(model)")
-    if not bool(torch.isfinite(output).all()):
-        raise InvalidValueError(f"the model returns NaN or infinite logits in {output.dtype}")
-    return output.to(torch.promote_types(output.dtype, torch.float32)).softmax(1)[0].cpu()
+        return probabilities(model(image))
 
 
 def demo_photo() -> Path:

@@ -20,6 +20,7 @@ from spade_fast._util.safetensors_file import (
     safetensors_header,
 )
 from spade_fast._util.strict_json import parse_json
+from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.solve import LayerReport
 
@@ -99,6 +100,8 @@ def _stored(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise InvalidValueError("its sample or its settings are missing")
     if not all(isinstance(text, str) for text in header["weights"].values()):
         raise InvalidValueError("its hashes of weights are not text")
+    if header.get("decision") is not None:
+        Decision.from_entries(header["decision"])
     if not isinstance(stored["layers"], list) or not isinstance(stored["reports"], list):
         raise InvalidValueError("its layers or reports are missing")
     return stored

@@ -7,14 +7,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidValueError, MissingFileError, UnknownLayerError
 from spade_fast._util.files import is_file, read_bytes, write_whole
 from spade_fast._util.hashes import hash_tensors
+from spade_fast._util.modes import evaluation_mode
+from spade_fast.pruning.decision import Decision, probabilities
 from spade_fast.pruning.exchange import WeightsApplied
 from spade_fast.pruning.module_kinds import named_parameters
 from spade_fast.pruning.pruned_layer import PrunedLayer
@@ -34,7 +38,8 @@ class Trace:
     header : dict
         ``sample_id``, ``settings`` (the fields of :class:`PruneConfig`), ``images``, ``passes``, ``seconds`` (by
         stage), ``library_version``, ``weights`` (the hash of each parameter of the dense model) and ``network_weights``
-        (the number of weights of the whole network: the elements of all parameters of two or more dimensions).
+        (the number of weights of the whole network: the elements of all parameters of two or more dimensions). Also
+        ``decision``, once it is recorded.
 
     Examples
     --------
@@ -89,6 +94,56 @@ class Trace:
         zeros = sum(layer.numel - layer.values.numel() for layer in self._pruned.values())
         return zeros / self.header["network_weights"] if zeros else 0.0
 
+    @property
+    def decision(self) -> Decision | None:
+        """What the dense network and the trace predict for the sample, or None if that was not recorded.
+
+        `Spade` and the commands record it, and :meth:`record_decision` does.
+        """
+        entries = self.header.get("decision")
+        return None if entries is None else Decision.from_entries(entries)
+
+    @decision.setter
+    def decision(self, decision: Decision) -> None:
+        self.header["decision"] = asdict(decision)
+
+    def record_decision(self, model: nn.Module, *inputs: Any) -> Decision:
+        """Run a model on the trace's sample, dense and with the trace applied, and record what both predict.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The model of the trace. It runs in evaluation mode without gradients.
+        *inputs
+            Its inputs for the sample, such as an image ``[1, C, H, W]``.
+
+        Returns
+        -------
+        Decision
+
+        Raises
+        ------
+        ValueError
+            The model does not return finite logits ``[1, classes]`` of two or more classes.
+        UserError
+            As in :meth:`applied`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from spade_fast import trace
+        >>> model, sample = torch.nn.Linear(8, 4), torch.randn(1, 8)
+        >>> sample_trace = trace(model, sample + 0.1 * torch.randn(64, 8), sparsity=0.25)
+        >>> decision = sample_trace.record_decision(model, sample)
+        >>> decision == sample_trace.decision
+        True
+        """
+        with torch.no_grad(), evaluation_mode(model):
+            dense = probabilities(model(*inputs))
+            with self.applied(model):
+                self.decision = decision = Decision.between(dense, probabilities(model(*inputs)))
+        return decision
+
     def mask(self, name: str) -> Tensor:
         """Return where a layer's weights survive, as a boolean tensor of the parameter's shape.
 
@@ -127,7 +182,7 @@ class Trace:
         return WeightsApplied(model, self._pruned.values(), self._check_model)
 
     def summary(self) -> str:
-        """Return a text table with one line per layer, below the sparsity of the pruned layers and of the network."""
+        """Return a text table with one line per layer, below the sparsities of layers and network and the decision."""
         titles = (
             "layer",
             "shape",
@@ -157,11 +212,13 @@ class Trace:
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        decision = [] if self.decision is None else [f"decision: {self.decision}"]
         shares = f"{self.sparsity:.2%} of the pruned layers, {self.network_sparsity:.2%} of the whole network"
-        return "\n".join([f"{self!r}: {shares}", *lines])
+        return "\n".join([f"{self!r}: {shares}", *decision, *lines])
 
     def __repr__(self) -> str:
-        return f"Trace(sample_id={self.sample_id!r}, {len(self._pruned)} layers, sparsity={self.sparsity:.4f})"
+        lost = "" if self.decision is None or self.decision.kept else ", decision lost"
+        return f"Trace(sample_id={self.sample_id!r}, {len(self._pruned)} layers, sparsity={self.sparsity:.4f}{lost})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: a bit mask and the surviving values of each pruned layer, and the header.

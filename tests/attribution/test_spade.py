@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from captum.attr import (  # noqa: E402
     Saliency,
 )
 
+from spade_fast import DecisionWarning  # noqa: E402
 from spade_fast.attribution import Spade, prepare_for_attribution  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
@@ -286,3 +288,34 @@ def test_an_iterator_as_calibration_is_refused():
     model = nn.Linear(4, 2)
     with pytest.raises(TypeError, match="calibration is an iterator"):
         Spade(Saliency(model), (torch.randn(3, 4) for _ in range(2)), sparsity=0.5)
+
+
+def test_traces_know_their_decisions(model, images):
+    spade = Spade(Saliency(model), AUGMENTER, **SETTINGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DecisionWarning)
+        spade.attribute(images, target=1)
+    for made, image in zip(spade.traces, images, strict=True):
+        assert made.decision == made.record_decision(model, image[None])
+    with torch.no_grad():  # without weights, the network predicts the class of the largest bias
+        model.head.bias.zero_()[model(images).argmin(1)[0]] = 1e-6
+    everything = Spade(Saliency(model), AUGMENTER, sparsity=1.0)
+    with pytest.warns(DecisionWarning, match=r"of 3 of 3 samples lost the decision \('0', '1', '2'\)") as caught:
+        everything.attribute(images, target=1)
+    (warned,) = [one for one in caught if one.category is DecisionWarning]
+    assert warned.filename == __file__ and not any(made.decision.kept for made in everything.traces)
+
+
+def test_decisions_with_further_arguments_and_of_other_outputs(images):
+    torch.manual_seed(0)
+    scaled, scale = Scaled().eval(), torch.full((3, 5), 2.0)
+    spade = Spade(Saliency(scaled), AUGMENTER, **SETTINGS)
+    spade.attribute(images, target=1, additional_forward_args=(scale,))
+    expected = [
+        made.record_decision(scaled, one[None], scale[:1]) for made, one in zip(spade.traces, images, strict=True)
+    ]
+    assert [made.decision for made in spade.traces] == expected
+    maps = nn.Conv2d(3, 4, 3).eval()
+    spade = Spade(Saliency(maps), AUGMENTER, **SETTINGS)
+    spade.attribute(images, target=(1, 2, 2))
+    assert [made.decision for made in spade.traces] == [None] * 3

@@ -178,7 +178,7 @@ def test_traces_are_those_of_the_trace_command(small, photos, tmp_path):
     assert made.layers == alone.layers and made.header["settings"] == alone.header["settings"]
     assert all(torch.equal(made.weight(name), alone.weight(name)) for name in made.layers)
     model = load_model(small).module
-    assert made.header["predictions"]["dense"]["class"] in range(4) and made.header["sparsity"] == made.sparsity
+    assert made.decision.class_before in range(4) and made.header["sparsity"] == made.sparsity
     with made.applied(model):
         pass
     report = json.loads((tmp_path / "out/reports/sub%2F02.png.json").read_text())
@@ -579,7 +579,7 @@ def test_unforeseen_errors_end_with_2(small, photos, tmp_path, monkeypatch):
         ({"--layers": "body.*"}, "body."),
         ({"--methods": "magic"}, "unknown method 'magic'"),
         ({"--methods": "GradCAM"}, "unknown method 'GradCAM': did you mean 'gradcam'?"),
-        ({"--methods": "saliency,gradcam", "--model": "small_network:gelu"}, "Grad-CAM cannot be used on Sequential"),
+        ({"--methods": "saliency,gradcam", "--model": "small_network:norm"}, "Grad-CAM cannot be used on Sequential"),
         ({"--engine": "Ray"}, "unknown engine 'Ray': did you mean 'ray'?"),
         ({"--augmentations": "0"}, "augmentations must be at least 1"),
         ({"--device": "gpu"}, "device 'gpu' cannot be used"),

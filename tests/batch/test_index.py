@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ parquet = pytest.importorskip("pyarrow.parquet")
 from batches import make_photos, run_small  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
+from spade_fast import Decision  # noqa: E402
 from spade_fast.batch import write_index  # noqa: E402
 from spade_fast.batch.index import COLUMNS  # noqa: E402
 from spade_fast.batch.samples import find_samples  # noqa: E402
@@ -46,10 +48,10 @@ def test_one_row_per_sample(out):
     assert (row["state"], row["error"], row["layers"], row["fallbacks"]) == ("finished", None, 1, 0)
     assert row["sparsity"] == made.sparsity and row["largest_error"] == row["mean_error"]
     assert row["largest_error"] == pytest.approx(made.reports[0].measured_error)
-    predictions = made.header["predictions"]
-    assert row["class_before"] == predictions["dense"]["class"]
-    assert row["probability_after"] == predictions["trace"]["probability"]
-    assert row["decides"] == (row["class_before"] == row["class_after"]) and rows["bad.png"]["decides"] is None
+    assert made.decision == Decision(**{field: row[field] for field in asdict(made.decision)})
+    assert (
+        row["decision_kept"] == (row["class_before"] == row["class_after"]) and rows["bad.png"]["decision_kept"] is None
+    )
     assert all(row[f"seconds_{stage}"] > 0 for stage in ("load", "augment", "forward", "gram", "solve"))
 
 

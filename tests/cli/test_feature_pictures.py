@@ -38,7 +38,7 @@ def test_a_labelled_page_with_dense_and_traces_side_by_side(small, trace, tmp_pa
     out = tmp_path / "out"
     result = invoke("visualize", "Dog", "--model", small, "--steps", 3, "--trace", trace, "--out", out)
     assert result.exit_code == 0, result.output
-    names = ["dense.png", "one.png", "overview.png", "index.html"]
+    names = ["dense.png", "one.png", "overview.png", "report.json", "index.html"]
     assert result.stdout.splitlines() == [str(out / name) for name in names]
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     html = (out / "index.html").read_text()
@@ -64,7 +64,7 @@ def test_titles_of_channels_neurons_and_classes_without_names(small, tmp_path):
     assert Parsed((out / "index.html").read_text()).texts("h1") == [
         "What excites central neuron of channel 5 of layer 2"
     ]
-    assert invoke("visualize", 2, *given[2:], "--model", "small_network:gelu").exit_code == 0
+    assert invoke("visualize", 2, *given[2:], "--model", "small_network:norm").exit_code == 0
     assert Parsed((out / "index.html").read_text()).texts("h1") == ["What excites class “class 2”"]
 
 
@@ -79,10 +79,10 @@ def test_titles_of_channels_neurons_and_classes_without_names(small, tmp_path):
         ("1", {"--steps": "0"}, "steps must be at least 1, got 0"),
         ("1", {"--seed": "-1"}, "seed must lie between 0 and"),
         ("1", {"--neuron": None}, "a neuron needs a layer"),
-        ("dog", {"--model": "small_network:gelu"}, "the network has no class names: give its index instead of 'dog'"),
+        ("dog", {"--model": "small_network:norm"}, "the network has no class names: give its index instead of 'dog'"),
         (
             "1",
-            {"--model": "small_network:gelu", "--trace": "one.safetensors"},
+            {"--model": "small_network:norm", "--trace": "one.safetensors"},
             "was not made from the given",
         ),
         (

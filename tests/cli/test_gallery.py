@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,8 +20,12 @@ from batches import make_photos, run_small  # noqa: E402
 from test_page import HOSTILE, Parsed  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from spade_fast._util.safetensors_file import safetensors_metadata  # noqa: E402
-from spade_fast.batch.results import Results  # noqa: E402
+from spade_fast import Trace  # noqa: E402
+from spade_fast.batch.results import (  # noqa: E402
+    Results,
+    read_report,
+    report_file,
+)
 from spade_fast.batch.thumbnails import thumbnail  # noqa: E402
 from spade_fast.cli import gallery  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
@@ -48,16 +52,10 @@ def out(small, tmp_path):
 def lose(out, name):
     """Let a sample's trace predict another class: ``dog`` with 60 %."""
     path = out / "traces" / f"{name.replace('/', '%2F')}.safetensors"
-    contents = path.read_bytes()
-    length = int.from_bytes(contents[:8], "little")
-    header = json.loads(contents[8 : 8 + length])
-    trace = json.loads(header["__metadata__"]["trace"])
-    dense = trace["header"]["predictions"]["dense"]["class"]
-    trace["header"]["predictions"]["trace"].update({"class": (dense + 1) % 4, "probability": 0.6})
-    header["__metadata__"]["trace"] = json.dumps(trace)
-    written = json.dumps(header).encode()
-    path.write_bytes(len(written).to_bytes(8, "little") + written + contents[8 + length :])
-    assert safetensors_metadata(io.BytesIO(path.read_bytes()), path.stat().st_size)["trace"]
+    made = Trace.load(path)
+    before = made.decision
+    made.decision = replace(before, class_after=(before.class_before + 1) % 4, probability_after=0.6)
+    made.save(path)
 
 
 def samples(parsed):
@@ -84,10 +82,9 @@ def test_a_card_per_sample(small, out, packed):
     )
     for name in Results(out):
         trace = Results(out)[name]
-        dense, pruned = (trace.header["predictions"][which] for which in ("dense", "trace"))
-        names = ("ant", "bee", "cat", "dog")
-        assert f"Dense network: {names[dense['class']]} {dense['probability']:.1%}" in found[name]
-        assert f"SPADE trace: {names[pruned['class']]} {pruned['probability']:.1%}" in found[name]
+        decision, names = trace.decision, ("ant", "bee", "cat", "dog")
+        assert f"Dense network: {names[decision.class_before]} {decision.probability_before:.1%}" in found[name]
+        assert f"SPADE trace: {names[decision.class_after]} {decision.probability_after:.1%}" in found[name]
         assert f"{trace.sparsity:.1%} removed in 1 layer" in found[name]
 
 
@@ -156,8 +153,8 @@ def test_many_samples_are_paged(out, monkeypatch):
 
 
 def test_what_is_missing_or_damaged_is_left_out(out):
-    report = json.loads((out / "reports/00.png.json").read_text())
-    (out / "reports/00.png.json").write_text(json.dumps({**report, "thumbnail": "////", "class_names": None}))
+    path = out / "reports/00.png.json"
+    path.write_bytes(report_file({**read_report(path), "thumbnail": "////", "class_names": None}))
     (out / "reports/01.png.json").unlink()
     (out / "maps/01.png.safetensors").write_bytes(b"cut")
     cut = out / "traces/sub%2F02.png.safetensors"

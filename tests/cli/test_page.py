@@ -89,7 +89,10 @@ def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings
             "exact": prediction(exact, target),
             "sparsegpt": prediction(sparsegpt, target),
         },
-        "traces": {"exact": {"layers": layers}, "sparsegpt": {"layers": layers}},
+        "traces": {
+            name: {"layers": layers, "network_sparsity": 0.125, "decision_kept": found == dense}
+            for name, found in (("exact", exact), ("sparsegpt", sparsegpt))
+        },
     }
 
 
@@ -201,7 +204,7 @@ def test_layers():
         if "bar" in attributes.get("class", "").split()
     ]
     assert styles[:4] == ["width: 0.00%", "width: 0.00%", "width: 50.00%", "width: 100.00%"]
-    assert "25.0% of the weights in 2 layers removed." in parsed.texts("article")[1]
+    assert "25.0% of the weights in 2 layers removed, 12.5% of the network" in parsed.texts("article")[1]
     only = make_page(make_report(layers=[layer("c", 0.5, note="no inputs")]))
     assert "No layer pruned. Still predicts “ant”." in Parsed(only).texts("article")[1]
 

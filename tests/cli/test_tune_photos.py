@@ -221,7 +221,7 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         ({"--score": "localization"}, "unknown score 'localization': did you mean 'localisation'?"),
         ({"--score": "localisation", "--masks": "none"}, "no such folder of masks: none"),
         ({"--score": "localisation", "--masks": "."}, "photo.png is not a mask of photo.png: its size is"),
-        ({"--score": "deletion", "--method": "gradcam", "--model": "small_network:gelu"}, "Grad-CAM cannot be used on"),
+        ({"--score": "deletion", "--method": "gradcam", "--model": "small_network:norm"}, "Grad-CAM cannot be used on"),
         ({"--candidates": "0.5,80"}, "candidates[1] must lie between 0 and 1, got 80.0: did you mean 0.8?"),
         ({"--candidates": "0.5,x"}, "candidates must be a number, got 'x'"),
         ({"--candidates": "0.5,2"}, "candidates[1] must lie between 0 and 1"),

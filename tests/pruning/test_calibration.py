@@ -571,7 +571,7 @@ def test_out_of_memory_keeps_its_type():
             return super().forward(x) + torch.empty(2**50)
 
     model = Greedy(3, 2)
-    with pytest.raises(RuntimeError, match="you tried to allocate") as caught:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:  # as the allocator says it
         trace(model, torch.randn(5, 3), sparsity=0.5)
     assert not isinstance(caught.value, UserError) and is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError("out of memory"))

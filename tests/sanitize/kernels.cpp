@@ -116,8 +116,8 @@ void solutions(const spade::KernelTable<T>& table, int64_t columns, const std::v
 }
 
 template <class T>
-void sweeps(const spade::KernelTable<T>& table, int64_t rows, int64_t columns, int64_t mask_block, int64_t n,
-            int64_t m) {
+void sweeps(const spade::KernelTable<T>& table, int64_t rows, int64_t columns, int64_t mask_block, int64_t n, int64_t m,
+            bool keep_zeros) {
   std::vector<T> factor = positive_definite<T>(columns);
   const int64_t stride = table.sparsegpt_stride(rows);
   std::vector<T> weight(columns * stride, T(0));
@@ -125,15 +125,30 @@ void sweeps(const spade::KernelTable<T>& table, int64_t rows, int64_t columns, i
     const std::vector<T> column = random_values<T>(rows);
     std::copy(column.begin(), column.end(), weight.begin() + c * stride);
   }
+  std::vector<uint8_t> zeros(columns * rows);
+  for (int64_t i = 0; i < columns * rows; i += 5) {
+    zeros[i] = 1;
+    weight[i / rows * stride + i % rows] = T(0);
+  }
   std::vector<int64_t> counts((columns + mask_block - 1) / mask_block);
   for (size_t i = 0; i < counts.size(); ++i) {
     counts[i] = rows * (std::min<int64_t>(columns, (i + 1) * mask_block) - i * mask_block) / 2;
   }
   std::vector<T> losses(rows, T(0));
   Block<T> workspace(table.sparsegpt_workspace(rows, mask_block));
-  const spade::SparseGptTask<T> task = {
-      rows,          columns,       stride,        mask_block,      n, m, false, counts.data(),
-      factor.data(), weight.data(), losses.data(), workspace.data()};
+  const spade::SparseGptTask<T> task = {rows,
+                                        columns,
+                                        stride,
+                                        mask_block,
+                                        n,
+                                        m,
+                                        false,
+                                        keep_zeros ? zeros.data() : nullptr,
+                                        counts.data(),
+                                        factor.data(),
+                                        weight.data(),
+                                        losses.data(),
+                                        workspace.data()};
   for (int64_t begin = 0; begin < columns;) {
     const int64_t end = table.sparsegpt_panel_end(columns, mask_block, begin);
     table.sparsegpt_panel(task, begin, end);
@@ -167,9 +182,11 @@ void all(const spade::KernelTable<T>& table) {
   for (int64_t columns : {1, 2, 11, 12, 13, 31, 33, 95, 96, 97, 200, 300}) factors(table, columns);
   for (int64_t rows : {1, 2, 7, 16, 33}) {
     for (int64_t columns : {1, 3, 9, 17, 130, 260}) {
-      for (int64_t mask_block : {1, 2, 9, 140, 300}) sweeps(table, rows, columns, std::min(mask_block, columns), 0, 0);
+      for (int64_t mask_block : {1, 2, 9, 140, 300})
+        for (bool keep_zeros : {false, true})
+          sweeps(table, rows, columns, std::min(mask_block, columns), 0, 0, keep_zeros);
     }
-    sweeps(table, rows, 136, 4, 2, 4);
+    for (bool keep_zeros : {false, true}) sweeps(table, rows, 136, 4, 2, 4, keep_zeros);
   }
 }
 

@@ -1,0 +1,98 @@
+"""`Decision`: the classes that the dense network and a trace predict for the trace's sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spade_fast._util.checks import is_number
+from spade_fast._util.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The classes that the dense network and a trace predict for the trace's sample.
+
+    Attributes
+    ----------
+    class_before, class_after : int
+        Class that the dense network and the trace predict.
+    probability_before, probability_after : float
+        Probability that each gives to its own class.
+    probability_after_of_class_before : float
+        Probability that the trace gives to the dense network's class.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast import Decision
+    >>> decision = Decision.between(torch.tensor([0.1, 0.9]), torch.tensor([0.7, 0.3]))
+    >>> decision.class_before, decision.class_after, decision.kept
+    (1, 0, False)
+    """
+
+    class_before: int
+    probability_before: float
+    class_after: int
+    probability_after: float
+    probability_after_of_class_before: float
+
+    @classmethod
+    def between(cls, dense: Tensor, pruned: Tensor) -> Decision:
+        """Compare the probabilities ``[classes]`` that the dense network and the trace give for the sample.
+
+        If several classes tie, the first of them is the prediction.
+        """
+        before, after = int(dense.argmax()), int(pruned.argmax())
+        return cls(before, float(dense[before]), after, float(pruned[after]), float(pruned[before]))
+
+    @classmethod
+    def from_entries(cls, entries: Mapping[str, Any]) -> Decision:
+        """Make a decision of the entries of a trace's file; ValueError if they are not those of one."""
+        names = [field.name for field in fields(cls)]
+        if not isinstance(entries, Mapping) or sorted(entries) != sorted(names):
+            raise InvalidValueError(f"a decision has the entries {', '.join(names)}")
+        for name, value in entries.items():
+            is_class = name in ("class_before", "class_after")
+            fits = isinstance(value, int) and value >= 0 if is_class else is_number(value) and math.isfinite(value)
+            if isinstance(value, bool) or not fits:
+                raise InvalidValueError(f"a decision has {name} {value!r}")
+        return cls(**entries)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the trace predicts the class that the dense network predicts."""
+        return self.class_before == self.class_after
+
+    def __str__(self) -> str:
+        if self.kept:
+            after = f"kept, {self.probability_after:.1%}"
+        else:
+            after = (
+                f"lost: class {self.class_after}, {self.probability_after:.1%} "
+                f"({self.probability_after_of_class_before:.1%} for class {self.class_before})"
+            )
+        return f"class {self.class_before}, {self.probability_before:.1%}; {after}"
+
+
+def probabilities(output: Any) -> Tensor:
+    """Return the softmax ``[classes]`` of a network's output for one sample, on the CPU, in at least float32.
+
+    Raises
+    ------
+    ValueError
+        The output is not one row of finite logits ``[1, classes]`` of two or more classes.
+    """
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() != 2 or len(output) != 1:
+        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InvalidValueError(f"the model must return one row of logits for one image, got {given}")
+    if output.shape[1] < 2:
+        raise InvalidValueError("the model returns a single logit: give spade_fast.inputs.two_classes(model)")
+    if not bool(torch.isfinite(output).all()):
+        raise InvalidValueError(f"the model returns NaN or infinite logits in {output.dtype}")
+    return output.detach().to(torch.promote_types(output.dtype, torch.float32)).softmax(1)[0].cpu()

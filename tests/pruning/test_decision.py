@@ -1,0 +1,101 @@
+"""What the dense network and a trace predict for the sample."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from spade_fast import Decision, Trace, TraceAppliedError, trace
+from spade_fast.pruning.decision import probabilities
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)).train()
+
+
+@pytest.fixture
+def sample():
+    return torch.randn(1, 12, generator=torch.Generator().manual_seed(1))
+
+
+def make(model, sample, sparsity):
+    noise = torch.randn(64, 12, generator=torch.Generator().manual_seed(2))
+    return trace(model, sample + noise, sparsity=sparsity)
+
+
+@pytest.mark.parametrize("sparsity", [0.2, 1.0])
+def test_the_decision_is_that_of_both_networks(model, sample, sparsity, tmp_path):
+    made, before = make(model, sample, sparsity), copy.deepcopy(model.state_dict())
+    assert made.decision is None and "decision" not in made.summary()
+    decision = made.record_decision(model, sample)
+    assert model.training and all(torch.equal(one, model.state_dict()[name]) for name, one in before.items())
+    dense = model.eval()(sample).detach().softmax(1)[0]
+    with made.applied(model):
+        pruned = model(sample).detach().softmax(1)[0]
+    assert (decision.class_before, decision.class_after) == (int(dense.argmax()), int(pruned.argmax()))
+    found = (decision.probability_before, decision.probability_after, decision.probability_after_of_class_before)
+    assert found == pytest.approx([float(dense.max()), float(pruned.max()), float(pruned[dense.argmax()])])
+    assert decision.kept == (dense.argmax() == pruned.argmax()) and decision == made.decision
+    made.save(tmp_path / "trace")
+    assert Trace.load(tmp_path / "trace").decision == decision
+
+
+def test_a_lost_decision_is_shown(model, sample):
+    made = make(model, sample, 0.5)
+    made.decision = Decision(2, 0.75, 0, 0.5, 0.25)
+    assert not made.decision.kept and "decision lost" in repr(made)
+    assert "decision: class 2, 75.0%; lost: class 0, 50.0% (25.0% for class 2)" in made.summary()
+    made.decision = Decision(2, 0.75, 2, 0.5, 0.5)
+    assert "lost" not in repr(made) and "decision: class 2, 75.0%; kept, 50.0%" in made.summary()
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        (torch.zeros(2, 3), r"one row of logits for one image, got \[2, 3\]"),
+        (torch.zeros(3), r"got \[3\]"),
+        ((torch.zeros(1, 3),), "got tuple"),
+        (torch.zeros(1, 3, dtype=torch.int64), "one row of logits"),
+        (torch.zeros(1, 1), "single logit"),
+        (torch.full((1, 3), torch.nan), "NaN or infinite"),
+    ],
+)
+def test_other_outputs_are_no_decision(output, message):
+    with pytest.raises(ValueError, match=message):
+        probabilities(output)
+
+
+def test_half_precision_is_compared_in_float32():
+    assert probabilities(torch.tensor([[1.0, 2.0]], dtype=torch.float16)).dtype == torch.float32
+
+
+def test_an_applied_trace_is_refused(model, sample):
+    made = make(model, sample, 0.5)
+    with made.applied(model), pytest.raises(TraceAppliedError):
+        made.record_decision(model, sample)
+    assert made.decision is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_before": -1},
+        {"class_after": 1.5},
+        {"class_after": True},
+        {"probability_before": "1"},
+        {"probability_after": float("nan")},
+        {"probability_after": float("inf")},
+        {"more": 1},
+        {"class_before": None},
+    ],
+)
+def test_damaged_entries_are_refused(changes):
+    entries = {**json.loads(json.dumps(vars(Decision(0, 0.5, 1, 0.5, 0.25)))), **changes}
+    with pytest.raises(ValueError, match="a decision has"):
+        Decision.from_entries(entries)
