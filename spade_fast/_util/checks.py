@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.text import first_line
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
@@ -119,4 +120,4 @@ def check_device(name: str) -> None:
         if torch.device(name).type == "meta":
             raise RuntimeError("its tensors have no values")
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise InvalidValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise InvalidValueError(f"device {name!r} cannot be used: {first_line(error)}") from error

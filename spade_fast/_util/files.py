@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import shutil
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from spade_fast._util.errors import InputError, MissingFileError, OutputError, UserError
+from spade_fast._util.strict_json import parse_json
+from spade_fast._util.text import listed
 
 # The file of a result folder that names all its files, and so tells a later run what it may replace.
 REPORT = "report.json"
@@ -78,7 +79,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file for reading; OSError if it is none, without waiting for the other end of a pipe."""
+    """Open a file for reading; raise OSError for a folder, pipe or device, without waiting for data."""
 
     def opener(name: str, flags: int) -> int:
         descriptor = os.open(name, flags | os.O_NONBLOCK)
@@ -184,16 +185,17 @@ def _refuse_others(out: Path) -> None:
     earlier = _written_files(out)
     others = sorted(path.name for path in out.iterdir() if path.name not in earlier and not is_hidden(path.name))
     if others:
-        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        raise OutputError(f"the output folder {out} has files that no earlier run wrote ({shown}): choose another")
+        raise OutputError(
+            f"the output folder {out} has files that no earlier run wrote ({listed(others)}): choose another"
+        )
 
 
 def _written_files(out: Path) -> list[str]:
     """Return the files of a folder that the report of an earlier run names, itself among them; none without one."""
     try:
-        report = json.loads((out / REPORT).read_bytes())
+        report = parse_json((out / REPORT).read_bytes(), finite=False)
         names = report["files"] if "spade_fast" in report["versions"] else []
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return []
     if not isinstance(names, list) or REPORT not in names:
         return []

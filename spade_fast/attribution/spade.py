@@ -17,6 +17,7 @@ from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
+from spade_fast._util.text import listed
 from spade_fast.attribution.sample_arguments import bind_arguments, divide_arguments, innermost
 from spade_fast.pruning import tracing
 from spade_fast.pruning.calibration import Batches
@@ -246,7 +247,7 @@ class Spade(Attribution):
     def _warn(self) -> None:
         lost = [made.sample_id for made in self.traces if made.decision is not None and not made.decision.kept]
         if lost:
-            shown = ", ".join(map(repr, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+            shown = listed(list(map(repr, lost)), 5)
             warnings.warn(
                 f"the traces of {len(lost)} of {len(self.traces)} samples lost the decision ({shown}): they predict "
                 "another class than the dense network, so that the result does not explain its prediction",

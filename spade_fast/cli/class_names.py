@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from spade_fast._util.checks import nearest, plain
 from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.text import listed
 
 _MOST_LISTED = 10
 
@@ -41,15 +42,12 @@ def class_index(given: int | str, names: Sequence[str], allowed: str) -> int:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InvalidValueError(f"{given!r} names several classes: choose the index of {_listed(found, names)}")
+        raise InvalidValueError(f"{given!r} names several classes: choose the index of {_described(found, names)}")
     near = [index for index, name in enumerate(names) if wanted and wanted in plain(name)]
     near = near or [names.index(name) for name in nearest(given, names)]
-    hint = f": did you mean {_listed(near, names)}?" if near else ""
+    hint = f": did you mean {_described(near, names)}?" if near else ""
     raise InvalidValueError(f"the network has no class {given!r}{hint}")
 
 
-def _listed(indices: Iterable[int], names: Sequence[str]) -> str:
-    indices = list(indices)
-    listed = [f"{names[index]!r} ({index})" for index in indices[:_MOST_LISTED]]
-    more = [f"{len(indices) - _MOST_LISTED} more"] if len(indices) > _MOST_LISTED else []
-    return ", ".join([*listed, *more])
+def _described(indices: Iterable[int], names: Sequence[str]) -> str:
+    return listed([f"{names[index]!r} ({index})" for index in indices], _MOST_LISTED)

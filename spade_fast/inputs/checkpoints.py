@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.files import read_bytes
 from spade_fast._util.out_of_memory import is_out_of_memory
+from spade_fast._util.text import first_line, listed
 
-_SHOWN = 3  # names per kind of difference
 _COMPILED = "_orig_mod."  # torch.compile puts it into names
 
 
@@ -76,7 +76,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     if found:
         keys = ", ".join(map(repr, found))
         raise ValueError(f"it holds several sets of weights ({keys}); save the one to load by itself")
-    held = f"a dict with {_some(list(map(repr, loaded)))}" if isinstance(loaded, Mapping) else type(loaded).__name__
+    held = f"a dict with {listed(list(map(repr, loaded)))}" if isinstance(loaded, Mapping) else type(loaded).__name__
     raise ValueError(f"it holds {held}; save model.state_dict()")
 
 
@@ -100,12 +100,7 @@ def _renamed(given: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, 
 
 
 def _differences(found: Mapping[str, list[str]]) -> str:
-    return "; ".join(f"{kind}: {_some(names)}" for kind, names in found.items() if names)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return "; ".join(f"{kind}: {listed(names)}" for kind, names in found.items() if names)
 
 
 def _reason(error: Exception) -> str:
@@ -114,4 +109,4 @@ def _reason(error: Exception) -> str:
         return f"it holds a pickled {pickled[1]}, whose loading would run code; save model.state_dict() alone"
     if isinstance(error, UnpicklingError):
         return "it is damaged, or not a file of torch.save"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)

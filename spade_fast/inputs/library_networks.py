@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InputError, InvalidValueError, MissingExtraError
 from spade_fast._util.extras import extra_for
+from spade_fast._util.text import first_line, listed
 from spade_fast.inputs.checkpoints import load_weights
 from spade_fast.inputs.networks import LoadedModel, assumed, imagenet_class_names
 
@@ -88,20 +89,18 @@ def timm_network(name: str, architecture: str, weights: str = "") -> LoadedModel
         import timm
         from timm.data import infer_imagenet_subset, resolve_model_data_config
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), 5)
-        raise InvalidValueError(
-            f"timm has no network {architecture!r}" + (f"; it has {', '.join(close)}" if close else "")
-        )
+        close = ", ".join(nearest(architecture, timm.list_models()))
+        raise InvalidValueError(f"timm has no network {architecture!r}" + (f"; it has {close}" if close else ""))
     try:
         with _same_random_weights():
             module = timm.create_model(architecture, pretrained=not weights)
     except OSError as error:
         raise InputError(
-            f"timm cannot download the weights of {architecture} ({_first_line(error)}): give a file as "
+            f"timm cannot download the weights of {architecture} ({first_line(error)}): give a file as "
             f"timm:{architecture}:FILE, or none for random weights"
         ) from error
     except RuntimeError as error:
-        raise InvalidValueError(f"timm cannot make {architecture}: {_first_line(error)}") from error
+        raise InvalidValueError(f"timm cannot make {architecture}: {first_line(error)}") from error
     names = imagenet_class_names() if infer_imagenet_subset(module) == "imagenet-1k" else ()
     loaded = timm_preprocessing(name, resolve_model_data_config(module))
     loaded = replace(loaded, module=module, class_names=names)
@@ -135,12 +134,12 @@ def hugging_face_network(name: str, location: str) -> LoadedModel:
         processor = AutoImageProcessor.from_pretrained(location)
         module, loading = AutoModelForImageClassification.from_pretrained(location, output_loading_info=True)
     except OSError as error:
-        raise InputError(f"transformers cannot load {location!r}: {_first_line(error)}") from error
+        raise InputError(f"transformers cannot load {location!r}: {first_line(error)}") from error
     except (ValueError, KeyError, RuntimeError) as error:
-        raise InvalidValueError(f"transformers cannot load {location!r}: {_first_line(error)}") from error
+        raise InvalidValueError(f"transformers cannot load {location!r}: {first_line(error)}") from error
     missing = sorted(loading["missing_keys"])
     if missing:
-        raise InvalidValueError(f"{name} has no weights for {', '.join(missing[:3])}: is it a trained classifier?")
+        raise InvalidValueError(f"{name} has no weights for {listed(missing)}: is it a trained classifier?")
     if module.config.problem_type not in (None, "single_label_classification"):
         raise InvalidValueError(
             f"{name} is trained for {module.config.problem_type}; only classifiers with one class per photo can be used"
@@ -249,10 +248,6 @@ def _plain(colour: int) -> Image:
 
 def _not_mapped(name: str, what: str) -> InvalidValueError:
     return InvalidValueError(
-        f"the preprocessing of {name} is none that a LoadedModel can do ({what}): load it in a function of your own "
+        f"the preprocessing of {name} cannot be expressed by a LoadedModel ({what}): load it in a function of your own "
         "that returns a LoadedModel, and give that as module:callable"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -185,7 +185,7 @@ def test_image_processors(transformers, vit, tmp_path, processor, options, resiz
 )
 def test_image_processors_that_cannot_be_expressed(transformers, vit, tmp_path, processor, options, message):
     vit(tmp_path, getattr(transformers, processor)(**options))
-    with pytest.raises(ValueError, match=rf"preprocessing of hf:.* is none that .*{message}.*module:callable"):
+    with pytest.raises(ValueError, match=rf"preprocessing of hf:.* cannot be expressed .*{message}.*module:callable"):
         load_model(f"hf:{tmp_path}")
 
 
