@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from spade_fast.attribution.function_calls import argument, function_names, name_of
+
 RECTIFIER, ELEMENTWISE, SOFTMAX, PRODUCT, OTHER = "rectifier", "elementwise", "softmax", "product", "other"
 MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
 STAND_INS = (RECTIFIER, ELEMENTWISE, SOFTMAX, *MAX_POOLS)
 _LINEAR = "linear"
 
 
-def _names(*lines: str) -> frozenset[str]:
-    return frozenset(" ".join(lines).split())
-
-
-_ELEMENTWISE = _names(
+_ELEMENTWISE = function_names(
     "relu relu6 threshold clamp clip clamp_min clamp_max hardtanh leaky_relu rrelu prelu elu selu celu gelu silu",
     "mish softplus softsign tanhshrink hardshrink softshrink hardswish hardsigmoid logsigmoid log_sigmoid sigmoid",
     "expit tanh exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square pow rpow float_power reciprocal rdiv",
@@ -30,11 +28,11 @@ _ELEMENTWISE = _names(
 _QUOTIENTS = frozenset(("div", "divide", "true_divide"))
 _GATES = frozenset(("mul", "multiply", "where", "masked_fill", "setitem"))
 # Linear in each of their tensors, but not in two together.
-_PRODUCTS = _names(
+_PRODUCTS = function_names(
     "mul multiply matmul bmm mm mv dot einsum baddbmm addmm addbmm outer linear bilinear conv1d conv2d conv3d",
     "conv_transpose1d conv_transpose2d conv_transpose3d addcmul tensordot lerp grid_sample",
 )
-_OTHERS = _names(
+_OTHERS = function_names(
     "layer_norm native_layer_norm group_norm instance_norm rms_norm local_response_norm normalize",
     "multi_head_attention_forward scaled_dot_product_attention softmin log_softmax gumbel_softmax logsumexp glu",
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d",
@@ -76,7 +74,7 @@ def read_call(
     `depends` says whether a tensor is computed, with a gradient, from the network's input.
     """
     full = getattr(function, "__name__", "").split(".")[0]
-    name = full.strip("_").removeprefix("special_")
+    name = name_of(function).removeprefix("special_")
     if name not in _KNOWN:
         return None
     arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
@@ -99,7 +97,7 @@ def _kind(name: str, args: Sequence[Any], kwargs: dict[str, Any], places: list[i
     if name == "softmax":
         return SOFTMAX
     if name == "batch_norm":
-        return OTHER if _argument(args, kwargs, 5, "training", False) else _LINEAR
+        return OTHER if argument(args, kwargs, 5, "training", False) else _LINEAR
     if name in _OTHERS:
         return OTHER
     if name in _PRODUCTS and len(places) > 1:
@@ -110,7 +108,7 @@ def _kind(name: str, args: Sequence[Any], kwargs: dict[str, Any], places: list[i
         return _kind_of_gate(name, args, kwargs, places)
     if name in _PRODUCTS:
         return _LINEAR
-    if len(places) > 1 or (name in ("max", "min") and not isinstance(_second(args, kwargs, "other"), Tensor)):
+    if len(places) > 1 or (name in ("max", "min") and not isinstance(argument(args, kwargs, 1, "other"), Tensor)):
         return OTHER
     if name in _QUOTIENTS and places[0] == 0:
         return _LINEAR
@@ -122,18 +120,18 @@ def _is_rectifier(name: str, args: Sequence[Any], kwargs: dict[str, Any], place:
     if name in ("relu", "relu6"):
         return True
     if name in ("clamp", "clip"):
-        return _is_zero(_second(args, kwargs, "min")) and _is_positive(_argument(args, kwargs, 2, "max", None))
+        return _is_zero(argument(args, kwargs, 1, "min")) and _is_positive(argument(args, kwargs, 2, "max"))
     if name == "clamp_min":
-        return _is_zero(_second(args, kwargs, "min"))
+        return _is_zero(argument(args, kwargs, 1, "min"))
     if name == "hardtanh":
-        lower, upper = _argument(args, kwargs, 1, "min_val", -1.0), _argument(args, kwargs, 2, "max_val", 1.0)
+        lower, upper = argument(args, kwargs, 1, "min_val", -1.0), argument(args, kwargs, 2, "max_val", 1.0)
         return _is_zero(lower) and _is_positive(upper)
     if name == "threshold":
-        return _is_zero(_second(args, kwargs, "threshold")) and _is_zero(_argument(args, kwargs, 2, "value", None))
+        return _is_zero(argument(args, kwargs, 1, "threshold")) and _is_zero(argument(args, kwargs, 2, "value"))
     if name == "leaky_relu":
-        return _is_zero(_argument(args, kwargs, 1, "negative_slope", 0.01))
+        return _is_zero(argument(args, kwargs, 1, "negative_slope", 0.01))
     if name in ("maximum", "fmax", "max"):
-        return _is_zero(args[0] if place != 0 else _second(args, kwargs, "other"))
+        return _is_zero(args[0] if place != 0 else argument(args, kwargs, 1, "other"))
     return False
 
 
@@ -147,12 +145,12 @@ def _kind_of_gate(name: str, args: Sequence[Any], kwargs: dict[str, Any], places
         if places == [2]:
             gate, kept, other = ~gate, other, kept
     elif name in ("masked_fill", "setitem"):
-        gate, kept, other = _second(args, kwargs, "mask"), args[0], _argument(args, kwargs, 2, "value", 0)
+        gate, kept, other = argument(args, kwargs, 1, "mask"), args[0], argument(args, kwargs, 2, "value", 0)
         if not isinstance(gate, Tensor) or gate.dtype != torch.bool:
             return _LINEAR
         gate = ~gate
     else:
-        kept, gate = args[0], _second(args, kwargs, "other")
+        kept, gate = args[0], argument(args, kwargs, 1, "other")
         if places != [0]:
             kept, gate = gate, kept
     if not isinstance(gate, Tensor) or not isinstance(kept, Tensor):
@@ -163,14 +161,6 @@ def _kind_of_gate(name: str, args: Sequence[Any], kwargs: dict[str, Any], places
     # A gate that differs between inputs and baselines, the halves of DeepLIFT's batch, is computed from them.
     batched = not gate.requires_grad and gate.dim() == kept.dim() and len(gate) == len(kept) and len(gate) % 2 == 0
     return OTHER if batched and not torch.equal(*gate.chunk(2)) else _LINEAR
-
-
-def _argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str, default: Any) -> Any:
-    return args[place] if len(args) > place else kwargs.get(name, default)
-
-
-def _second(args: Sequence[Any], kwargs: dict[str, Any], name: str) -> Any:
-    return _argument(args, kwargs, 1, name, None)
 
 
 def _is_zero(value: Any) -> bool:

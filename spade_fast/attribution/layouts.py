@@ -10,15 +10,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from spade_fast.attribution.function_calls import argument, function_names, name_of
+
 FIRST, LAST = 1, 3
 
-
-def _names(*lines: str) -> frozenset[str]:
-    return frozenset(" ".join(lines).split())
-
-
 # Functions of maps [N, C, H, W].
-_OF_FIRST = _names(
+_OF_FIRST = function_names(
     "conv2d conv_transpose2d batch_norm instance_norm group_norm local_response_norm max_pool2d avg_pool2d",
     "adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices fractional_max_pool2d lp_pool2d interpolate",
     "upsample pixel_shuffle pixel_unshuffle channel_shuffle grid_sample",
@@ -27,7 +24,7 @@ _NORMS = frozenset(("layer_norm", "rms_norm"))
 _REDUCTIONS = frozenset(("mean", "sum", "amax", "amin", "std", "var", "norm", "logsumexp"))
 _EXCHANGES = frozenset(("transpose", "swapaxes", "swapdims"))
 # After these, among them properties such as mT, the order of the dimensions is not known.
-_OTHERS = _names(
+_OTHERS = function_names(
     "view reshape unflatten movedim moveaxis rollaxis einsum tensordot matmul bmm baddbmm stack unfold fold",
     "scaled_dot_product_attention rot90 as_strided unsqueeze expand squeeze get",
 )
@@ -57,7 +54,7 @@ class Layouts(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        name = getattr(function, "__name__", "").split(".")[0].strip("_")
+        name = name_of(function)
         given = args[0] if args else next(iter(kwargs.values()), None)
         layout = self._layout(name, given, args, kwargs)
         for one in tree_leaves(result):
@@ -70,7 +67,7 @@ class Layouts(TorchFunctionMode):
         if name in _OF_FIRST:
             self._set(given, FIRST)
             return FIRST
-        if name == "linear" or (name in _NORMS and len(_second(args, kwargs, "normalized_shape")) == 1):
+        if name == "linear" or (name in _NORMS and len(argument(args, kwargs, 1, "normalized_shape")) == 1):
             if known == FIRST:  # a function of the columns of a map
                 return None
             self._set(given, LAST)
@@ -97,10 +94,6 @@ class Layouts(TorchFunctionMode):
             self._channels[tensor] = layout
 
 
-def _second(args: Sequence[Any], kwargs: dict[str, Any], name: str) -> Any:
-    return args[1] if len(args) > 1 else kwargs.get(name)
-
-
 def _known(channels: int) -> int | None:
     return channels if channels in (FIRST, LAST) else None
 
@@ -108,10 +101,10 @@ def _known(channels: int) -> int | None:
 def _kept(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
     """Return the layout of a map whose rows and columns a reduction, or `flatten`, puts together."""
     if name == "flatten":
-        start = _second(args, kwargs, "start_dim") or 0
-        end = args[2] if len(args) > 2 else kwargs.get("end_dim", -1)
+        start = argument(args, kwargs, 1, "start_dim") or 0
+        end = argument(args, kwargs, 2, "end_dim", -1)
         places = set(range(start % 4, end % 4 + 1))
     else:
-        dims = _second(args, kwargs, "dim")
+        dims = argument(args, kwargs, 1, "dim")
         places = {one % 4 for one in dims} if isinstance(dims, tuple | list) else set()
     return FIRST if places == {2, 3} else LAST if places == {1, 2} else None

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spade_fast._util.errors import InvalidValueError
+from spade_fast.attribution.function_calls import argument
 from spade_fast.attribution.function_kinds import (
     ELEMENTWISE,
     MAX_POOLS,
@@ -285,7 +286,7 @@ class Redirection(TorchFunctionMode):
 
     def _product(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Multiply two activations with DeepLIFT's even division: the multiplier of one is the mean of the other."""
-        first, second = args[0], args[1] if len(args) > 1 else kwargs.get("other")
+        first, second = args[0], argument(args, kwargs, 1, "other")
         if call.kind != PRODUCT or not isinstance(first, Tensor) or not isinstance(second, Tensor):
             raise _no_rule(call)
         for one in (first, second):
