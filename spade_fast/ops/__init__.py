@@ -9,11 +9,9 @@ from spade_fast.ops.functions import (
     nm_path,
     obs_path,
     obs_solution,
-    set_simd_level,
-    simd_level,
-    simd_levels,
     sparsegpt,
 )
+from spade_fast.ops.instruction_sets import set_simd_level, simd_level, simd_levels
 
 __all__ = [
     "gram_conv2d_",

@@ -11,18 +11,35 @@ from torch import Tensor
 
 from spade_fast._util.checks import is_number, kind
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast.ops._native import _C
+
+_NATIVE = {"cpu", "meta", "cuda"} if _C.build_info()["cuda"] else {"cpu", "meta"}
 
 
-def tensors(op: str, home: torch.device, **given: Any) -> list[Tensor]:
-    """Return the dense tensors `given` by name, on the device `home`; raise TypeError or ValueError for others."""
+def tensors(op: str, **given: Any) -> list[Tensor]:
+    """Return dense tensors where they are computed with: the first one's device if it has native kernels, else the CPU.
+
+    Tensors on the meta device hold only shapes, and stay there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        One is not a dense tensor, or is on the meta device while the first is not.
+    """
     for name, value in given.items():
-        check_dense(op, name, value)
-        if value.is_meta and home.type != "meta":
-            raise InvalidValueError(f"{op}: {name} must hold values, as the first tensor does, got one on 'meta'")
-    return [value.to(home) for value in given.values()]
+        _check_dense(op, name, value)
+    first = next(iter(given.values()))
+    home = first.device if first.device.type in _NATIVE else torch.device("cpu")
+    return [_moved(op, name, value, home) for name, value in given.items()]
 
 
-def check_dense(op: str, name: str, value: Any) -> None:
+def _moved(op: str, name: str, value: Tensor, home: torch.device) -> Tensor:
+    if value.is_meta and home.type != "meta":
+        raise InvalidValueError(f"{op}: {name} must hold values, as the first tensor does, got one on 'meta'")
+    return value.to(home)
+
+
+def _check_dense(op: str, name: str, value: Any) -> None:
     """Raise TypeError if `value` is not a tensor, or one that is sparse, quantised or nested."""
     if not isinstance(value, Tensor):
         raise InvalidTypeError(f"{op}: {name} must be a tensor, got {kind(value)}")
@@ -59,13 +76,12 @@ def damping(op: str, value: Any, hessian: Tensor) -> Tensor:
     """Return what to add to the diagonal of each problem of `hessian`, on its device and in its dtype."""
     shape = hessian.shape[:1]
     if isinstance(value, Tensor):
-        check_dense(op, "damp", value)
+        _check_dense(op, "damp", value)
         if value.is_complex() or value.dtype == torch.bool:
             raise InvalidTypeError(f"{op}: damp must be real, got {kind(value)}")
         if value.shape not in ((), shape):
             raise InvalidValueError(f"{op}: damp must have shape {list(shape)} or [], got {list(value.shape)}")
-        (value,) = tensors(op, hessian.device, damp=value)
-        return value.to(hessian.dtype).expand(shape)
+        return _moved(op, "damp", value, hessian.device).to(hessian.dtype).expand(shape)
     if not is_number(value):
         raise InvalidTypeError(f"{op}: damp must be a number or a tensor, got {kind(value)}")
     if not hessian.is_floating_point():

@@ -19,71 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import InvalidValueError
 from spade_fast.ops import arguments
-from spade_fast.ops._native import _C
 
 _ops = torch.ops.spade_fast
 
 
-def simd_level() -> str:
-    """Return the name of the instruction set in use: ``generic``, ``avx2`` or ``avx512``.
-
-    Examples
-    --------
-    >>> from spade_fast import ops
-    >>> ops.simd_level() in ops.simd_levels()
-    True
-    """
-    return _C.simd_level()
-
-
-def simd_levels() -> list[str]:
-    """Return the names of the instruction sets that this processor supports, narrowest first.
-
-    Examples
-    --------
-    >>> from spade_fast import ops
-    >>> ops.simd_levels()[0]
-    'generic'
-    """
-    return _C.simd_levels()
-
-
-def set_simd_level(name: str) -> None:
-    """Choose the instruction set of the calls that begin from now on, in all threads; for tests and measurements.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `name` is not one of `simd_levels()`.
-
-    Examples
-    --------
-    >>> from spade_fast import ops
-    >>> ops.set_simd_level(ops.simd_level())
-    """
-    if not isinstance(name, str):
-        raise InvalidTypeError(f"set_simd_level: name must be a string, got {type(name).__name__}")
-    _C.set_simd_level(name)
-
-
-_NATIVE = {"cpu", "meta", "cuda"} if _C.build_info()["cuda"] else {"cpu", "meta"}
-
-
-def _at_home(op: str, **given: Any) -> list[Tensor]:
-    """Return the tensors where they are computed with: the first one's device if it has native kernels, else the CPU.
-
-    Tensors on the meta device hold only shapes, and stay there.
-    """
-    name, first = next(iter(given.items()))
-    arguments.check_dense(op, name, first)
-    home = first.device if first.device.type in _NATIVE else torch.device("cpu")
-    return arguments.tensors(op, home, **given)
-
-
 def _in_place(op: str, *integers: Any, gram: Tensor, **others: Any) -> Tensor:
-    work, *rest = _at_home(op, gram=gram, **others)
+    work, *rest = arguments.tensors(op, gram=gram, **others)
     if gram.is_neg():
         raise InvalidValueError(f"{op}: gram must not be the negated view of another tensor")
     getattr(_ops, op)(work, *rest, *integers)
@@ -246,7 +189,7 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tenso
     tensor([[[0.5000, 0.0000],
              [0.0000, 0.2500]]])
     """
-    (home,) = _at_home("inverse_cholesky", hessian=hessian)
+    (home,) = arguments.tensors("inverse_cholesky", hessian=hessian)
     factor, info = _ops.inverse_cholesky(home, arguments.damping("inverse_cholesky", damp, home))
     return factor.to(hessian.device), info.to(hessian.device)
 
@@ -288,7 +231,7 @@ def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tens
     >>> order
     tensor([[[1, 2, 0]]], dtype=torch.int32)
     """
-    given = _at_home("obs_path", weight=weight, hinv=hinv)
+    given = arguments.tensors("obs_path", weight=weight, hinv=hinv)
     order, losses = _ops.obs_path(*given, arguments.integer("obs_path", "block", block))
     return order.to(weight.device), losses.to(weight.device)
 
@@ -329,7 +272,7 @@ def nm_path(weight: Tensor, hinv: Tensor, n: int, m: int) -> tuple[Tensor, Tenso
     >>> order
     tensor([[[1, 2]]], dtype=torch.int32)
     """
-    given = _at_home("nm_path", weight=weight, hinv=hinv)
+    given = arguments.tensors("nm_path", weight=weight, hinv=hinv)
     pattern = arguments.integer("nm_path", "n", n), arguments.integer("nm_path", "m", m)
     order, losses = _ops.nm_path(*given, *pattern)
     return order.to(weight.device), losses.to(weight.device)
@@ -385,7 +328,7 @@ def obs_solution(
     >>> ops.obs_solution(weight, identity, identity, order, torch.tensor([[2]]))
     tensor([[[3., 0., 0.]]])
     """
-    given = _at_home("obs_solution", weight=weight, hessian=hessian, hinv=hinv, order=order, counts=counts)
+    given = arguments.tensors("obs_solution", weight=weight, hessian=hessian, hinv=hinv, order=order, counts=counts)
     return _ops.obs_solution(*given, arguments.integer("obs_solution", "block", block)).to(weight.device)
 
 
@@ -449,7 +392,7 @@ def sparsegpt(
     >>> pruned
     tensor([[[3., 0., 2.]]])
     """
-    given = _at_home("sparsegpt", weight=weight, factor=factor, counts=counts)
+    given = arguments.tensors("sparsegpt", weight=weight, factor=factor, counts=counts)
     sizes = {"mask_block": mask_block, "n": n, "m": m}
     flags = {"include_ties": include_ties, "keep_zeros": keep_zeros}
     pruned, losses = _ops.sparsegpt(
