@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from spade_fast._util.files import check_file
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.inputs.defaults import fill_defaults
-from spade_fast.inputs.networks import LoadedModel, predict
+from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import read_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
-from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import trace
 
@@ -53,12 +52,9 @@ def trace_photo(
     photo = read_photo(image).image
     model = setup.load_model()
     pixels = model.preprocess(photo)[0].to(setup.device)
-    before = predict(model.module, pixels)
     config = fill_defaults(config, model.module)
     made = trace_image(image.name, pixels, model, model.module, config, setup, progress)
-    with made.applied(model.module):
-        after = predict(model.module, pixels)
-    made.decision = decision = Decision.between(before, after)
+    decision = made.record_decision(model.module, pixels)
     made.save(out)
     if warn is not None and not decision.kept:
         classes = (decision.class_before, decision.class_after)

@@ -25,6 +25,7 @@ from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_mask, read_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import PruneConfig
+from spade_fast.pruning.dense_weights import count_weights
 from spade_fast.pruning.layers import find_layers
 from spade_fast.pruning.tuning import CANDIDATES, Score, check_stages, checked_candidates, tune
 from spade_fast.pruning.tuning_result import Tuning
@@ -156,7 +157,7 @@ def _localisation(method: str, questions: Sequence[Question], masks: Sequence[Te
 
 def _pruned_shares(tuning: Tuning, module: nn.Module) -> dict[str, float]:
     """Return the shares of the network's weights that lie in pruned layers, and that are removed."""
-    every = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+    every = count_weights(module)
     sizes = {layer.name: layer.numel for layer in find_layers(module)[0] if tuning.sparsity.get(layer.name)}
     removed = sum(tuning.sparsity[name] * size for name, size in sizes.items())
     return {"share_in_pruned_layers": sum(sizes.values()) / every, "share_removed": removed / every}
