@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +19,7 @@ from spade_fast.attribution.drawing import overlay
 from spade_fast.attribution.methods import METHODS
 from spade_fast.batch.index import index_rows
 from spade_fast.batch.results import Results, read_run
+from spade_fast.batch.thumbnails import SIDE, decode_thumbnail
 from spade_fast.cli.html_pages import data_url, render_template
 from spade_fast.pruning.config import SOLVERS
 
@@ -29,7 +27,6 @@ PAGE, _FOLDER = "index.html", "gallery"
 GROUPS = {"lost": "Lost the decision", "kept": "Kept the decision", "failed": "Failed", "damaged": "Damaged files"}
 _MOST_SAMPLES = 10_000
 _PICTURES_PER_PAGE, _LEAST_PER_PAGE = 200, 10
-_SIDE = 112  # pixels of a map without a photo
 
 
 class Gallery:
@@ -111,7 +108,7 @@ class Gallery:
 
     def _pictures(self, row: dict[str, Any]) -> list[tuple[str, str]]:
         """Return the pictures of a sample with their captions: as the network sees it, and its maps."""
-        photo = _decoded(_reported(row, "thumbnail"))
+        photo = decode_thumbnail(_reported(row, "thumbnail"))
         pictures = [] if photo is None else [("photo", data_url(photo / 255, small=True))]
         if row["state"] != "finished" or not self._settings["methods"]:
             return pictures
@@ -140,21 +137,10 @@ def _class_names(row: dict[str, Any]) -> dict[str, str]:
     return {f"name_{moment}": str(names.get(moment, f"class {row[f'class_{moment}']}")) for moment in moments}
 
 
-def _decoded(thumbnail: Any) -> np.ndarray | None:
-    """Return the picture in a report: ndarray ``[H, W, 3]``, uint8; None if there is none."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(thumbnail)), formats=["JPEG"]) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (TypeError, ValueError, OSError, binascii.Error):
-        return None
-
-
 def _drawn(found: Tensor, photo: np.ndarray | None) -> np.ndarray:
     """Draw a map ``[H, W]`` over the picture of its sample, or over black."""
     if photo is None:
-        scale = min(1.0, _SIDE / max(found.shape))
+        scale = min(1.0, SIDE / max(found.shape))
         photo = np.zeros((*(max(1, round(side * scale)) for side in found.shape), 3), np.uint8)
     small = F.interpolate(found.float()[None, None], photo.shape[:2], mode="area")[0, 0]
     return overlay(photo, small.numpy())
