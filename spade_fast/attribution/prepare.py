@@ -72,7 +72,7 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
         if isinstance(module, torch.jit.ScriptModule):
             raise InvalidTypeError(f"{name or 'the model'} is a TorchScript module: give the module it was made from")
     teach_deep_lift()
-    # Besides parameters and buffers, tensors that hooks such as weight_norm's compute anew in each forward pass.
+    # Parameters, buffers, and tensors that hooks such as weight_norm's compute again in each forward pass.
     held = [one for module in model.modules() for one in tree_leaves(vars(module)) if isinstance(one, Tensor)]
     prepared = copy.deepcopy(model, {id(one): one for one in held})
     stand_ins = StandIns(prepared)

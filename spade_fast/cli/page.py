@@ -103,6 +103,5 @@ def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequ
         networks=networks,
         photo=data_url(photo / 255),
         rows=rows,
-        left_out=report.get("left_out", {}).values(),
         scale=data_url(colormaps[COLOURS](np.linspace(0, 1, 256))[None, :, :3]),
     )

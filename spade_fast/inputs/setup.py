@@ -46,7 +46,7 @@ class Setup:
     def augmenter(self, model: LoadedModel, seed: int | None) -> ImageAugmenter:
         """Return the augmenter that makes calibration images for a network; a seed of None means 0.
 
-        Only with three channels is there a hue to shift.
+        The hue is shifted only if the network takes three channels.
         """
         hue = HUE if len(model.mean) == 3 else 0.0
         return ImageAugmenter(self.augmentations, model.mean, model.std, 0 if seed is None else seed, hue=hue)

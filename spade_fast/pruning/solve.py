@@ -107,9 +107,9 @@ def solve_layer(
     Both solvers remove exactly ``round(sparsity * numel)`` weights; exact OBS with blocks removes the nearest whole
     number of blocks. Exact OBS ranks the removals of all rows and groups of the layer together. SparseGPT removes the
     same share of each mask block, with columns in the order (in-channel, kh, kw) of the published code. Weights that
-    are already zero stay zero and count as removed; if they are more than that number, nothing else is removed. Beside
-    single zeros, exact OBS with blocks removes as many whole blocks as the number allows. In dead columns (inputs that
-    are always zero) removals cost nothing, and surviving weights keep their values.
+    are already zero stay zero and count as removed; if they are more than that number, nothing else is removed. In
+    addition to single zeros, exact OBS with blocks removes as many whole blocks as the number allows. In dead columns
+    (inputs that are always zero) removals cost nothing, and surviving weights keep their values.
 
     Parameters
     ----------

@@ -80,6 +80,7 @@ def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings
     return {
         "settings": {"image": "/photos/dog.jpg", "model": "demo", "sparsity": None, "methods": METHODS, **settings},
         "reading": ["The photo was turned upright."],
+        "left_out": {"lime": "LIME cannot be used on <this>"},
         "preprocessing": {"resize": 256, "crop": [224, 224], "mean": [0.5, 0.5, 0.5]},
         "notes": ["demo returns <one> logit"],
         "versions": {"spade_fast": "0.1.0"},
@@ -138,6 +139,10 @@ def test_assumptions_are_shown_beside_the_network():
     assert "224, 224" in facts and "0.5, 0.5, 0.5" in facts
 
 
+def test_methods_that_were_left_out_are_named():
+    assert "Left out: LIME cannot be used on <this>." in Parsed(make_page()).texts("p", style="note")
+
+
 def test_hostile_names(monkeypatch):
     monkeypatch.setattr("test_page.CLASSES", (HOSTILE, "bee", "cat"))
     layers = [layer(HOSTILE, 0.5), layer("x", 0, note=HOSTILE)]
@@ -186,7 +191,7 @@ def test_warning_where_the_decision_is_lost(decisions, target, warned):
         lost = f"no longer predicts “{CLASSES[decisions[0]]}” but “{CLASSES[best]}” (60.0%)"
         assert text.startswith(title) and ("Warning:" in text) == (title in warned) == (lost in text)
         assert (f"redicts “{CLASSES[best]}”" in text.replace(lost, "")) == (title not in warned)
-    heads = [f"{title} prediction changed" if title in warned else title for title in names]
+    heads = [f"{title} lost the decision" if title in warned else title for title in names]
     assert parsed.texts("th")[:3] == heads
     aside = "the maps nevertheless show the evidence for “ant”"
     assert (aside in parsed.texts("article")[0]) == (decisions[0] != target)
