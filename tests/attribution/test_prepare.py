@@ -32,27 +32,12 @@ from captum.attr import (
 from spade_fast.attribution import Spade, prepare_for_attribution
 from spade_fast.inputs.augment import ImageAugmenter
 from spade_fast.pruning.tracing import trace
+from tests.networks import Small
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor", "ignore:Setting (backward|forward)")
 
 
 # What the copy is
-
-
-class Small(nn.Module):
-    """Reuses its activation and calls another as a function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, stride=2)
-        self.act = nn.ReLU6(inplace=True)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        x = self.act(self.conv2(self.act(self.conv1(x))))
-        x = F.relu(x - 0.05)
-        return self.head(x.mean((2, 3))) * (1 if scale is None else scale)
 
 
 @pytest.fixture

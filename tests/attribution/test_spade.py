@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 captum_attr = pytest.importorskip("captum.attr")
@@ -15,7 +14,6 @@ captum_attr = pytest.importorskip("captum.attr")
 from captum.attr import (  # noqa: E402
     DeepLift,
     FeatureAblation,
-    GradientShap,
     GuidedBackprop,
     GuidedGradCam,
     InputXGradient,
@@ -30,37 +28,12 @@ from spade_fast import DecisionWarning  # noqa: E402
 from spade_fast.attribution import Spade, prepare_for_attribution  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
+from tests.networks import Small  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 
 SETTINGS = {"sparsity": 0.5, "solver": "sparsegpt"}
 AUGMENTER = ImageAugmenter(n=6, seed=1)
-
-
-class Small(nn.Module):
-    """A convolutional network that reuses its activation and calls others as functions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, stride=2)
-        self.act = nn.ReLU6(inplace=True)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act(self.conv1(x))
-        x = self.act(self.conv2(x))
-        x = F.relu(x - 0.05)
-        return self.head(x.mean((2, 3)))
-
-
-class Scaled(Small):
-    """Takes a second argument; of its two ways only one calls a function."""
-
-    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-        x = self.act(self.conv2(self.act(self.conv1(x))))
-        x = self.head(x.mean((2, 3)))
-        return F.relu(x) if scale is None else x * scale
 
 
 @pytest.fixture
@@ -135,37 +108,10 @@ def test_convergence_delta_and_tuple_input(model, images):
     assert spade.has_convergence_delta() and spade.multiplies_by_inputs
 
 
-def test_arguments_are_split_among_samples(images):
-    model = Scaled().eval()
-    method = IntegratedGradients(model)
-    arguments = {
-        "baselines": torch.rand_like(images),
-        "target": torch.tensor([4, 2, 0]),
-        "additional_forward_args": (torch.tensor([[1.0], [2.0], [3.0]]),),
-    }
-    found = Spade(method, AUGMENTER, **SETTINGS).attribute(images, n_steps=3, **arguments)
-    assert found.shape == images.shape
-    for index in range(3):
-        own = {
-            "baselines": arguments["baselines"][index : index + 1],
-            "target": [4, 2, 0][index],
-            "additional_forward_args": torch.tensor([[index + 1.0]]),
-        }
-        made = trace(model, [(batch, 1.0) for batch in AUGMENTER(images[index], index)], **SETTINGS)
-        with made.applied(model):
-            expected = method.attribute(images[index : index + 1], n_steps=3, **own)
-        assert torch.allclose(found[index : index + 1], expected, atol=1e-6)
-
-
 def test_positional_arguments(model, images):
     spade = Spade(IntegratedGradients(model), AUGMENTER, **SETTINGS)
     found = spade.attribute(images[:1], torch.zeros_like(images[:1]), 2, n_steps=3)
     assert torch.equal(found, spade.attribute(images[:1], baselines=0, target=2, n_steps=3))
-
-
-def test_a_distribution_of_baselines_is_not_split(model, images):
-    spade = Spade(GradientShap(model), AUGMENTER, **SETTINGS)
-    assert spade.attribute(images, torch.rand(3, 3, 12, 12), n_samples=2, target=0).shape == images.shape
 
 
 def test_inside_noise_tunnel(model, images):
@@ -308,7 +254,7 @@ def test_traces_know_their_decisions(model, images):
 
 def test_decisions_with_further_arguments_and_of_other_outputs(images):
     torch.manual_seed(0)
-    scaled, scale = Scaled().eval(), torch.full((3, 5), 2.0)
+    scaled, scale = Small().eval(), torch.full((3, 5), 2.0)
     spade = Spade(Saliency(scaled), AUGMENTER, **SETTINGS)
     spade.attribute(images, target=1, additional_forward_args=(scale,))
     expected = [

@@ -1,0 +1,66 @@
+"""Evaluation mode during a block, and what is put back afterwards."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spade_fast._util.modes import evaluation_mode
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def data() -> Tensor:
+    return torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_evaluation_mode_restores_modes_and_buffers(data):
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(), torch.jit.script(nn.BatchNorm1d(4)))
+    model[1].eval()
+    before = [(name, value.clone()) for name, value in model.state_dict().items()]
+    with pytest.raises(KeyboardInterrupt), evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        model.train()(data)
+        raise KeyboardInterrupt
+    assert [module.training for module in model] == [True, False, True]
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before)
+
+
+class Averages(nn.Module):
+    """Updates a buffer in place by values that can have a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(x.mean(0))
+        return x
+
+
+def test_evaluation_mode_frees_buffers_of_gradients(data):
+    model = Averages()
+    with evaluation_mode(model):
+        model(data.requires_grad_())
+    assert not model.mean.requires_grad and torch.equal(copy.deepcopy(model).mean, torch.zeros(4))
+
+
+class MergesWeights(nn.Linear):
+    """Changes its weights when its mode changes, as low-rank adapters do."""
+
+    def train(self, mode: bool = True) -> MergesWeights:
+        with torch.no_grad():
+            self.weight.add_(-1.1 if mode else 1.1)
+        return super().train(mode)
+
+
+def test_evaluation_mode_does_not_run_what_train_and_eval_do(data):
+    model = MergesWeights(4, 3)
+    before = model.weight.clone()
+    with evaluation_mode(model):
+        assert not model.training and torch.equal(model.weight, before)
+    assert model.training and torch.equal(model.weight, before)
