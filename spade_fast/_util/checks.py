@@ -83,9 +83,9 @@ def check_names(
     Parameters
     ----------
     kind
-        What they are names of.
+        What they name, such as ``method``.
     also_called
-        Other names of some allowed ones, which are suggestions but not choices.
+        By allowed name, another name for it, which leads to a suggestion but is not accepted.
     """
     allowed, also_called = list(allowed), also_called or {}
     if not names:

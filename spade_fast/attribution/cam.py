@@ -69,8 +69,8 @@ def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:
     Raises
     ------
     ValueError
-        The network has no such module, its features become tokens after that module, as in a vision transformer, or
-        their channels are last, or where they are cannot be told from the operations of the network.
+        The network has no such module; its features become tokens after that module, as in a vision transformer; or the
+        module's channels are last, or their dimension is unknown.
     """
     names = {module: name for name, module in model.named_modules() if module is not model}
     containers = {module for module in names if any(True for _ in module.children())}

@@ -150,7 +150,7 @@ def _picture(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _moved(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift, scale and rotate an image ``[1, 3, H, W]`` slightly, with reflection at its borders."""
+    """Shift, scale and rotate an image ``[1, C, H, W]`` slightly, with reflection at its borders."""
     shift_x, shift_y, scale, turn = (2 * torch.rand(4, generator=generator) - 1).tolist()
     factor = math.exp((math.log(_SCALES[1] / _SCALES[0]) * scale + math.log(_SCALES[0] * _SCALES[1])) / 2)
     angle = math.radians(_DEGREES * turn)

@@ -48,8 +48,8 @@ class Summary:
     seconds
         Since the work began.
     skipped
-        Number of files in the folder that are not samples: ``hidden`` ones, among which a hidden folder counts once and
-        which include those that macOS and Windows make, and ``other`` ones, without the suffix of an image format.
+        Number of files in the folder that are not samples: ``hidden`` files and folders, those of macOS and Windows
+        included, and ``other`` files, without the suffix of an image format.
     """
 
     total: int

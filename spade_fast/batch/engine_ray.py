@@ -230,7 +230,7 @@ class Actors:
     TypeError
         The samples cannot be sent to other processes.
     ConnectionError
-        From `ready`: Ray's process on this machine has died, without which it would end this one too, with status 1.
+        From `ready`: Ray's process on this machine has died. Ray itself would end this process, with status 1.
     """
 
     def __init__(self, job: Job, samples_per_solve: int, node: socket.socket | None) -> None:

@@ -84,7 +84,7 @@ class Job:
             if self.facts.get(name) != found:
                 raise InvalidValueError(f"{name} is {found} here, and {self.facts.get(name)} where the run began")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AssumptionWarning)  # whoever began the run was told
+            warnings.simplefilter("ignore", AssumptionWarning)  # given when the run began
             model = load_model(self.facts["model"])
         if hash_model(model) != self.facts["network"]:
             raise InvalidValueError(

@@ -103,7 +103,7 @@ def is_trace(name: str) -> bool:
 
 @contextmanager
 def open_pack(path: Path) -> Iterator[ZipFile]:
-    """Open a zip file for reading; BadZipFile for any damage, and for one that a pack cannot be, as if compressed."""
+    """Open a zip file for reading; raise BadZipFile if it is damaged, or is not a pack, as a compressed one is not."""
     with damage_as_one_error(), open_regular(path) as file, ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):

@@ -174,7 +174,7 @@ def _mask(folder: Path, path: Path, photo: Image) -> tuple[Path, Image]:
 
 
 def _seen(path: Path, opened: Image, model: LoadedModel) -> Tensor:
-    """Return where the object of a mask is in the network's input: Tensor ``[crop, crop]``, bool."""
+    """Return where the object of a mask is in the network's input: Tensor ``[H, W]``, bool."""
     pixels: np.ndarray = replace(model, interpolation="nearest").preprocess(opened)[1]
     mask = torch.from_numpy(pixels).amax(2) > 0
     if bool(mask.all()) or not bool(mask.any()):

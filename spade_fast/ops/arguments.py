@@ -1,4 +1,4 @@
-"""Checks of what is passed to the ops' functions before a native op, which checks values and shapes, can take it."""
+"""Checks of the arguments of the ops' functions; shapes and values are checked by the native ops."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def integer(op: str, name: str, value: Any) -> int:
 
 
 def pair(op: str, name: str, value: Any) -> list[int]:
-    """Return the integers of a tuple or list; an integer alone stands for two of it."""
+    """Return the integers of a tuple or list; a single integer stands for two equal ones."""
     if isinstance(value, (tuple, list)):
         return [integer(op, name, one) for one in value]
     return [integer(op, name, value)] * 2
