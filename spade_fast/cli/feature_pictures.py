@@ -116,8 +116,10 @@ def draw_feature(
 
 
 def _feature_name(network: LoadedModel, index: int, layer: str | None, neuron: bool) -> str:
+    if layer is None and index < len(network.class_names):
+        return f"class “{network.class_names[index]}” ({index})"
     if layer is None:
-        return f"class “{network.class_name(index)}”" + (f" ({index})" if index < len(network.class_names) else "")
+        return f"class {index}"
     return f"{'central neuron of ' if neuron else ''}channel {index} of layer {layer}"
 
 

@@ -58,9 +58,9 @@ def test_one_row_per_sample(out):
 def test_damaged_headers(out):
     path = out / "traces/00.png.safetensors"
     right = path.read_bytes()
-    for place in range(8 + int.from_bytes(right[:8], "little")):
+    for place in range(0, 8 + int.from_bytes(right[:8], "little"), 9):
         path.write_bytes(right[:place] + bytes([right[place] ^ 1 << place % 7]) + right[place + 1 :])
-        assert write_index(out).total() == 4
+        assert write_index(out) == {"finished": 2, "failed": 1, "damaged": 1}
 
 
 def test_a_temporary_file_that_another_run_removes(out, monkeypatch):
