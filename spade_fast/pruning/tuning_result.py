@@ -125,6 +125,8 @@ class Tuning:
         try:
             score = contents["score"]
             numbers = {f"score {name}": score[name] for name in ("before", "after")}
+            if not isinstance(contents["history"], list):
+                raise InvalidValueError(f"history must be a list, got {contents['history']!r}")
             history = tuple(Trial(**trial) for trial in contents["history"])
             for trial in history:
                 integer("round", trial.round, 1)
@@ -136,6 +138,8 @@ class Tuning:
             found = cls(sparsity, float(score["before"]), float(score["after"]), history, dict(contents["settings"]))
             if not all(isinstance(stage, str) for stage in [*found.stages, *(trial.stage for trial in history)]):
                 raise InvalidValueError("the names of stages must be strings")
+            if not all(isinstance(layers, list) for layers in found.settings["stages"].values()):
+                raise InvalidValueError("the layers of a stage must be a list")
             return found
         except (KeyError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise InvalidValueError(

@@ -113,6 +113,8 @@ def test_hostile_files(tmp_path, text, message):
         lambda kept: kept.update(score={"before": "0.5", "after": 1}),
         lambda kept: kept.update(history=5),
         lambda kept: kept.update(history=[[1]]),
+        lambda kept: kept.update(history={}),
+        lambda kept: kept.update(history=""),
         lambda kept: kept["history"][0].update(round="1"),
         lambda kept: kept["history"][0].update(round=0),
         lambda kept: kept["history"][0].update(stage=1),
@@ -124,6 +126,7 @@ def test_hostile_files(tmp_path, text, message):
         lambda kept: kept["settings"].update(stages={"a": []}),
         lambda kept: kept["settings"].update(stages={"a": ["absent"]}),
         lambda kept: kept["settings"].update(stages={"a": 5}),
+        lambda kept: kept["settings"].update(stages={"a": "1"}),
     ],
 )
 def test_results_that_make_no_sense(tmp_path, change):
