@@ -68,7 +68,7 @@ def contents(out: Path) -> dict[str, bytes]:
     """The bytes of all results, packed or not."""
     files = [*out.glob("traces/*"), *out.glob("maps/*")]
     found = {str(path.relative_to(out)): path.read_bytes() for path in files}
-    for path in out.glob("packs/[!.]*"):
+    for path in out.glob("packs/[!.]*.zip"):
         with ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.startswith("reports/")]
             found.update({name: archive.read(name) for name in names})

@@ -82,7 +82,7 @@ def write_index(folder: str | Path) -> Counter[str]:
 def index_rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
     """Iterate over the rows of the index; those of finished samples also have the entry ``report``, of their report."""
     stems = set()
-    for found in results.stored():
+    for found in results.stored(whole=True):
         stems.add(found.stem)
         try:
             row = _checked({**_finished(found.header), **_report(found.report)})

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from spade_fast._util.errors import InvalidValueError
-from spade_fast._util.files import open_regular, whole_file
+from spade_fast._util.files import open_regular, whole_file, write_whole
 
 _COPIED = 1 << 20  # bytes at a time
 _DAMAGE = (EOFError, RuntimeError, ValueError, struct.error, zlib.error, lzma.LZMAError)
@@ -39,8 +39,13 @@ class Packs:
         self._damaged: set[Path] = set()
 
     def refresh(self) -> None:
-        """Read new zip files; ValueError if one belongs to another run."""
-        for name in self._names() - self._seen:
+        """Read new zip files, and forget removed ones; ValueError if one belongs to another run."""
+        names = self._names()
+        for path in {self._folder / "packs" / name for name in self._seen - names}:
+            self._members = {stem: member for stem, member in self._members.items() if member[0] != path}
+            self._damaged.discard(path)
+        self._seen &= names
+        for name in names - self._seen:
             self._read(self._folder / "packs" / name)
             self._seen.add(name)
 
@@ -68,6 +73,15 @@ class Packs:
     def note(self, stem: str) -> str:
         """Return the note of a packed sample."""
         return self._members[stem][1]
+
+    def unpack(self, path: Path, names: Iterable[str]) -> None:
+        """Write those of these files that a zip file has, in this order, and set it aside; OSError if that fails."""
+        with suppress(BadZipFile), open_pack(path) as archive:
+            for name in names:
+                if name in archive.NameToInfo:
+                    write_whole(self._folder / name, read_member(archive, name), "results")
+        with suppress(FileNotFoundError):  # another process has done it
+            path.replace(path.with_name(f"{path.name}.damaged"))
 
     def write(self, notes: Mapping[str, str], names: Sequence[str]) -> None:
         """Copy files of samples into a new zip file, with a note for each sample; OSError if that fails."""
@@ -98,7 +112,7 @@ class Packs:
 
 def is_trace(name: str) -> bool:
     """Whether a file in the folder or in a zip file is a trace."""
-    return name.startswith("traces/") and name.endswith(".safetensors")
+    return name.startswith("traces/") and name.endswith(".safetensors") and name.count("/") == 1
 
 
 @contextmanager
@@ -113,6 +127,12 @@ def open_pack(path: Path) -> Iterator[ZipFile]:
         if len(archive.NameToInfo) != len(entries):
             raise BadZipFile("it has a member twice")
         yield archive
+
+
+def read_member(archive: ZipFile, name: str) -> bytes:
+    """Read a file in a zip file; BadZipFile for any damage, KeyError if it does not exist."""
+    with damage_as_one_error():
+        return archive.read(name)
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -21,9 +21,9 @@ from spade_fast._util.errors import InputError, InvalidValueError, UnknownSample
 from spade_fast._util.files import open_regular, read_bytes, reading
 from spade_fast._util.safetensors_file import intact_metadata, intact_tensors, safetensors_file, safetensors_header
 from spade_fast._util.strict_json import canonical_json, parse_json
-from spade_fast.batch.packs import Packs, damage_as_one_error, is_trace, open_pack
+from spade_fast.batch.packs import Packs, damage_as_one_error, is_trace, open_pack, read_member
 from spade_fast.batch.samples import file_name
-from spade_fast.pruning.trace_file import read_stored
+from spade_fast.pruning.trace_file import read_stored, read_trace
 from spade_fast.pruning.traces import Trace
 
 _Read = TypeVar("_Read")
@@ -59,7 +59,7 @@ class Stored:
     file
         File of the trace, or the zip file that contains it, relative to the folder.
     header
-        Metadata of the trace's file; None if it is damaged.
+        Metadata of the trace's file; None if it, or with `whole` another file of the sample, is damaged.
     report
         Seconds, worker and warnings; empty if they are lost, None if they are damaged.
     """
@@ -86,7 +86,8 @@ class Results(Mapping[str, Trace]):
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
-        self._run = read_run(self._folder)["hash"]
+        run = read_run(self._folder)
+        self._run, self._methods = run["hash"], run["settings"].get("methods", [])
         self._packs = Packs(self._folder, self._run)
 
     def __getitem__(self, sample_id: str) -> Trace:
@@ -114,12 +115,20 @@ class Results(Mapping[str, Trace]):
         if run != self._run:
             raise InvalidValueError(f"{self._folder / name} was made by a run of other settings or another model")
 
-    def stored(self) -> Iterator[Stored]:
-        """Iterate over all finished samples, each once, those in single files first."""
+    def stored(self, whole: bool = False) -> Iterator[Stored]:
+        """Iterate over all finished samples, each once, those in single files first.
+
+        With `whole`, traces and maps are read to the end: those in which anything differs from what was written, and
+        those of another sample or run, count as damaged.
+        """
         self._packs.refresh()
         single = set()
         for path in sorted(self._folder.glob(trace_name("[!.]*"))):
             header = read_header(path)
+            if whole:
+                header = self._whole(path.stem, lambda name: read_bytes(self._folder / name), header)
+            if header is None:
+                self._packs.refresh()
             # A worker may be packing it at this moment.
             if path.stem not in self._packs and (header is not None or path.exists()):
                 single.add(path.stem)
@@ -129,9 +138,18 @@ class Results(Mapping[str, Trace]):
             file = pack.relative_to(self._folder).as_posix()
             try:
                 with open_pack(pack) as archive:
-                    yield from (found for found in _packed(archive, file) if found.stem not in single)
+                    for found in _packed(archive, file):
+                        if found.stem not in single:
+                            read = partial(read_member, archive)
+                            header = self._whole(found.stem, read, found.header) if whole else found.header
+                            yield replace(found, header=header)
             except BadZipFile:
                 yield Stored("", file, None, {})
+
+    def _whole(self, stem: str, read: Callable[[str], bytes], header: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return the header unless the sample's files are damaged, or those of another sample or run."""
+        found = read_sample(stem, read, self._methods)
+        return header if found is not None and is_sample(found, stem, self._run) else None
 
     def _read(self, sample_id: str, name: str) -> bytes:
         with suppress(FileNotFoundError):
@@ -147,6 +165,48 @@ class Results(Mapping[str, Trace]):
             ) from None
         except BadZipFile as error:
             raise InvalidValueError(f"the pack with sample {sample_id!r} is damaged: {error}") from error
+
+
+def read_sample(stem: str, read: Callable[[str], bytes], methods: Sequence[str]) -> dict[str, Any] | None:
+    """Return the header of a sample's trace, or None unless all its files are intact and belong together.
+
+    These are the trace, the maps if there are `methods`, and the report if it is not lost. `read` returns the bytes of
+    a file by its name in the folder.
+    """
+    try:
+        header = read_trace(read(trace_name(stem)), "this").header
+        if methods:
+            _, facts = read_maps(read(maps_name(stem)), "this")
+            if (facts.get("sample_id"), facts.get("run")) != (header["sample_id"], header.get("run")):
+                return None
+        with suppress(FileNotFoundError, KeyError):
+            report = _report(read(report_name(stem)))
+            if report is None or report.get("id") != header["sample_id"]:
+                return None
+        return header
+    except (FileNotFoundError, KeyError, InvalidValueError, BadZipFile):
+        return None
+    except InputError as error:
+        _raise_unless_no_file(error)
+        return None
+
+
+def is_sample(header: Mapping[str, Any], stem: str, run: str) -> bool:
+    """Whether a trace with this header was made from the sample, by the run of this hash."""
+    return file_name(header["sample_id"]) == stem and header.get("run") == run
+
+
+def read_pack(path: Path, run: str, methods: Sequence[str]) -> dict[str, bool]:
+    """Read a pack to its end; return for each of its samples, by `file_name`, whether its files are intact.
+
+    BadZipFile if none of it can be read.
+    """
+    with open_pack(path) as archive:
+        found = {}
+        for stem in (PurePosixPath(name).stem for name in archive.namelist() if is_trace(name)):
+            header = read_sample(stem, partial(read_member, archive), methods)
+            found[stem] = header is not None and is_sample(header, stem, run)
+        return found
 
 
 def read_run(folder: Path) -> dict[str, Any]:

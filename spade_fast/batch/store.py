@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from spade_fast._util.errors import InvalidValueError, OutputError
 from spade_fast._util.files import is_file, read_bytes, reading, write_whole, writing
@@ -25,15 +26,14 @@ from spade_fast.batch.results import (
     FORMAT,
     RUN_FILE,
     maps_name,
-    read_maps,
-    read_report,
+    read_pack,
     read_run,
+    read_sample,
     report_file,
     report_name,
     trace_name,
 )
 from spade_fast.batch.samples import Source, file_name
-from spade_fast.pruning.traces import Trace
 
 _FOLDERS = ("traces", "maps", "reports", "errors", "packs")
 _TEMPORARY = ".*.tmp"
@@ -52,9 +52,12 @@ class Store:
         self.folder, self.hash, self._facts = job.folder, job.hash, job.facts
         self._packs = Packs(job.folder, job.hash)
         self._claims = Claims(job.folder)
+        self._damaged: dict[Path, list[str]] = {}  # zip files, with their intact samples
 
     def open(self) -> None:
         """Make the folder, or check that it belongs to the same settings and network.
+
+        The intact samples of zip files that `todo` found damaged become single files; the zip files are renamed.
 
         Raises
         ------
@@ -70,6 +73,11 @@ class Store:
             if not (self.folder / RUN_FILE).exists():
                 run = {"format": FORMAT, "hash": self.hash, "settings": self._facts}
                 self._write(self.folder / RUN_FILE, json.dumps(run, indent=1).encode())
+            for path, stems in self._damaged.items():
+                with self._claims.of(stems) as free, writing(self.folder):
+                    if all(free):  # otherwise the next run does it
+                        names = [name for stem in stems for name in reversed(_names(stem))]
+                        self._packs.unpack(path, names)
 
     def close(self) -> None:
         """Give up all claims."""
@@ -112,11 +120,30 @@ class Store:
         self._packs.refresh()
 
     def todo(self, source: Source) -> list[int]:
-        """Return the samples that are not finished; errors are those of `finished`."""
+        """Read all files, and return the samples that are not finished; errors are those of `finished`."""
         self.refresh()
+        lost = self._lost()
         single = {path.stem for path in self.folder.glob(trace_name("[!.]*"))}
-        there = [(stem := file_name(name)) in self._packs or stem in single for name in source.ids]
+        there = [
+            (stem := file_name(name)) in single or (stem in self._packs and stem not in lost) for name in source.ids
+        ]
         return [index for index, found in enumerate(there) if not (found and self.finished(source, index))]
+
+    def _lost(self) -> set[str]:
+        """Return the samples that are damaged in zip files, and note which are intact beside them."""
+        lost: set[str] = set()
+        for path in self._packs.paths():
+            try:
+                found = read_pack(path, self.hash, self._facts["methods"])
+                damaged = [stem for stem, intact in found.items() if not intact]
+            except FileNotFoundError:  # another process has set it aside
+                continue
+            except BadZipFile:
+                found, damaged = {}, [""]
+            if damaged:
+                self._damaged[path] = [stem for stem in found if stem not in damaged]
+                lost.update(damaged)
+        return lost
 
     def finished(self, source: Source, index: int) -> bool:
         """Whether a sample's files exist, intact and of this run; those in zip files are not read.
@@ -147,19 +174,12 @@ class Store:
 
     def _single(self, stem: str) -> dict[str, Any] | None:
         """Return the header of a sample that is finished, and not packed; None if any of its files is damaged."""
-        path = self.folder / trace_name(stem)
-        try:
-            header = Trace.load(path).header
-            if self._facts["methods"]:
-                _, facts = read_maps(read_bytes(self.folder / maps_name(stem)), "this")
-                if file_name(str(facts.get("sample_id"))) != stem or facts.get("run") != self.hash:
-                    return None
-        except (FileNotFoundError, InvalidValueError):
-            return None
-        if header.get("run") != self.hash:
-            raise InvalidValueError(f"{path} was made by a run of other settings or another model")
-        report = read_report(self.folder / report_name(stem))
-        return None if report is None or (report and file_name(str(report.get("id"))) != stem) else header
+        header = read_sample(stem, lambda name: read_bytes(self.folder / name), self._facts["methods"])
+        if header is not None and header.get("run") != self.hash:
+            raise InvalidValueError(
+                f"{self.folder / trace_name(stem)} was made by a run of other settings or another model"
+            )
+        return header
 
     def pack(self, stems: Sequence[str]) -> None:
         """Move the files of finished samples, by their `file_name`, into a zip file."""
@@ -176,8 +196,7 @@ class Store:
                     (self.folder / name).unlink(missing_ok=True)
 
     def _names(self, stem: str) -> list[str]:
-        names = (trace_name(stem), maps_name(stem), report_name(stem))
-        return [name for name in names if (self.folder / name).exists()]
+        return [name for name in _names(stem) if (self.folder / name).exists()]
 
     def pack_all(self, count: int) -> None:
         """Move the files of all finished samples into zip files of `count` samples."""
@@ -219,6 +238,10 @@ class Store:
     def _write(self, path: Path, contents: bytes) -> None:
         with writing(path):
             write_whole(path, contents, "results")
+
+
+def _names(stem: str) -> tuple[str, ...]:
+    return trace_name(stem), maps_name(stem), report_name(stem)
 
 
 def _short(value: Any) -> str:

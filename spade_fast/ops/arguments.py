@@ -40,12 +40,14 @@ def _moved(op: str, name: str, value: Tensor, home: torch.device) -> Tensor:
 
 
 def _check_dense(op: str, name: str, value: Any) -> None:
-    """Raise TypeError if `value` is not a tensor, or one that is sparse, quantised or nested."""
+    """Raise TypeError if `value` is not a tensor, or one that is sparse, quantised or nested, or a negated bool."""
     if not isinstance(value, Tensor):
         raise InvalidTypeError(f"{op}: {name} must be a tensor, got {kind(value)}")
     if value.layout != torch.strided or value.is_quantized or value.is_nested:
         described = "nested" if value.is_nested else "quantised" if value.is_quantized else str(value.layout)
         raise InvalidTypeError(f"{op}: {name} must be a dense tensor, got one that is {described}")
+    if value.is_neg() and value.dtype == torch.bool:
+        raise InvalidTypeError(f"{op}: {name} must be numbers, got a negated view of torch.bool")
 
 
 def integer(op: str, name: str, value: Any) -> int:

@@ -100,6 +100,8 @@ def _stored(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise InvalidValueError("its sample or its settings are missing")
     if not all(isinstance(text, str) for text in header["weights"].values()):
         raise InvalidValueError("its hashes of weights are not text")
+    if not _is(int, header["network_weights"]) or header["network_weights"] < 0:
+        raise InvalidValueError(f"its network has {header['network_weights']!r} weights")
     if header.get("decision") is not None:
         Decision.from_entries(header["decision"])
     if not isinstance(stored["layers"], list) or not isinstance(stored["reports"], list):

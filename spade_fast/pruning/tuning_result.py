@@ -15,6 +15,7 @@ from spade_fast._util.extras import extra_for
 from spade_fast._util.files import is_file, read_bytes, write_whole
 from spade_fast.pruning.config import check_shares
 
+_DEPTH, _LENGTH = 40, 10_000  # of the YAML that is read
 _HEADING = """\
 # Sparsities found by spade_fast.tune. Use them as `--sparsity {name}`, or in Python as
 # spade_fast.trace(..., sparsity=spade_fast.load_sparsity("{name}")).
@@ -124,6 +125,8 @@ class Tuning:
         try:
             score = contents["score"]
             numbers = {f"score {name}": score[name] for name in ("before", "after")}
+            if not isinstance(contents["history"], list):
+                raise InvalidValueError(f"history must be a list, got {contents['history']!r}")
             history = tuple(Trial(**trial) for trial in contents["history"])
             for trial in history:
                 integer("round", trial.round, 1)
@@ -135,6 +138,8 @@ class Tuning:
             found = cls(sparsity, float(score["before"]), float(score["after"]), history, dict(contents["settings"]))
             if not all(isinstance(stage, str) for stage in [*found.stages, *(trial.stage for trial in history)]):
                 raise InvalidValueError("the names of stages must be strings")
+            if not all(isinstance(layers, list) for layers in found.settings["stages"].values()):
+                raise InvalidValueError("the layers of a stage must be a list")
             return found
         except (KeyError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise InvalidValueError(
@@ -172,13 +177,26 @@ def _import_yaml() -> Any:
 
 
 def _strict_loader(yaml: Any) -> Any:
-    """Return a loader without aliases, which a small file can multiply to any size, and with each key once."""
+    """Return a loader without aliases, which a small file can multiply to any size, and with each key once.
+
+    Depth and length are limited: PyYAML's time grows with the square of either (numbers as in ``1:30:30``).
+    """
 
     class Loader(yaml.SafeLoader):
+        depth = 0
+
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError(f"it has an alias ({self.peek_event().anchor!r}), which is not supported here")
-            return super().compose_node(parent, index)
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError(f"it has an alias ({event.anchor!r}), which is not supported here")
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > _LENGTH:
+                raise yaml.YAMLError(f"it has a name or value of more than {_LENGTH} characters")
+            if self.depth == _DEPTH:
+                raise yaml.YAMLError("it is nested too deeply")
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))

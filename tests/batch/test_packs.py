@@ -17,7 +17,7 @@ pytest.importorskip("PIL.Image")
 
 from batches import claimed_by_another, contents, make_photos, no_leftovers, run_small, settings, small_job
 
-from spade_fast.batch import OutputError, Results, run
+from spade_fast.batch import OutputError, Results, run, write_index
 from spade_fast.batch.store import Store
 
 
@@ -30,7 +30,7 @@ def photos(tmp_path) -> Path:
 def packs(out: Path) -> list[int]:
     """The number of samples in each zip file; none is in two of them."""
     sizes, seen = [], set()
-    for path in out.glob("packs/[!.]*"):
+    for path in out.glob("packs/[!.]*.zip"):
         with ZipFile(path) as archive:
             traces = [name for name in archive.namelist() if name.startswith("traces/")]
         assert not seen.intersection(traces)
@@ -105,10 +105,61 @@ def test_damaged_packs(small, two_layouts, photos):
     assert [found.file for found in Results(packed).stored() if found.header is None] == [f"packs/{cut.name}"]
     assert len(Results(packed)) == 3
     summary = run(photos, packed, **settings(small, methods=["saliency"]), workers=0, pack=3)
-    assert summary.finished == 2 and len(Results(packed)) == 5
-    changed.unlink()
-    assert run(photos, packed, **settings(small, methods=["saliency"]), workers=0, pack=1).before == 3
+    assert (summary.before, summary.finished) == (2, 3) and len(Results(packed)) == 5
+    assert contents(packed) == contents(single) and packs(packed) == [1, 1, 3]
+    aside = {path.name for path in packed.glob("packs/*.damaged")}
+    assert aside == {f"{cut.name}.damaged", f"{changed.name}.damaged"}
+
+
+@pytest.mark.parametrize("kind", ["traces", "maps", "reports"])
+def test_damage_in_a_pack_is_made_good(small, two_layouts, photos, kind):
+    """Only the damaged sample is made again; the others of its pack are kept."""
+    pytest.importorskip("pyarrow")
+    single, packed = two_layouts
+    options = settings(small, methods=["saliency"])
+    pack = max(packed.glob("packs/*"), key=lambda path: len(ZipFile(path).namelist()))
+    with ZipFile(pack) as archive:
+        entry = next(entry for entry in archive.infolist() if entry.filename.startswith(kind))
+    damaged = bytearray(pack.read_bytes())
+    damaged[entry.header_offset + entry.file_size] ^= 1
+    pack.write_bytes(damaged)
+    assert write_index(packed) == {"finished": 4, "damaged": 1}
+    assert run(photos, packed, **options, workers=0, dry_run=True).before == 4 and pack.exists()
+    summary = run(photos, packed, **options, workers=0)
+    assert (summary.before, summary.finished) == (4, 1) and write_index(packed) == {"finished": 5}
+    assert contents(packed) == contents(single) and not pack.exists()
+    assert packs(packed) == [1, 2] and len([*packed.glob("traces/*")]) == len([*packed.glob("reports/*")]) == 2
+    assert run(photos, packed, **options, workers=0).before == 5
+
+
+def test_swapped_members_of_a_pack_are_made_again(small, two_layouts, photos):
+    single, packed = two_layouts
+    pack = max(packed.glob("packs/*"), key=lambda path: len(ZipFile(path).namelist()))
+    with ZipFile(pack) as archive:
+        members, comment = [(entry, archive.read(entry)) for entry in archive.infolist()], archive.comment
+    one, other = (place for place, (entry, _) in enumerate(members) if entry.filename.startswith("traces/"))
+    members[one], members[other] = (members[one][0], members[other][1]), (members[other][0], members[one][1])
+    with ZipFile(pack, "w") as archive:
+        archive.comment = comment
+        for entry, found in members:
+            archive.writestr(entry, found)
+    assert run(photos, packed, **settings(small, methods=["saliency"]), workers=0).finished == 2
     assert contents(packed) == contents(single)
+
+
+def test_packs_do_not_write_elsewhere(small, two_layouts, photos):
+    _, packed = two_layouts
+    pack = max(packed.glob("packs/*"), key=lambda path: len(ZipFile(path).namelist()))
+    with ZipFile(pack) as archive:
+        members, comment = [(entry, archive.read(entry)) for entry in archive.infolist()], archive.comment
+    with ZipFile(pack, "w") as archive:
+        archive.comment = comment
+        for entry, found in members:
+            entry.filename = entry.filename.replace("/", "/../../", 1)
+            archive.writestr(entry, found)
+    before = {*packed.parent.rglob("*.*")}
+    assert run(photos, packed, **settings(small, methods=["saliency"]), workers=0).finished == 2
+    assert {path.parent.parent for path in {*packed.parent.rglob("*.*")} - before} == {packed}
 
 
 def test_any_damage_to_a_pack(two_layouts):

@@ -305,7 +305,7 @@ def run(number: int, seed: int) -> tuple[str, str]:
         change(rng, arguments)
     gram = arguments.get("gram")
     known = isinstance(gram, Tensor) and gram.layout == torch.strided and not gram.is_meta
-    known = known and not (gram.is_nested or gram.is_quantized)
+    known = known and not (gram.is_nested or gram.is_quantized or gram.dtype == torch.bool)
     before = gram.clone() if known and gram.numel() < 10**6 else None
     call = getattr(ops, name)
     kind, result = outcome(call, arguments)

@@ -92,6 +92,12 @@ def test_wrong_dtype(op: str, name: str, dtype: torch.dtype, device: str) -> Non
         call(op, device, **{name: SOUND[op][name].to(dtype)})
 
 
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_a_negated_bool(op: str, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{op}: {name} must be numbers"):
+        call(op, **{name: torch._neg_view(SOUND[op][name].bool())})
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(("op", "name"), TENSORS)
 def test_no_dimensions(op: str, name: str, device: str) -> None:

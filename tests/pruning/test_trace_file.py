@@ -185,6 +185,18 @@ def weights_of_wrong_types(tensors, stored, metadata):
     stored["header"]["weights"]["0.weight"] = 7
 
 
+def network_without_weights(tensors, stored, metadata):
+    del stored["header"]["network_weights"]
+
+
+def network_with_odd_weights(tensors, stored, metadata):
+    stored["header"]["network_weights"] = "many"
+
+
+def network_with_negative_weights(tensors, stored, metadata):
+    stored["header"]["network_weights"] = -1
+
+
 def list_instead(tensors, stored, metadata):
     return "[]"
 
@@ -209,7 +221,8 @@ def long_number(tensors, stored, metadata):
 STRUCTURE = [
     flip_bit, flip_two_bits_to_padding, drop_value, drop_layer, add_tensor, change_shape, change_dtype, unknown_dtype,
     drop_key, odd_report, no_header, same_layer_twice, infinite_shape, huge_shape, negative_shape, shape_as_text,
-    report_of_wrong_types, sample_without_name, weights_of_wrong_types, list_instead, deep, deep_in_the_header,
+    report_of_wrong_types, sample_without_name, weights_of_wrong_types, network_without_weights,
+    network_with_odd_weights, network_with_negative_weights, list_instead, deep, deep_in_the_header,
     key_twice, long_number,
 ]  # fmt: skip
 VALUES = [flip_two_bits, change_value, change_hash, other_parameter, other_report, other_sample]

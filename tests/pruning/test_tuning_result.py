@@ -79,6 +79,10 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{chr(i + 1)}: &{chr(i + 1)} [*{chr(i)}, *{ch
         ("sparsity: {a: 0.5}\nsparsity: {a: 0.7}", "it has key 'sparsity' twice"),
         ("sparsity: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("sparsity: " + "{a: " * 5000 + "}" * 5000, "nested too deeply"),
+        ("sparsity: " + "{a: " * 40 + "1" + "}" * 40, "nested too deeply"),
+        ("sparsity:" + "".join("\n" + " " * depth + "a:" for depth in range(1, 50)), "nested too deeply"),
+        ("sparsity: {a: 1" + ":30" * 100_000 + "}", "a name or value of more than 10000 characters"),
+        ("sparsity: {" + "a" * 10_001 + ": 0.5}", "a name or value of more than 10000 characters"),
         ("sparsity: {a: !!bool maybe}", "is not a YAML file"),
         ("sparsity: {a: !!int ''}", "is not a YAML file"),
         ("sparsity: {a: !!timestamp no}", "is not a YAML file"),
@@ -109,6 +113,8 @@ def test_hostile_files(tmp_path, text, message):
         lambda kept: kept.update(score={"before": "0.5", "after": 1}),
         lambda kept: kept.update(history=5),
         lambda kept: kept.update(history=[[1]]),
+        lambda kept: kept.update(history={}),
+        lambda kept: kept.update(history=""),
         lambda kept: kept["history"][0].update(round="1"),
         lambda kept: kept["history"][0].update(round=0),
         lambda kept: kept["history"][0].update(stage=1),
@@ -120,6 +126,7 @@ def test_hostile_files(tmp_path, text, message):
         lambda kept: kept["settings"].update(stages={"a": []}),
         lambda kept: kept["settings"].update(stages={"a": ["absent"]}),
         lambda kept: kept["settings"].update(stages={"a": 5}),
+        lambda kept: kept["settings"].update(stages={"a": "1"}),
     ],
 )
 def test_results_that_make_no_sense(tmp_path, change):
