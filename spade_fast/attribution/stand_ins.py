@@ -26,6 +26,7 @@ from spade_fast._util.errors import InvalidValueError
 from spade_fast.attribution.function_kinds import (
     ELEMENTWISE,
     MAX_POOLS,
+    OTHER,
     PRODUCT,
     RECTIFIER,
     SOFTMAX,
@@ -208,6 +209,12 @@ class Redirection(TorchFunctionMode):
         call = read_call(function, args, kwargs, self.depends) if torch.is_grad_enabled() else None
         if call is None:
             return function(*args, **kwargs)
+        if call.kind == OTHER:
+            outputs = function(*args, **kwargs)
+            differentiable = any(isinstance(one, Tensor) and self.depends(one) for one in tree_leaves(outputs))
+            if differentiable and self.stand_ins.for_deep_lift():
+                self._refuse(_no_rule(call), call)
+            return outputs
         stand_in = self.stand_ins.of_kind.get(call.kind)
         self._rectified |= call.kind == RECTIFIER
         try:
@@ -217,10 +224,8 @@ class Redirection(TorchFunctionMode):
                 return function(*args, **kwargs)
             else:
                 result = self._run(stand_in, call, function, args, kwargs)
-        except NoRuleError:
-            if self.stand_ins.refused is None:
-                raise
-            self.stand_ins.refused.add(call.name)
+        except NoRuleError as error:
+            self._refuse(error, call)
             return function(*args, **kwargs)
         return (args[0] if args else kwargs["input"]).copy_(result) if call.inplace else result
 
@@ -245,6 +250,12 @@ class Redirection(TorchFunctionMode):
                     name = type(node).__name__.removesuffix("Backward")
                     raise InvalidValueError(f"the custom autograd function {name} cannot be given another gradient")
         return first is not None and self._known[first]
+
+    def _refuse(self, error: NoRuleError, call: Call) -> None:
+        """Raise the error, or note the function in a rehearsal."""
+        if self.stand_ins.refused is None:
+            raise error
+        self.stand_ins.refused.add(call.name)
 
     def check_rectifiers(self) -> None:
         """Refuse a method that changes the gradient of ReLU only, if no ReLU was called."""
