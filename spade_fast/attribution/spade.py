@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from spade_fast.attribution.sample_arguments import bind_arguments, divide_argum
 from spade_fast.pruning import tracing
 from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
-from spade_fast.pruning.decision import Decision, probabilities
+from spade_fast.pruning.decision import Decision, predict
 from spade_fast.pruning.traces import Trace
 
 with extra_for("Spade needs"):
@@ -71,8 +71,9 @@ class Spade(Attribution):
     Attributes
     ----------
     traces : list of Trace
-        The traces of the last call of `attribute`, one per sample (only one if batches were given directly). Each knows
-        its `decision`, if the method was built on a network that returns logits of two or more classes.
+        The traces of the last call of `attribute`, one per sample (only one if batches were given directly). The trace
+        of one sample knows its `decision`, if the method was built on a network, or a function around it, that returns
+        logits of two or more classes.
 
     Raises
     ------
@@ -233,13 +234,13 @@ class Spade(Attribution):
         """Return the probabilities of classes for one sample; None if the method's network does not return logits."""
         network = innermost(self.attribution_method).forward_func
         more = arguments.get("additional_forward_args")
-        if not isinstance(network, nn.Module) or isinstance(self.attribution_method, DataLoaderAttribution):
+        if isinstance(self.attribution_method, DataLoaderAttribution):
             return None
         more = () if more is None else more if isinstance(more, tuple) else (more,)
-        with torch.no_grad():
-            output = network(*(inputs if isinstance(inputs, tuple) else (inputs,)), *more)
         try:
-            return probabilities(output)
+            # Functions around a network may need gradients.
+            with torch.no_grad() if isinstance(network, nn.Module) else nullcontext():
+                return predict(network, *(inputs if isinstance(inputs, tuple) else (inputs,)), *more)
         except InvalidValueError:
             return None
 

@@ -315,6 +315,12 @@ def test_decisions_with_further_arguments_and_of_other_outputs(images):
         made.record_decision(scaled, one[None], scale[:1]) for made, one in zip(spade.traces, images, strict=True)
     ]
     assert [made.decision for made in spade.traces] == expected
+    function = Spade(Saliency(lambda *given: {"logits": scaled(*given)}["logits"]), AUGMENTER, model=scaled, **SETTINGS)
+    function.attribute(images, target=1, additional_forward_args=(scale,))
+    assert [made.decision for made in function.traces] == expected
+    total = Spade(Saliency(lambda *given: scaled(*given).sum(1)), AUGMENTER, model=scaled, **SETTINGS)
+    total.attribute(images, additional_forward_args=(scale,))
+    assert [made.decision for made in total.traces] == [None] * 3
     maps = nn.Conv2d(3, 4, 3).eval()
     spade = Spade(Saliency(maps), AUGMENTER, **SETTINGS)
     spade.attribute(images, target=(1, 2, 2))
