@@ -325,3 +325,26 @@ def test_decisions_with_further_arguments_and_of_other_outputs(images):
     spade = Spade(Saliency(maps), AUGMENTER, **SETTINGS)
     spade.attribute(images, target=(1, 2, 2))
     assert [made.decision for made in spade.traces] == [None] * 3
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear, self.head = nn.Conv2d(3, 6, 2, 2), nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.linear(self.conv(x).relu().permute(0, 2, 3, 1)).relu().mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "make", [LayerGradCam, GuidedGradCam, lambda net, layer: NoiseTunnel(LayerGradCam(net, layer))]
+)
+def test_grad_cam_of_maps_with_channels_last_is_refused(make, images):
+    torch.manual_seed(0)
+    model = prepare_for_attribution(ChannelsLast().eval())
+    with pytest.raises(ValueError, match=r"got \[1, .* 4\] with the channels last"):
+        Spade(make(model, model.linear), AUGMENTER, **SETTINGS).attribute(images, target=1)
+    with pytest.raises(ValueError, match="with the channels last"):
+        Spade(make(model, model.linear), images, **SETTINGS).attribute(images, target=1, attribute_to_layer_input=True)
+    of_conv = Spade(make(model, model.conv), AUGMENTER, **SETTINGS).attribute(images, target=1)
+    assert len(of_conv) == len(images)
