@@ -64,6 +64,9 @@ _LINEAR_NAMES = _names(
     "istft zero zeros_like ones_like",
 )
 _KNOWN = _ELEMENTWISE | _GATES | _PRODUCTS | _CHOICES | {"softmax", "batch_norm", *MAX_POOLS}
+# As their backward functions are called in autograd's graph; the last one stands for a whole scripted function.
+HIDDEN_RECTIFIERS = _names("relu relu6 threshold clamp clampmin hardtanh differentiablegraph")
+HIDDEN_ELEMENTWISE = HIDDEN_RECTIFIERS | {name.replace("_", "") for name in _ELEMENTWISE}
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
     -------
     nn.Module
         The prepared copy. A method on it raises ValueError if it meets a function that it has no rule for, such as
-        layer normalisation or an unknown function in DeepLIFT, or one that cannot be given another gradient; the
-        message names the function and the line of the network's code.
+        layer normalisation or an unknown function in DeepLIFT, or one that cannot be given another gradient, such as a
+        custom autograd function; the message names the function and, if known, the line of the network's code.
 
     Warns
     -----

@@ -300,6 +300,25 @@ def test_guided_backprop_needs_a_relu_that_it_sees(function: Function) -> None:
         GuidedBackprop(prepared).attribute(IMAGES, target=1)
 
 
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+@pytest.mark.parametrize("function", [scripted, torch.vmap(F.relu)])
+def test_functions_out_of_sight_are_refused(function: Function) -> None:
+    prepared = prepare_for_attribution(branches(lambda x: function(F.relu(x - 0.1) - 0.1) * 2 + 1))
+    for method in (GuidedBackprop, DeepLift):
+        with pytest.raises(ValueError, match=r"function Relu, scripted or in torch.vmap, cannot be given another"):
+            method(prepared).attribute(IMAGES, target=1)
+    linear = prepare_for_attribution(branches(lambda x: F.relu(torch.vmap(lambda one: 2 * one)(x))))
+    assert delta(linear) < 1e-9
+    gelu = prepare_for_attribution(branches(lambda x: torch.vmap(F.gelu)(F.relu(x))))
+    assert GuidedBackprop(gelu).attribute(IMAGES, target=1).shape == IMAGES.shape
+    with pytest.raises(ValueError, match="function Gelu"):
+        DeepLift(gelu).attribute(IMAGES, target=1)
+
+
 def test_guided_backprop_leaves_other_activations_their_gradient() -> None:
     model = branches(lambda x: torch.tanh(F.relu(F.leaky_relu(x))))
     module = Modules(model, lambda: nn.Sequential(nn.LeakyReLU(), nn.ReLU(), nn.Tanh()))
