@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
@@ -14,6 +15,7 @@ from spade_fast.attribution.layouts import FIRST, LAST, Layouts
 
 with extra_for("class activation maps need"):
     from captum._utils.gradient import compute_layer_gradients_and_eval
+    from captum.attr import GuidedGradCam, LayerGradCam
     from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
     from captum.log import log_usage
 
@@ -55,6 +57,34 @@ class LayerCam(LayerAttribution, GradientAttribution):
         if maps.dim() != 4 or layouts.channels(maps) == LAST:
             raise InvalidValueError(f"LayerCAM needs a layer whose output is [N, C, h, w], got {list(maps.shape)}")
         return F.relu((F.relu(gradients) * maps).sum(1, keepdim=True))
+
+
+def check_layout(method: Any, inputs: tuple[Any, ...], at_input: bool = False) -> None:
+    """Raise ValueError if a Captum method is Grad-CAM and the channels of its layer's output (or input) are last.
+
+    Parameters
+    ----------
+    method : captum.attr.Attribution
+    inputs : tuple
+        Arguments of the method's network, which is run once.
+    at_input : bool
+        Whether the method reads the layer's input.
+    """
+    method = method.grad_cam if isinstance(method, GuidedGradCam) else method
+    if not isinstance(method, LayerGradCam):
+        return
+    read: list[Any] = []
+    hook = method.layer.register_forward_hook(lambda _, given, output: read.append(given if at_input else output))
+    try:
+        with torch.no_grad(), Layouts(inputs[0]) as layouts:
+            method.forward_func(*inputs)
+    finally:
+        hook.remove()
+    for maps in tree_leaves(read):
+        if isinstance(maps, Tensor) and layouts.channels(maps) == LAST:
+            raise InvalidValueError(
+                f"Grad-CAM needs a layer of feature maps [N, C, h, w], got {list(maps.shape)} with the channels last"
+            )
 
 
 def last_feature_layer(model: nn.Module, image: Tensor) -> nn.Module:

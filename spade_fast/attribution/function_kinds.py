@@ -17,31 +17,53 @@ MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
 STAND_INS = (RECTIFIER, ELEMENTWISE, SOFTMAX, *MAX_POOLS)
 _LINEAR = "linear"
 
-
 _ELEMENTWISE = function_names(
     "relu relu6 threshold clamp clip clamp_min clamp_max hardtanh leaky_relu rrelu prelu elu selu celu gelu silu",
     "mish softplus softsign tanhshrink hardshrink softshrink hardswish hardsigmoid logsigmoid log_sigmoid sigmoid",
     "expit tanh exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square pow rpow float_power reciprocal rdiv",
     "rtruediv abs absolute sin cos tan asin acos atan arctan sinh cosh asinh acosh atanh erf erfc erfinv sinc",
-    "logit sign round floor ceil trunc maximum minimum fmax fmin max min div divide true_divide",
+    "arcsin arccos arcsinh arccosh arctanh logit sign sgn round floor ceil trunc fix frac maximum minimum fmax fmin",
+    "max min div divide true_divide nan_to_num xlogy xlog1py copysign lgamma digamma i0 i0e i1 i1e ndtr log_ndtr erfcx",
+    "entr",
 )
 _QUOTIENTS = frozenset(("div", "divide", "true_divide"))
 _GATES = frozenset(("mul", "multiply", "where", "masked_fill", "setitem"))
 # Linear in each of their tensors, but not in two together.
 _PRODUCTS = function_names(
     "mul multiply matmul bmm mm mv dot einsum baddbmm addmm addbmm outer linear bilinear conv1d conv2d conv3d",
-    "conv_transpose1d conv_transpose2d conv_transpose3d addcmul tensordot lerp grid_sample",
+    "conv_transpose1d conv_transpose2d conv_transpose3d convolution addcmul tensordot lerp grid_sample rmatmul addmv",
+    "addbmm addr inner vdot ger kron cross linalg_cross",
 )
-_OTHERS = function_names(
-    "layer_norm native_layer_norm group_norm instance_norm rms_norm local_response_norm normalize",
-    "multi_head_attention_forward scaled_dot_product_attention softmin log_softmax gumbel_softmax logsumexp glu",
-    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d",
-    "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices lp_pool1d lp_pool2d lp_pool3d",
-    "amax amin aminmax cummax cummin topk sort kthvalue median nanmedian prod cumprod norm vector_norm std var",
-    "std_mean var_mean lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell addcdiv hypot",
-    "atan2 fmod remainder logaddexp logaddexp2 logcumsumexp renorm cosine_similarity cdist pairwise_distance",
+_INDEXED = function_names("getitem index index_put")  # by one index for each dimension
+_GATHERED = function_names("gather take_along_dim masked_select scatter scatter_add")  # by an index of each element
+_ALONG_DIMENSION = function_names("index_select index_add index_copy")
+_CHOICES = _INDEXED | _GATHERED | _ALONG_DIMENSION
+_LINEAR_NAMES = function_names(
+    # shapes
+    "view view_as unsafe_view reshape reshape_as permute transpose swapaxes swapdims t adjoint get flatten ravel",
+    "unflatten squeeze unsqueeze expand expand_as repeat repeat_interleave tile broadcast_to broadcast_tensors movedim",
+    "moveaxis rollaxis narrow select slice split chunk unbind tensor_split hsplit vsplit dsplit split_with_sizes",
+    "unsafe_split unsafe_chunk unsafe_split_with_sizes cat concat concatenate stack hstack vstack dstack column_stack",
+    "row_stack block_diag flip fliplr flipud roll rot90 diag diagonal diag_embed diagflat tril triu trace unfold fold",
+    "as_strided atleast_1d atleast_2d atleast_3d meshgrid pixel_shuffle pixel_unshuffle channel_shuffle",
+    "native_channel_shuffle pad constant_pad_nd im2col col2im iter",
+    # values as they are
+    "to type type_as float double half bfloat16 cpu cuda contiguous clone alias positive pos detach requires_grad",
+    "as_subclass copy to_copy resolve_conj resolve_neg lift_fresh dropout dropout1d dropout2d dropout3d alpha_dropout",
+    "feature_dropout feature_alpha_dropout native_dropout real imag view_as_real view_as_complex conj conj_physical",
+    "embedding embedding_bag complex",
+    # sums
+    "add sub subtract radd rsub neg negative sum mean nansum nanmean cumsum diff trapezoid avg_pool1d avg_pool2d",
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample upsample_nearest",
+    "upsample_bilinear upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d",
+    "upsample_bicubic2d upsample_trilinear3d affine_grid fft_fft fft_ifft fft_fft2 fft_ifft2 fft_fftn fft_ifftn",
+    "fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_rfftn fft_irfftn fft_hfft fft_ihfft fft_fftshift fft_ifftshift stft",
+    "istft zero zeros_like ones_like",
 )
-_KNOWN = _ELEMENTWISE | _GATES | _PRODUCTS | _OTHERS | {"softmax", "batch_norm", *MAX_POOLS}
+_KNOWN = _ELEMENTWISE | _GATES | _PRODUCTS | _CHOICES | {"softmax", "batch_norm", *MAX_POOLS}
+# As their backward functions are called in autograd's graph; the last one stands for a whole scripted function.
+HIDDEN_RECTIFIERS = function_names("relu relu6 threshold clamp clampmin hardtanh differentiablegraph")
+HIDDEN_ELEMENTWISE = HIDDEN_RECTIFIERS | {name.replace("_", "") for name in _ELEMENTWISE}
 
 
 @dataclass(frozen=True)
@@ -69,13 +91,15 @@ class Call:
 def read_call(
     function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], depends: Callable[[Tensor], bool]
 ) -> Call | None:
-    """Return the kind of a call, or None if its gradient is the rule of every method.
+    """Return the kind of a call, or None if its gradient is the rule of every method: if it is linear.
+
+    Functions that are not listed above are `OTHER`.
 
     `depends` says whether a tensor is computed, with a gradient, from the network's input.
     """
     full = getattr(function, "__name__", "").split(".")[0]
     name = name_of(function).removeprefix("special_")
-    if name not in _KNOWN:
+    if name in _LINEAR_NAMES:
         return None
     arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     places = [
@@ -98,8 +122,12 @@ def _kind(name: str, args: Sequence[Any], kwargs: dict[str, Any], places: list[i
         return SOFTMAX
     if name == "batch_norm":
         return OTHER if argument(args, kwargs, 5, "training", False) else _LINEAR
-    if name in _OTHERS:
+    if name not in _KNOWN:
         return OTHER
+    if name in _CHOICES:
+        return _kind_of_index(name, args, kwargs)
+    if any(isinstance(one, Tensor) and one.is_complex() for one in tree_leaves((args, kwargs))):
+        return _LINEAR if name in _PRODUCTS | _GATES | _QUOTIENTS and places in ([0], [1]) else OTHER
     if name in _PRODUCTS and len(places) > 1:
         return PRODUCT if name in ("mul", "multiply") else OTHER
     if name in _GATES and len(places) > 1:
@@ -139,10 +167,11 @@ def _kind_of_gate(name: str, args: Sequence[Any], kwargs: dict[str, Any], places
     """Return the kind of a call that keeps one tensor where another says so, or scales it by a constant."""
     other: Any = 0
     if name == "where":
-        if len(args) < 3:
-            return OTHER
-        gate, kept, other = args[:3]
-        if places == [2]:
+        gate, kept = argument(args, kwargs, 0, "condition", None), argument(args, kwargs, 1, "input", None)
+        other = argument(args, kwargs, 2, "other", None)
+        if isinstance(kept, Tensor) and kept.dtype == torch.bool:  # the method of a tensor
+            gate, kept = kept, gate
+        if isinstance(kept, int | float) or places in ([2], ["other"]):
             gate, kept, other = ~gate, other, kept
     elif name in ("masked_fill", "setitem"):
         gate, kept, other = argument(args, kwargs, 1, "mask"), args[0], argument(args, kwargs, 2, "value", 0)
@@ -158,9 +187,33 @@ def _kind_of_gate(name: str, args: Sequence[Any], kwargs: dict[str, Any], places
     value = kept.detach()
     if gate.shape == kept.shape and bool((value < 0).any()) and torch.equal(value.clamp(min=0), value * gate):
         return RECTIFIER if _is_zero(other) else OTHER
-    # A gate that differs between inputs and baselines, the halves of DeepLIFT's batch, is computed from them.
-    batched = not gate.requires_grad and gate.dim() == kept.dim() and len(gate) == len(kept) and len(gate) % 2 == 0
-    return OTHER if batched and not torch.equal(*gate.chunk(2)) else _LINEAR
+    return OTHER if not gate.requires_grad and gate.dim() == kept.dim() and _is_computed(gate, kept) else _LINEAR
+
+
+def _kind_of_index(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    """Return the kind of a call that chooses elements of its first argument, or changes them, by indices."""
+    chosen = argument(args, kwargs, 0, "input", None)
+    if not isinstance(chosen, Tensor):
+        return OTHER
+    if name in _ALONG_DIMENSION:  # samples among others
+        return OTHER if argument(args, kwargs, 1, "dim") in (0, -chosen.dim()) else _LINEAR
+    choices = [*args[1:], *kwargs.values()]
+    if name in _INDEXED:
+        given = argument(args, kwargs, 1, "indices")
+        given = given if isinstance(given, tuple | list) else [given]
+        choices = list(given) if given and isinstance(given[0], Tensor) else []  # which belong together
+    choices = [one for one in choices if isinstance(one, Tensor) and one.dim() and not one.is_floating_point()]
+    if name in _GATHERED:
+        choices = [one for one in choices if one.dim() == chosen.dim()]
+    return OTHER if any(_is_computed(one, chosen) for one in choices) else _LINEAR
+
+
+def _is_computed(choice: Tensor, of: Tensor) -> bool:
+    """Whether a gate or index differs between inputs and baselines, the halves of DeepLIFT's batch."""
+    if not of.dim() or len(choice) != len(of) or len(choice) % 2:
+        return False
+    samples = torch.arange(len(choice), device=choice.device)
+    return not torch.equal(choice, samples) and not torch.equal(*choice.chunk(2))
 
 
 def _is_zero(value: Any) -> bool:

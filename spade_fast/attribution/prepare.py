@@ -42,8 +42,8 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
     -------
     nn.Module
         The prepared copy. A method on it raises ValueError if it meets a function that it has no rule for, such as
-        layer normalisation in DeepLIFT, or one that cannot be given another gradient; the message names the
-        function and the line of the network's code.
+        layer normalisation or an unknown function in DeepLIFT, or one that cannot be given another gradient, such as a
+        custom autograd function; the message names the function and, if known, the line of the network's code.
 
     Warns
     -----
@@ -53,7 +53,7 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
     Raises
     ------
     TypeError
-        `model` is not a module, or contains TorchScript, whose functions are out of reach.
+        `model` is not a module, contains TorchScript, whose functions are out of reach, or cannot be copied.
 
     Examples
     --------
@@ -74,7 +74,13 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
     teach_deep_lift()
     # Parameters, buffers, and tensors that hooks such as weight_norm's compute again in each forward pass.
     held = [one for module in model.modules() for one in tree_leaves(vars(module)) if isinstance(one, Tensor)]
-    prepared = copy.deepcopy(model, {id(one): one for one in held})
+    try:
+        prepared = copy.deepcopy(model, {id(one): one for one in held})
+    except Exception as error:  # the attributes of a network may be anything
+        raise InvalidTypeError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): "
+            "give it without the attribute that cannot, or with a __deepcopy__ method"
+        ) from error
     stand_ins = StandIns(prepared)
     for module in prepared.modules():
         module.__dict__["forward"] = Forward(module, stand_ins)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +18,12 @@ from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.text import listed
+from spade_fast.attribution.cam import check_layout
 from spade_fast.attribution.sample_arguments import bind_arguments, divide_arguments, innermost
 from spade_fast.pruning import tracing
 from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
-from spade_fast.pruning.decision import Decision, probabilities
+from spade_fast.pruning.decision import Decision, predict
 from spade_fast.pruning.traces import Trace
 
 with extra_for("Spade needs"):
@@ -72,8 +73,9 @@ class Spade(Attribution):
     Attributes
     ----------
     traces : list of Trace
-        The traces of the last call of `attribute`, one per sample (only one if batches were given directly). Each knows
-        its `decision`, if the method was built on a network that returns logits of two or more classes.
+        The traces of the last call of `attribute`, one per sample (only one if batches were given directly). The trace
+        of one sample knows its `decision`, if the method was built on a network, or a function around it, that returns
+        logits of two or more classes.
 
     Raises
     ------
@@ -176,8 +178,9 @@ class Spade(Attribution):
         Raises
         ------
         TypeError, ValueError
-            The wrapped method does not take an argument, the inputs have the wrong type or shape, or there are not as
-            many targets, baselines, masks or sample ids as samples.
+            The wrapped method does not take an argument, the inputs have the wrong type or shape, there are not as many
+            targets, baselines, masks or sample ids as samples, or the method is Grad-CAM on a layer whose output has
+            its channels last.
         UserError
             All errors of `spade_fast.trace`. The model is restored after any error.
         """
@@ -223,6 +226,9 @@ class Spade(Attribution):
         return _concatenate(results)
 
     def _attribute_on(self, made: Trace, inputs: Any, arguments: dict[str, Any], dense: Tensor | None) -> Any:
+        if not isinstance(self.attribution_method, DataLoaderAttribution):
+            at_input = bool(arguments.get("attribute_to_layer_input"))
+            check_layout(innermost(self.attribution_method), _network_inputs(inputs, arguments), at_input)
         with made.applied(self.model), stage("attribute"):
             pruned = None if dense is None else self._predict(inputs, arguments)
             if dense is not None and pruned is not None:
@@ -233,14 +239,12 @@ class Spade(Attribution):
     def _predict(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the probabilities of classes for one sample; None if the method's network does not return logits."""
         network = innermost(self.attribution_method).forward_func
-        more = arguments.get("additional_forward_args")
-        if not isinstance(network, nn.Module) or isinstance(self.attribution_method, DataLoaderAttribution):
+        if isinstance(self.attribution_method, DataLoaderAttribution):
             return None
-        more = () if more is None else more if isinstance(more, tuple) else (more,)
-        with torch.no_grad():
-            output = network(*(inputs if isinstance(inputs, tuple) else (inputs,)), *more)
         try:
-            return probabilities(output)
+            # Functions around a network may need gradients.
+            with torch.no_grad() if isinstance(network, nn.Module) else nullcontext():
+                return predict(network, *_network_inputs(inputs, arguments))
         except InvalidValueError:
             return None
 
@@ -302,6 +306,12 @@ def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:
             f"inputs must have shape [samples, ...] with at least one sample, got {list(tensor.shape)}"
         )
     return tensor
+
+
+def _network_inputs(inputs: Any, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    more = arguments.get("additional_forward_args")
+    more = () if more is None else more if isinstance(more, tuple) else (more,)
+    return (*(inputs if isinstance(inputs, tuple) else (inputs,)), *more)
 
 
 def _networks(model: nn.Module, method: Attribution) -> list[nn.Module]:

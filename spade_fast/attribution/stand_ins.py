@@ -26,7 +26,10 @@ from spade_fast._util.errors import InvalidValueError
 from spade_fast.attribution.function_calls import argument
 from spade_fast.attribution.function_kinds import (
     ELEMENTWISE,
+    HIDDEN_ELEMENTWISE,
+    HIDDEN_RECTIFIERS,
     MAX_POOLS,
+    OTHER,
     PRODUCT,
     RECTIFIER,
     SOFTMAX,
@@ -205,10 +208,27 @@ class Redirection(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        for one in tree_leaves((args, kwargs)):
+            if isinstance(one, Tensor):
+                self.depends(one)
+        outputs = self._call(function, args, kwargs or {})
+        for one in tree_leaves(outputs):
+            if isinstance(one, Tensor):
+                self.depends(one, seen=True)
+        return outputs
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = read_call(function, args, kwargs, self.depends) if torch.is_grad_enabled() else None
         if call is None:
             return function(*args, **kwargs)
+        if call.kind == OTHER:
+            outputs = function(*args, **kwargs)
+            differentiable = any(
+                isinstance(one, Tensor) and self.depends(one, seen=True) for one in tree_leaves(outputs)
+            )
+            if differentiable and self.stand_ins.for_deep_lift():
+                self._refuse(_no_rule(call), call)
+            return outputs
         stand_in = self.stand_ins.of_kind.get(call.kind)
         self._rectified |= call.kind == RECTIFIER
         try:
@@ -218,15 +238,17 @@ class Redirection(TorchFunctionMode):
                 return function(*args, **kwargs)
             else:
                 result = self._run(stand_in, call, function, args, kwargs)
-        except NoRuleError:
-            if self.stand_ins.refused is None:
-                raise
-            self.stand_ins.refused.add(call.name)
+        except NoRuleError as error:
+            self._refuse(error, call)
             return function(*args, **kwargs)
         return (args[0] if args else kwargs["input"]).copy_(result) if call.inplace else result
 
-    def depends(self, tensor: Tensor) -> bool:
-        """Whether a tensor was computed, with a gradient, from the inputs."""
+    def depends(self, tensor: Tensor, seen: bool = False) -> bool:
+        """Whether a tensor was computed, with a gradient, from the inputs.
+
+        Raises ValueError if there was an activation on the way that could not be redirected, unless it was part of a
+        call that was `seen`.
+        """
         first = tensor.grad_fn
         open_nodes = [] if first is None else [first]
         while open_nodes:
@@ -242,10 +264,26 @@ class Redirection(TorchFunctionMode):
                 leaf = getattr(node, "variable", None)
                 begins = leaf is not None and not isinstance(leaf, nn.Parameter)
                 self._known[node] = begins or any(self._known[one] for one in before)
-                if self._known[node] and isinstance(node, BackwardCFunction):
-                    name = type(node).__name__.removesuffix("Backward")
-                    raise InvalidValueError(f"the custom autograd function {name} cannot be given another gradient")
+                if self._known[node] and not seen:
+                    self._check_unseen(node)
         return first is not None and self._known[first]
+
+    def _check_unseen(self, node: Any) -> None:
+        """Refuse a function of the graph that was called out of sight, in `torch.vmap` or in a scripted function."""
+        if isinstance(node, BackwardCFunction):
+            name = f"custom autograd function {type(node).__name__.removesuffix('Backward')}"
+        else:
+            name = node.name().rpartition("::")[2].partition("Backward")[0]
+            if name.lower() not in (HIDDEN_ELEMENTWISE if self.stand_ins.for_deep_lift() else HIDDEN_RECTIFIERS):
+                return
+            name = f"function {name}, scripted or in torch.vmap,"
+        raise InvalidValueError(f"the {name} cannot be given another gradient")
+
+    def _refuse(self, error: NoRuleError, call: Call) -> None:
+        """Raise the error, or note the function in a rehearsal."""
+        if self.stand_ins.refused is None:
+            raise error
+        self.stand_ins.refused.add(call.name)
 
     def check_rectifiers(self) -> None:
         """Refuse a method that changes the gradient of ReLU only, if no ReLU was called."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from spade_fast._util.checks import is_number
 from spade_fast._util.errors import InvalidValueError
@@ -80,8 +81,21 @@ class Decision:
         return f"class {self.class_before}, {self.probability_before:.1%}; {after}"
 
 
+def predict(network: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> Tensor:
+    """Return the :func:`probabilities` that a network predicts for one sample.
+
+    Random numbers that it draws are the same in each call, and the global random state is restored.
+    """
+    tensors = (one for one in tree_leaves((inputs, named_inputs)) if isinstance(one, Tensor))
+    with torch.random.fork_rng({one.device for one in tensors if one.is_cuda}):
+        torch.manual_seed(0)
+        return probabilities(network(*inputs, **named_inputs))
+
+
 def probabilities(output: Any) -> Tensor:
-    """Return the softmax ``[classes]`` of a network's output for one sample, on the CPU, in at least float32.
+    """Return the probabilities ``[classes]`` in a network's output for one sample, on the CPU, in at least float32.
+
+    They are the softmax of the output, or the output itself if the network ends in a softmax.
 
     Raises
     ------
@@ -95,4 +109,7 @@ def probabilities(output: Any) -> Tensor:
         raise InvalidValueError("the model returns a single logit: give spade_fast.inputs.two_classes(model)")
     if not bool(torch.isfinite(output).all()):
         raise InvalidValueError(f"the model returns NaN or infinite logits in {output.dtype}")
-    return output.detach().to(torch.promote_types(output.dtype, torch.float32)).softmax(1)[0].cpu()
+    row = output.detach().to(torch.promote_types(output.dtype, torch.float32))[0].cpu()
+    rounding = torch.finfo(output.dtype).eps * len(row)
+    ends_in_softmax = bool((row >= 0).all()) and abs(float(row.sum()) - 1) <= rounding
+    return row if ends_in_softmax else row.softmax(0)

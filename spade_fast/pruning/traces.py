@@ -18,7 +18,7 @@ from spade_fast._util.errors import InvalidValueError, MissingFileError, Unknown
 from spade_fast._util.files import is_file, read_bytes, write_whole
 from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.modes import evaluation_mode
-from spade_fast.pruning.decision import Decision, probabilities
+from spade_fast.pruning.decision import Decision, predict
 from spade_fast.pruning.exchange import WeightsApplied
 from spade_fast.pruning.module_kinds import named_parameters
 from spade_fast.pruning.pruned_layer import PrunedLayer
@@ -107,14 +107,15 @@ class Trace:
     def decision(self, decision: Decision) -> None:
         self.header["decision"] = asdict(decision)
 
-    def record_decision(self, model: nn.Module, *inputs: Any) -> Decision:
+    def record_decision(self, model: nn.Module, *inputs: Any, **named_inputs: Any) -> Decision:
         """Run a model on the trace's sample, dense and with the trace applied, and record what both predict.
 
         Parameters
         ----------
         model : nn.Module
-            The model of the trace. It runs in evaluation mode without gradients.
-        *inputs
+            The model of the trace. It runs in evaluation mode without gradients, each time with the same random
+            numbers.
+        *inputs, **named_inputs
             Its inputs for the sample, such as an image ``[1, C, H, W]``.
 
         Returns
@@ -139,9 +140,9 @@ class Trace:
         True
         """
         with torch.no_grad(), evaluation_mode(model):
-            dense = probabilities(model(*inputs))
+            dense = predict(model, *inputs, **named_inputs)
             with self.applied(model):
-                self.decision = decision = Decision.between(dense, probabilities(model(*inputs)))
+                self.decision = decision = Decision.between(dense, predict(model, *inputs, **named_inputs))
         return decision
 
     def mask(self, name: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -324,3 +325,7 @@ def test_other_than_modules() -> None:
     scripted = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.ReLU()))
     with pytest.raises(TypeError, match="1 is a TorchScript module"):
         prepare_for_attribution(scripted)
+    model = nn.Linear(2, 2)
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"Linear cannot be copied \(TypeError: cannot pickle '_thread.lock' object\)"):
+        prepare_for_attribution(model)

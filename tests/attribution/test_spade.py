@@ -261,7 +261,36 @@ def test_decisions_with_further_arguments_and_of_other_outputs(images):
         made.record_decision(scaled, one[None], scale[:1]) for made, one in zip(spade.traces, images, strict=True)
     ]
     assert [made.decision for made in spade.traces] == expected
+    function = Spade(Saliency(lambda *given: {"logits": scaled(*given)}["logits"]), AUGMENTER, model=scaled, **SETTINGS)
+    function.attribute(images, target=1, additional_forward_args=(scale,))
+    assert [made.decision for made in function.traces] == expected
+    total = Spade(Saliency(lambda *given: scaled(*given).sum(1)), AUGMENTER, model=scaled, **SETTINGS)
+    total.attribute(images, additional_forward_args=(scale,))
+    assert [made.decision for made in total.traces] == [None] * 3
     maps = nn.Conv2d(3, 4, 3).eval()
     spade = Spade(Saliency(maps), AUGMENTER, **SETTINGS)
     spade.attribute(images, target=(1, 2, 2))
     assert [made.decision for made in spade.traces] == [None] * 3
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear, self.head = nn.Conv2d(3, 6, 2, 2), nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.linear(self.conv(x).relu().permute(0, 2, 3, 1)).relu().mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "make", [LayerGradCam, GuidedGradCam, lambda net, layer: NoiseTunnel(LayerGradCam(net, layer))]
+)
+def test_grad_cam_of_maps_with_channels_last_is_refused(make, images):
+    torch.manual_seed(0)
+    model = prepare_for_attribution(ChannelsLast().eval())
+    with pytest.raises(ValueError, match=r"got \[1, .* 4\] with the channels last"):
+        Spade(make(model, model.linear), AUGMENTER, **SETTINGS).attribute(images, target=1)
+    with pytest.raises(ValueError, match="with the channels last"):
+        Spade(make(model, model.linear), images, **SETTINGS).attribute(images, target=1, attribute_to_layer_input=True)
+    of_conv = Spade(make(model, model.conv), AUGMENTER, **SETTINGS).attribute(images, target=1)
+    assert len(of_conv) == len(images)

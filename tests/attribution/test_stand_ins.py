@@ -104,6 +104,9 @@ RELUS: dict[str, Function] = {
     "max": lambda x: x.max(torch.tensor(0.0)),
     "hardtanh": lambda x: F.hardtanh(x, 0, 1e9),
     "where": lambda x: torch.where(x > 0, x, 0.0),
+    "where, method": lambda x: x.where(x > 0, 0.0),
+    "where, method, the other way": lambda x: torch.zeros(()).to(x).where(x < 0, x),
+    "where, keywords": lambda x: torch.where(input=x, condition=x > 0, other=torch.zeros(()).to(x)),
     "where, the other way": lambda x: torch.where(x < 0, torch.zeros_like(x), x),
     "masked_fill": lambda x: x.masked_fill(x < 0, 0),
     "index": statement("x[x < 0] = 0"),
@@ -198,6 +201,18 @@ OTHERS: dict[str, Function] = {
     "swish by hand": lambda x: x * torch.sigmoid(x),
     "swish by hand, in place": statement("x *= torch.sigmoid(x)"),
     "gate": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
+    "lgamma": lambda x: torch.lgamma(x.abs() + 1),
+    "frac": lambda x: (5 * x).frac(),
+    "Bessel function": torch.special.i0e,
+    "copysign": lambda x: x.copysign(torch.ones(()).to(x)),
+    "arctan": lambda x: torch.arctan(3 * x),
+    "filter in the frequency domain": lambda x: F.relu(torch.fft.irfft2(torch.fft.rfft2(x) * (1 + 1j), x.shape[2:])),
+    "index of the samples": lambda x: F.relu(x)[torch.arange(len(x)), :],
+    "index of as many channels as samples": lambda x: F.relu(x) + F.relu(x)[:, torch.tensor([3, 1])].mean(1, True),
+    "index_select": lambda x: F.relu(x).index_select(1, torch.tensor([3, 1, 5, 5, 2, 0])),
+    "gather": lambda x: F.relu(x).gather(1, torch.arange(6).flip(0).view(1, 6, 1, 1).expand(x.shape)),
+    "index of the channels": lambda x: F.relu(x)[:, torch.tensor([3, 1, 5, 5, 2, 0])],
+    "shapes": lambda x: torch.stack([*F.relu(x).permute(2, 0, 1, 3).flip(0)]).movedim(0, 2).contiguous().to(x.dtype),
     "softmax": lambda x: F.softmax(x, 1),
     "softmax, method": lambda x: x.softmax(dim=-1).cumsum(-1),
     "max_pool2d, windows that overlap": lambda x: F.max_pool2d(x, 3, 1, 1),
@@ -256,6 +271,16 @@ def normalised(x: Tensor) -> Tensor:
         (lambda x: torch.where(x > 0.2, x, 0.5), "where"),
         (lambda x: F.max_pool2d(x, 1, return_indices=True)[0], "max_pool2d"),
         (lambda x: F.batch_norm(x, None, None, training=True), "batch_norm"),
+        (lambda x: x * torch.linalg.norm(x, dim=1, keepdim=True), "linalg_norm, called at .*test_stand_ins.py:"),
+        (lambda x: torch.fft.rfft2(x, x.shape[2:]).abs().sum((2, 3), keepdim=True) + x, "abs, called"),
+        (lambda x: torch.polar(x.abs(), x).real, "polar"),
+        (lambda x: torch.linalg.inv(x + 9 * torch.eye(6).to(x)), "linalg_inv"),
+        (lambda x: torch.cross(x[:, :3], x[:, 3:], dim=1).repeat(1, 2, 1, 1), "cross"),
+        (lambda x: x.gather(1, x.argsort(1)), "gather"),
+        (lambda x: torch.take_along_dim(x, x.argmax(1, keepdim=True), 1) + x, "take_along_dim"),
+        (lambda x: x + x[torch.arange(len(x)), x.mean((2, 3)).argmax(1)][:, None], "getitem"),
+        (lambda x: x + x.index_select(0, torch.tensor([1, 0]).repeat(len(x) // 2)), "index_select"),
+        (lambda x: x + 0 * x[x > 0.3].sum(), "getitem"),
         (nn.GroupNorm(2, 6), "group_norm, called at .*test_stand_ins.py:"),
         (Cube.apply, "the custom autograd function Cube cannot"),
         (lambda x: F.relu(x.permute(2, 3, 0, 1)).permute(2, 3, 0, 1), "batch as first dimension, got .* in relu"),
@@ -273,6 +298,25 @@ def test_guided_backprop_needs_a_relu_that_it_sees(function: Function) -> None:
     prepared = prepare_for_attribution(branches(function))
     with pytest.raises(ValueError, match=r"calls no ReLU|Cube"):
         GuidedBackprop(prepared).attribute(IMAGES, target=1)
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+@pytest.mark.parametrize("function", [scripted, torch.vmap(F.relu)])
+def test_functions_out_of_sight_are_refused(function: Function) -> None:
+    prepared = prepare_for_attribution(branches(lambda x: function(F.relu(x - 0.1) - 0.1) * 2 + 1))
+    for method in (GuidedBackprop, DeepLift):
+        with pytest.raises(ValueError, match=r"function Relu, scripted or in torch.vmap, cannot be given another"):
+            method(prepared).attribute(IMAGES, target=1)
+    linear = prepare_for_attribution(branches(lambda x: F.relu(torch.vmap(lambda one: 2 * one)(x))))
+    assert delta(linear) < 1e-9
+    gelu = prepare_for_attribution(branches(lambda x: torch.vmap(F.gelu)(F.relu(x))))
+    assert GuidedBackprop(gelu).attribute(IMAGES, target=1).shape == IMAGES.shape
+    with pytest.raises(ValueError, match="function Gelu"):
+        DeepLift(gelu).attribute(IMAGES, target=1)
 
 
 def test_guided_backprop_leaves_other_activations_their_gradient() -> None:

@@ -71,6 +71,32 @@ def test_other_outputs_are_no_decision(output, message):
         probabilities(output)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_softmax_at_the_end_of_a_network_is_not_repeated(dtype):
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = probabilities(logits.softmax(1))
+    assert torch.equal(found, logits.softmax(1)[0].to(found.dtype))
+    assert torch.allclose(probabilities(logits.log_softmax(1)).double(), logits.double().softmax(1)[0], atol=1e-2)
+    assert torch.equal(probabilities(logits.abs()), logits.abs().to(found.dtype).softmax(1)[0])
+
+
+class Noisy(nn.Linear):
+    def forward(self, *, image):
+        return super().forward(image) + torch.randn(len(image), self.out_features)
+
+
+def test_random_networks_with_keyword_inputs(sample):
+    """Dense network and trace draw the same numbers, and the user's next ones are what they would have been."""
+    noisy = Noisy(12, 5)
+    made = trace(noisy, [{"image": sample}], sparsity=0)
+    torch.manual_seed(3)
+    decisions = [made.record_decision(noisy, image=sample) for _ in range(5)]
+    assert all(one.probability_before == one.probability_after and one == decisions[0] for one in decisions)
+    following = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(following, torch.rand(1))
+
+
 def test_half_precision_is_compared_in_float32():
     assert probabilities(torch.tensor([[1.0, 2.0]], dtype=torch.float16)).dtype == torch.float32
 
