@@ -189,7 +189,8 @@ def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], 
             model(images)
         output, value = outputs[-1] if outputs else (None, images)
         if not isinstance(output, Tensor) or output.dim() not in (2, 3, 4):
-            raise InvalidValueError(f"layer {feature.layer!r} does not return feature maps, tokens or classes")
+            given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise InvalidValueError(f"{_place(feature)} returns {given}, not feature maps, tokens or classes")
         return _activation(value, feature, layouts.channels(output)).mean()
 
     try:
@@ -199,10 +200,14 @@ def _watched(model: nn.Module, feature: Feature) -> Iterator[Callable[[Tensor], 
         hook.remove()
 
 
+def _place(feature: Feature) -> str:
+    return "the model" if feature.layer is None else f"layer {feature.layer!r}"
+
+
 def _activation(output: Tensor, feature: Feature, channels: int | None) -> Tensor:
     if output.dim() == 4 and channels is None:
         raise InvalidValueError(
-            f"layer {feature.layer!r} returns {list(output.shape)}, whose order of dimensions the network does not tell"
+            f"{_place(feature)} returns {list(output.shape)}, whose order of dimensions the network does not tell"
         )
     # Tokens have their features last.
     values = output.movedim(channels or -1, 1) if output.dim() > 2 else output
@@ -213,6 +218,6 @@ def _activation(output: Tensor, feature: Feature, channels: int | None) -> Tenso
         return chosen
     if chosen.dim() != 3:
         raise InvalidValueError(
-            f"a neuron needs a layer whose output is a feature map, but {feature.layer!r} returns {list(output.shape)}"
+            f"a neuron needs a layer whose output is a feature map, but {_place(feature)} returns {list(output.shape)}"
         )
     return chosen[:, chosen.shape[1] // 2, chosen.shape[2] // 2]

@@ -32,7 +32,7 @@ _GATES = frozenset(("mul", "multiply", "where", "masked_fill", "setitem"))
 _PRODUCTS = function_names(
     "mul multiply matmul bmm mm mv dot einsum baddbmm addmm addbmm outer linear bilinear conv1d conv2d conv3d",
     "conv_transpose1d conv_transpose2d conv_transpose3d convolution addcmul tensordot lerp grid_sample rmatmul addmv",
-    "addbmm addr inner vdot ger kron cross linalg_cross",
+    "addr inner vdot ger kron cross linalg_cross",
 )
 _INDEXED = function_names("getitem index index_put")  # by one index for each dimension
 _GATHERED = function_names("gather take_along_dim masked_select scatter scatter_add")  # by an index of each element

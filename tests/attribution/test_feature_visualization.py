@@ -120,6 +120,20 @@ def test_maps_of_an_unknown_order_are_refused() -> None:
         visualize(network, Feature(1, "2"), size=(8, 8), steps=1)
 
 
+class Pair(nn.Conv2d):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"out": super().forward(x)}
+
+
+def test_outputs_that_are_not_one_tensor_are_named() -> None:
+    with pytest.raises(ValueError, match="the model returns dict, not feature maps"):
+        visualize(Pair(3, 2, 1), Feature(0), size=(8, 8), steps=1)
+    with pytest.raises(ValueError, match="layer '0' returns dict, not feature maps"):
+        visualize(nn.Sequential(Pair(3, 2, 1)), Feature(0, "0"), size=(8, 8), steps=1)
+    with pytest.raises(ValueError, match=r"the model returns \[192\], not feature maps"):
+        visualize(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(0)), Feature(0), size=(8, 8), steps=1)
+
+
 def test_a_neuron_sees_its_own_place() -> None:
     """A channel is excited everywhere, a neuron where it looks."""
     network = nn.Conv2d(3, 1, 5, padding=2)
