@@ -7,6 +7,7 @@ import glob
 import hashlib
 import importlib
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from spade_fast._util.extras import extra_for
 from spade_fast._util.files import is_hidden, is_system_file, reading
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import photo_suffixes, read_photo
+from spade_fast.inputs.pixels import Upright, upright
 
 # File names may have 255 bytes; the folder adds a suffix and, while writing, a prefix.
 _LONGEST_NAME = 200
@@ -39,7 +41,10 @@ class Source(Protocol):
     """Number of files that were skipped: ``hidden`` ones and those of the system, and ``other`` ones than photos."""
 
     def load(self, index: int, model: LoadedModel) -> Tensor:
-        """Return a sample as the network takes it: ``[1, C, H, W]``, on the CPU."""
+        """Return a sample as the network takes it: ``[1, C, H, W]``, on the CPU.
+
+        Warnings are kept in the sample's report.
+        """
 
     def size(self, index: int) -> int | None:
         """Return the size of a sample's file in bytes; None if it has none."""
@@ -60,7 +65,7 @@ class Photos:
         self.skipped: Mapping[str, int] = dict(skipped or {})
 
     def load(self, index: int, model: LoadedModel) -> Tensor:
-        return model.preprocess(read_photo(Path(self.paths[index])).image)[0]
+        return _seen(read_photo(Path(self.paths[index])), model)
 
     def size(self, index: int) -> int | None:
         try:
@@ -94,10 +99,17 @@ class Items:
             return item.detach()[None].cpu().to(model.dtype)
         if not hasattr(item, "convert"):
             raise InvalidTypeError(f"the dataset must give PIL images or tensors, got {type(item).__name__}")
-        return model.preprocess(item)[0]
+        return _seen(upright(item), model)
 
     def size(self, index: int) -> int | None:
         return None
+
+
+def _seen(photo: Upright, model: LoadedModel) -> Tensor:
+    """Return a photo as the network takes it, with a warning of what the network does not see of it."""
+    for caution in photo.cautions(model.ground):
+        warnings.warn(caution, stacklevel=3)
+    return model.preprocess(photo.image)[0]
 
 
 def find_samples(given: Any) -> Source:

@@ -210,8 +210,7 @@ def profile_command(
     """Run a command under torch's profiler: print a table of seconds by stage, and write a Chrome trace."""
     from spade_fast.cli.profiler import run_profiled
 
-    if command[0] not in ("explain", "trace"):
-        raise InvalidValueError(f"profile supports only the commands explain and trace, got {command[0]!r}")
+    check_names("command to profile", command[:1], ("explain", "trace"))
     stages = run_profiled(lambda: _run_command(command), chrome)
     _print_profile(stages)
     stdout.print(str(chrome), markup=False)

@@ -137,7 +137,7 @@ def batch_command(
         return
     _print_summary(summary, out)
     gallery = Gallery(out)
-    if summary.finished or summary.failed or not (out / PAGE).exists():
+    if summary.finished or summary.failed or not gallery.is_complete():
         gallery.write()
     if lost := gallery.counts["lost"]:
         warn(f"{lost} trace{'' if lost == 1 else 's'} lost the decision: see {out / PAGE}")

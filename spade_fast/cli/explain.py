@@ -29,7 +29,6 @@ from spade_fast.cli.trace_photo import lost_decision, trace_image
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
-from spade_fast.inputs.pixels import Upright, is_transparent
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
 from spade_fast.pruning.decision import Decision
@@ -172,7 +171,7 @@ def explain_photo(
                 "methods": methods,
                 "target": target,
             },
-            "reading": _reading(photo, model),
+            "reading": photo.notes(model.ground),
             "left_out": left_out,
             "preprocessing": model.preprocessing,
             "notes": list(model.notes),
@@ -197,13 +196,6 @@ def explain_photo(
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (folder / PAGE).write_text(render(report, drawn, maps), encoding="utf-8")
     return Explanation([out / name for name in sorted(names, key=lambda name: (name == PAGE, name))], seconds, report)
-
-
-def _reading(photo: Upright, model: LoadedModel) -> list[str]:
-    """Sentences about how the photo was read, for a person who looks at its file."""
-    if not is_transparent(photo.image):
-        return photo.notes
-    return [*photo.notes, f"Transparent parts are shown on the mean colour of the network's input, RGB {model.ground}."]
 
 
 def _maps(methods: Sequence[str], question: Question, stage: str, progress: Progress) -> list[np.ndarray]:

@@ -55,6 +55,10 @@ class Gallery:
             if len(self._rows[group]) < _MOST_SAMPLES:
                 self._rows[group].append(row)
 
+    def is_complete(self) -> bool:
+        """Whether all pages exist."""
+        return all(self._path(number).exists() for number in range(1, len(self._pages()) + 1))
+
     def write(self) -> Path:
         """Write ``index.html`` and the pages after it, with at most 10,000 samples; return the first page's path.
 
@@ -67,13 +71,7 @@ class Gallery:
         """
         for package in ("jinja2", "matplotlib", "PIL"):
             require(package, "the gallery needs")
-        ordered = [
-            (title, row)
-            for group, title in GROUPS.items()
-            for row in sorted(self._rows[group], key=lambda row: str(row.get("id")))
-        ][:_MOST_SAMPLES]
-        per_page = max(_LEAST_PER_PAGE, _PICTURES_PER_PAGE // (1 + 2 * len(self._settings["methods"])))
-        pages = [ordered[start : start + per_page] for start in range(0, len(ordered), per_page)] or [[]]
+        pages = self._pages()
         with writing(self._folder):
             (self._folder / _FOLDER).mkdir(exist_ok=True)
             for number in range(len(pages), 0, -1):  # the first page last: it stands for a complete gallery
@@ -83,6 +81,16 @@ class Gallery:
                 if path.stem.isdecimal() and int(path.stem) > len(pages):
                     path.unlink()
         return self._path(1)
+
+    def _pages(self) -> list[list[tuple[str, dict[str, Any]]]]:
+        """Return the samples of each page, with the titles of their groups."""
+        ordered = [
+            (title, row)
+            for group, title in GROUPS.items()
+            for row in sorted(self._rows[group], key=lambda row: str(row.get("id")))
+        ][:_MOST_SAMPLES]
+        per_page = max(_LEAST_PER_PAGE, _PICTURES_PER_PAGE // (1 + 2 * len(self._settings["methods"])))
+        return [ordered[start : start + per_page] for start in range(0, len(ordered), per_page)] or [[]]
 
     def _path(self, number: int) -> Path:
         return self._folder / (PAGE if number == 1 else f"{_FOLDER}/{number}.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from spade_fast._util.progress import Progress, no_progress
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import read_photo
+from spade_fast.inputs.pixels import Upright
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
 from spade_fast.pruning.traces import Trace
@@ -49,9 +51,9 @@ def trace_photo(
         As in `spade_fast.cli.explain.explain_photo`.
     """
     check_file(out, "the trace")
-    photo = read_photo(image).image
+    photo = read_photo(image)
     model = setup.load_model()
-    pixels = model.preprocess(photo)[0].to(setup.device)
+    pixels = seen(photo, image, model).to(setup.device)
     config = fill_defaults(config, model.module)
     made = trace_image(image.name, pixels, model, model.module, config, setup, progress)
     decision = made.record_decision(model.module, pixels)
@@ -60,6 +62,13 @@ def trace_photo(
         classes = (decision.class_before, decision.class_after)
         warn(lost_decision(f"the {SOLVERS[config.solver]} trace", *map(model.class_name, classes)))
     return made
+
+
+def seen(photo: Upright, path: Path, model: LoadedModel) -> Tensor:
+    """Return a photo as the network takes it, ``[1, C, H, W]``; warn of what the network does not see of it."""
+    for caution in photo.cautions(model.ground):
+        warnings.warn(f"{path.name}: {caution}", stacklevel=2)
+    return model.preprocess(photo.image)[0]
 
 
 def lost_decision(trace: str, before: str, after: str) -> str:

@@ -20,6 +20,7 @@ from spade_fast._util.progress import Progress, no_progress
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe
 from spade_fast.attribution.metrics import auc, deletion_curve, localisation_auc
 from spade_fast.attribution.prepare import prepare_for_attribution
+from spade_fast.cli.trace_photo import seen
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_mask, read_photo
@@ -96,10 +97,10 @@ def tune_photos(
     if masks is not None and not masks.is_dir():
         raise MissingFileError(f"no such folder of masks: {masks}")
     check_file(out, "the sparsities")
-    opened = [read_photo(path).image for path in photos]
-    drawn = [] if masks is None else [_mask(masks, *one) for one in zip(photos, opened, strict=True)]
+    opened = [read_photo(path) for path in photos]
+    drawn = [] if masks is None else [_mask(masks, path, one.image) for path, one in zip(photos, opened, strict=True)]
     model = setup.load_model()
-    images = [model.preprocess(photo)[0].to(setup.device) for photo in opened]
+    images = [seen(photo, path, model).to(setup.device) for photo, path in zip(opened, photos, strict=True)]
     module = prepare_for_attribution(model.module, images[0])
     targets = [int(predict(module, image).argmax()) for image in images]
     questions = [

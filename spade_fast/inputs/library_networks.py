@@ -48,7 +48,9 @@ def torchvision_network(name: str, architecture: str, weights: str = "DEFAULT") 
         ) from error
     classifiers = models.list_models(module=models)
     if architecture not in classifiers:
-        raise InvalidValueError(f"torchvision has no classifier {architecture!r}; it has {', '.join(classifiers)}")
+        near = nearest(architecture, classifiers)
+        hint = f": did you mean {near[0]!r}? It" if near else "; it"
+        raise InvalidValueError(f"torchvision has no classifier {architecture!r}{hint} has {', '.join(classifiers)}")
     if weights == "none" or Path(weights).suffix:
         with _same_random_weights():
             module = models.get_model(architecture, weights=None)

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.checks import check_names, integer
+from spade_fast._util.checks import check_names, integer, nearest
 from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for, require
 from spade_fast.inputs.checkpoints import load_weights
@@ -256,7 +257,7 @@ def load_model(name: str) -> LoadedModel:
     elif family and not family.startswith(".") and rest:
         loaded = _from_callable(name, family, rest)
     else:
-        raise InvalidValueError(f"unknown model {name!r}: choose from {MODEL_FORMS}")
+        raise _unknown(name)
     loaded = _checked(loaded)
     for note in loaded.notes:
         warnings.warn(note, AssumptionWarning, stacklevel=2)
@@ -349,9 +350,11 @@ def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:
     try:
         factory: Callable[[], Any] = getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
-        raise InvalidValueError(f"unknown model {name!r}: {error}; choose from {MODEL_FORMS}") from error
+        raise _unknown(name, f"{error}; ") from error
     except AttributeError as error:
-        raise InvalidValueError(f"unknown model {name!r}: module {module_name!r} has no {attribute!r}") from error
+        near = nearest(attribute, [one for one in dir(sys.modules.get(module_name)) if not one.startswith("_")])
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise InvalidValueError(f"unknown model {name!r}: module {module_name!r} has no {attribute!r}{hint}") from error
     if not callable(factory):
         raise InvalidTypeError(f"{name!r} must be a function that returns a torch.nn.Module, got {factory!r}")
     made = factory()
@@ -360,6 +363,13 @@ def _from_callable(name: str, module_name: str, attribute: str) -> LoadedModel:
     if not isinstance(made, nn.Module):
         raise InvalidTypeError(f"{name!r} must return a torch.nn.Module or a LoadedModel, got {type(made).__name__}")
     return assumed(LoadedModel(name, made))
+
+
+def _unknown(name: str, reason: str = "") -> InvalidValueError:
+    family, colon, rest = name.partition(":")
+    near = nearest(family, ("torchvision", "timm", "hf") if colon else ("demo",))
+    hint = f"did you mean {near[0] + colon + rest!r}? Choose" if near and near[0] != family else "choose"
+    return InvalidValueError(f"unknown model {name!r}: {reason}{hint} from {MODEL_FORMS}")
 
 
 def assumed(model: LoadedModel) -> LoadedModel:

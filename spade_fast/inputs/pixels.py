@@ -34,18 +34,36 @@ _LARGE = 2**24  # pixels, 50 MB
 
 
 class Upright(NamedTuple):
-    """An image and what a person who looks at its file may not expect.
+    """An image as it was read.
 
     Attributes
     ----------
     image
         Decoded, upright, of mode 1, L, LA, P, PA, RGB or RGBA.
-    notes
-        Sentences about how it was read.
+    orientation
+        The EXIF orientation from which it was turned; None if it was stored upright.
+    several
+        Whether it is the first of several frames or pages.
     """
 
     image: Image
-    notes: list[str]
+    orientation: int | None
+    several: bool
+
+    def cautions(self, ground: tuple[int, int, int]) -> list[str]:
+        """Return sentences about what a network, with this colour behind transparent parts, does not see of it."""
+        notes = []
+        if self.several:
+            notes.append("The file has several frames or pages, of which the first was read.")
+        if is_transparent(self.image):
+            notes.append(f"Transparent parts are shown on the mean colour of the network's input, RGB {ground}.")
+        return notes
+
+    def notes(self, ground: tuple[int, int, int]) -> list[str]:
+        """Return sentences about what a person who looks at the file may not expect: the cautions, and the turn."""
+        if self.orientation is None:
+            return self.cautions(ground)
+        return [f"The photo was turned upright (EXIF orientation {self.orientation}).", *self.cautions(ground)]
 
 
 def upright(image: Image, name: str = "the image") -> Upright:
@@ -57,21 +75,17 @@ def upright(image: Image, name: str = "the image") -> Upright:
         The image is damaged, empty, or a vector graphic, or has pixels outside the range of its type; the message
         begins with `name`.
     """
-    notes = []
     with _one_error(name):
-        if getattr(image, "is_animated", False):
-            notes.append("The file has several frames or pages, of which the first was read.")
+        several = bool(getattr(image, "is_animated", False))
     decoded, orientation, turn = _decoded(image, name)
-    if orientation in _TURNS:
-        notes.append(f"The photo was turned upright (EXIF orientation {orientation}).")
     with _one_error(name):
         if _is_deep(decoded.mode):
             decoded = _eight_bits(decoded, name)
-        elif decoded.mode == "RGBa":
-            decoded = decoded.convert("RGBA")
+        elif decoded.mode in ("La", "RGBa"):
+            decoded = decoded.convert(decoded.mode.upper())
         elif decoded.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
             decoded = decoded.convert("RGB")
-    return Upright(_turned(decoded, turn), notes)
+    return Upright(_turned(decoded, turn), orientation if orientation in _TURNS else None, several)
 
 
 def is_transparent(image: Image) -> bool:

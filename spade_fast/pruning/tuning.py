@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from spade_fast._util.checks import integer
+from spade_fast._util.checks import integer, nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.modes import undisturbed
 from spade_fast._util.progress import Progress
@@ -185,8 +185,13 @@ def group_layers(model: nn.Module, layers: Sequence[Layer], stages: Stages) -> d
 
 def check_stages(stages: Stages) -> None:
     """Raise ValueError unless `stages` is a mapping or one of the words that :func:`tune` knows."""
-    if not isinstance(stages, Mapping) and stages not in ("blocks", "layers"):
-        raise InvalidValueError(f"stages must be 'blocks', 'layers' or a mapping of names to patterns, got {stages!r}")
+    words = ("blocks", "layers")
+    if not isinstance(stages, Mapping) and stages not in words:
+        near = nearest(str(stages), words)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise InvalidValueError(
+            f"stages must be 'blocks', 'layers' or a mapping of names to patterns, got {stages!r}{hint}"
+        )
 
 
 def _block_of(model: nn.Module, layer: Layer, every: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -114,9 +115,14 @@ def test_items_are_read_as_files_are(small, tmp_path):
     paths = sorted(tmp_path.glob("*.png"))
     files, items = find_samples(f"{tmp_path}/*.png"), find_samples([(Image.open(path), 0) for path in paths])
     plain = loaded.preprocess(Image.fromarray(noise))[0]
-    for index in range(3):
-        sample = items.load(index, loaded)
-        assert sample.equal(files.load(index, loaded)) and not sample.equal(plain)
+    for index, path in enumerate(paths):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            sample = items.load(index, loaded)
+            assert sample.equal(files.load(index, loaded)) and not sample.equal(plain)
+        # Once for the item and once for the file.
+        cautions = [f"Transparent parts are shown on the mean colour of the network's input, RGB {loaded.ground}."] * 2
+        assert [str(one.message) for one in said] == cautions * (path.name == "transparent.png")
     (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:700])
     with pytest.raises(ValueError, match="not an image file, or damaged: the image"):
         find_samples([Image.open(tmp_path / "cut.png")]).load(0, loaded)

@@ -127,13 +127,28 @@ def test_what_the_reader_did_is_said(small, photo, tmp_path):
     image.save(tmp_path / "turned.png", exif=exif, save_all=True, append_images=[image.rotate(180)])
     report = run(small, tmp_path / "turned.png", tmp_path / "out", methods=("saliency",), solvers=("exact",)).report
     assert report["reading"] == [
-        "The file has several frames or pages, of which the first was read.",
         "The photo was turned upright (EXIF orientation 6).",
+        "The file has several frames or pages, of which the first was read.",
         "Transparent parts are shown on the mean colour of the network's input, RGB (128, 128, 128).",
     ]
     page = (tmp_path / "out/index.html").read_text()
     made = page.partition("How it was made")[2]
     assert all(html.escape(sentence, quote=False) in html.unescape(made) for sentence in report["reading"])
+
+
+@pytest.mark.filterwarnings("default:clear.png")
+@pytest.mark.parametrize("name", ["trace", "tune"])
+def test_what_the_network_does_not_see_is_said(small, photo, tmp_path, name):
+    image = Image.open(photo).convert("RGBA")
+    image.putalpha(0)
+    image.save(tmp_path / "clear.png", save_all=True, append_images=[image.rotate(180)])
+    options = ["--model", small, "--augmentations", 2, "--out", tmp_path / "out.yaml"]
+    result = invoke(name, tmp_path / "clear.png", *options)
+    assert result.exit_code == 0, result.output
+    assert "warning: clear.png: The file has several frames or pages, of which the first was read." in result.stderr
+    assert "warning: clear.png: Transparent parts are shown on the mean colour" in result.stderr
+    result = invoke(name, photo, *options)
+    assert result.exit_code == 0 and "photo.png:" not in result.stderr
 
 
 # Command line

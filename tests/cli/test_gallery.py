@@ -132,6 +132,20 @@ def test_commands_write_it_and_count_lost_decisions(small, out):
     assert Parsed((out / "index.html").read_text()).texts("h3")[0] == "00.png"
 
 
+def test_pages_that_are_missing_are_written_again(small, out, monkeypatch):
+    monkeypatch.setattr(gallery, "_PICTURES_PER_PAGE", 10)
+    monkeypatch.setattr(gallery, "_LEAST_PER_PAGE", 1)
+    (out.parent / "photos/bad.png").unlink()
+    (out / "errors/bad.png.json").unlink()
+    options = ["--model", small, "--sparsity", 0.5, "--augmentations", 6, "--methods", ",".join(METHODS)]
+    for missing in ("index.html", "gallery/2.html"):
+        Gallery(out).write()
+        (out / missing).unlink()
+        result = invoke("batch", out.parent / "photos", *options, "--workers", 0, "--out", out)
+        assert result.exit_code == 0 and "3 finished (3 in earlier runs)" in result.stdout
+        assert (out / "index.html").exists() and (out / "gallery/2.html").exists(), missing
+
+
 def test_many_samples_are_paged(out, monkeypatch):
     monkeypatch.setattr(gallery, "_PICTURES_PER_PAGE", 10)
     monkeypatch.setattr(gallery, "_LEAST_PER_PAGE", 1)

@@ -228,8 +228,9 @@ def test_profile_of_an_explanation(command, tmp_path, monkeypatch):
     ("arguments", "options", "message"),
     [
         (["profile"], {"--solver": "magic"}, "unknown solver 'magic'"),
+        (["profile", "explian"], {}, "unknown command to profile 'explian': did you mean 'explain'?"),
         (["profile"], {"--magic": 1}, "No such option"),
-        (["profile", "doctor"], {}, "profile supports only the commands explain and trace, got 'doctor'"),
+        (["profile", "doctor"], {}, "unknown command to profile 'doctor': choose from explain, trace"),
         (
             ["profile", "--chrome", "absent/chrome.json"],
             {},

@@ -226,6 +226,7 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         ({"--candidates": "0.5,x"}, "candidates must be a number, got 'x'"),
         ({"--candidates": "0.5,2"}, "candidates[1] must lie between 0 and 1"),
         ({"--stages": "parts"}, "stages must be 'blocks', 'layers'"),
+        ({"--stages": "block"}, "got 'block': did you mean 'blocks'?"),
         ({"--rounds": "0"}, "rounds must be at least 1"),
         ({"--augmentations": "0"}, "augmentations must be at least 1"),
         ({"--device": "gpu"}, "device 'gpu' cannot be used"),

@@ -16,6 +16,7 @@ from torch import nn
 
 from spade_fast.inputs import LoadedModel, open_photo
 from spade_fast.inputs.photo import FORMATS, photo_suffixes, read_mask, read_photo
+from spade_fast.inputs.pixels import GREY
 
 Image = pytest.importorskip("PIL.Image")
 from PIL import PngImagePlugin  # noqa: E402
@@ -87,7 +88,7 @@ def test_photos_are_upright(tmp_path, name, orientation):
     for given in (read, read_photo(path).image, Image.open(path)):
         shown = LoadedModel("x", nn.Identity(), resize=40, crop=40, interpolation="nearest").preprocess(given)[1]
         assert np.abs(shown[:, :, 0] - upright[:, 10:50].astype(int)).max() <= 1, "turned once, not twice"
-    assert len(read_photo(path).notes) == (orientation != 1)
+    assert len(read_photo(path).notes(GREY)) == (orientation != 1)
     mask = save(
         tmp_path / f"mask.{name.lower()}", stored.point(lambda level: 255 * (level > 80)), exif=exif, **PERFECT[name]
     )
@@ -261,6 +262,8 @@ def test_half_transparent(tmp_path):
         given = Image.open(path).convert("RGBA" if mode == "PA" else mode)
         given = given.convert(mode)
         assert np.abs(NETWORK.preprocess(given)[1][0, 0].astype(int) - (153, 51, 76)).max() <= 2, mode
+    given = Image.new("LA", (8, 8), (200, 0)).convert("La")
+    assert tuple(NETWORK.preprocess(given)[1][0, 0]) == NETWORK.ground
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"])
@@ -281,8 +284,8 @@ def test_first_frames(tmp_path):
     for name in ("a.gif", "a.png", "a.webp", "a.tif"):
         path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
         assert open_photo(path).getpixel((0, 0)) == (255, 255, 255)
-        assert read_photo(path).notes == ["The file has several frames or pages, of which the first was read."]
-    assert read_photo(save(tmp_path / "one.gif", frames[0])).notes == []
+        assert read_photo(path).notes(GREY) == ["The file has several frames or pages, of which the first was read."]
+    assert read_photo(save(tmp_path / "one.gif", frames[0])).notes(GREY) == []
 
 
 # Masks
