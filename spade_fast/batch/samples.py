@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, MissingFileError
 from spade_fast._util.extras import extra_for
-from spade_fast._util.files import is_hidden, is_system_file, reading
+from spade_fast._util.files import is_file, is_hidden, is_system_file, reading
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import photo_suffixes, read_photo
 from spade_fast.inputs.pixels import Upright, upright
@@ -150,7 +150,7 @@ def find_samples(given: Any) -> Source:
                 f"no images in folder {path} ({', '.join(sorted(photo_suffixes()))}){skipped_text(skipped)}"
             )
         return _photos(found, path, skipped)
-    if path.is_file():
+    if is_file(path):
         return _listed(path) if path.suffix.lower() in (".csv", ".parquet") else _photos([path], path.parent)
     pattern = str(given)
     module, _, attribute = pattern.partition(":")
@@ -205,10 +205,10 @@ def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
             path = Path(place, name)
             if is_hidden(name):
                 skipped["hidden"] += 1
-            elif path.suffix.lower() not in suffixes:
+            elif path.suffix.lower() in suffixes and (path.is_file() or path.is_symlink()):
+                found.append(path)  # a link to a missing file is also a sample: one that fails
+            else:
                 skipped["other"] += 1
-            elif path.is_file() or path.is_symlink():  # a link to a missing file is also a sample: one that fails
-                found.append(path)
     return sorted(found), skipped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ Image = pytest.importorskip("PIL.Image")
 
 from typer.testing import CliRunner  # noqa: E402
 
+from spade_fast import InputError  # noqa: E402
 from spade_fast.batch import run  # noqa: E402
 from spade_fast.batch.samples import find_samples, skipped_text  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
@@ -126,3 +128,13 @@ def test_items_are_read_as_files_are(small, tmp_path):
     (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:700])
     with pytest.raises(ValueError, match="not an image file, or damaged: the image"):
         find_samples([Image.open(tmp_path / "cut.png")]).load(0, loaded)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.parquet", "photo.png"])
+def test_pipes_in_the_place_of_samples(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=rf"Not a regular file: .*{name}"):
+        find_samples(tmp_path / name)
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    found = find_samples(tmp_path)
+    assert found.ids == ["one.png"] and found.skipped == {"hidden": 0, "other": 1}

@@ -182,7 +182,7 @@ def change_tensor(rng: random.Random, tensor: Tensor, others: list[Any]) -> Any:
     ]
     try:
         return rng.choice(changes)()
-    except (RuntimeError, IndexError, TypeError, NotImplementedError):  # torch cannot make it of this tensor
+    except (RuntimeError, IndexError, TypeError, ValueError):  # torch cannot make it of this tensor
         return tensor
 
 

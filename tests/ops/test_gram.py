@@ -428,7 +428,8 @@ def test_memory_is_not_shared_with_the_inputs() -> None:
     memory = torch.randn(200)
     before = memory.clone()
     gram = memory[100:125].view(1, 5, 5)
-    for x in (gram, memory[:105].view(1, 21, 5), memory[124:134].view(1, 2, 5), memory[::2].view(1, 20, 5)):
+    shared = [gram, memory[:105].view(1, 21, 5), memory[124:134].view(1, 2, 5), memory[::2].view(1, 20, 5)]
+    for x in [*shared, *map(torch._neg_view, shared)]:
         with pytest.raises(ValueError, match="gram_linear_: x must not share memory with gram"):
             ops.gram_linear_(gram, x)
         with pytest.raises(ValueError, match="gram_conv2d_: x must not share memory with gram"):
