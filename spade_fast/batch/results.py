@@ -149,7 +149,7 @@ class Results(Mapping[str, Trace]):
     def _whole(self, stem: str, read: Callable[[str], bytes], header: dict[str, Any] | None) -> dict[str, Any] | None:
         """Return the header unless the sample's files are damaged, or those of another sample or run."""
         found = read_sample(stem, read, self._methods)
-        return header if found is not None and is_sample(found, stem, self._run) else None
+        return header if found is not None and found.get("run") == self._run else None
 
     def _read(self, sample_id: str, name: str) -> bytes:
         with suppress(FileNotFoundError):
@@ -168,13 +168,15 @@ class Results(Mapping[str, Trace]):
 
 
 def read_sample(stem: str, read: Callable[[str], bytes], methods: Sequence[str]) -> dict[str, Any] | None:
-    """Return the header of a sample's trace, or None unless all its files are intact and belong together.
+    """Return the header of a sample's trace, or None unless all its files are intact and of this sample.
 
     These are the trace, the maps if there are `methods`, and the report if it is not lost. `read` returns the bytes of
     a file by its name in the folder.
     """
     try:
         header = read_trace(read(trace_name(stem)), "this").header
+        if file_name(header["sample_id"]) != stem:
+            return None
         if methods:
             _, facts = read_maps(read(maps_name(stem)), "this")
             if (facts.get("sample_id"), facts.get("run")) != (header["sample_id"], header.get("run")):
@@ -191,11 +193,6 @@ def read_sample(stem: str, read: Callable[[str], bytes], methods: Sequence[str])
         return None
 
 
-def is_sample(header: Mapping[str, Any], stem: str, run: str) -> bool:
-    """Whether a trace with this header was made from the sample, by the run of this hash."""
-    return file_name(header["sample_id"]) == stem and header.get("run") == run
-
-
 def read_pack(path: Path, run: str, methods: Sequence[str]) -> dict[str, bool]:
     """Read a pack to its end; return for each of its samples, by `file_name`, whether its files are intact.
 
@@ -205,7 +202,7 @@ def read_pack(path: Path, run: str, methods: Sequence[str]) -> dict[str, bool]:
         found = {}
         for stem in (PurePosixPath(name).stem for name in archive.namelist() if is_trace(name)):
             header = read_sample(stem, partial(read_member, archive), methods)
-            found[stem] = header is not None and is_sample(header, stem, run)
+            found[stem] = header is not None and header.get("run") == run
         return found
 
 
