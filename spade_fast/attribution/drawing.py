@@ -19,6 +19,8 @@ _INK, _SOFT_INK, _ERROR_INK = "#1a1a1a", "#5c5c5c", "#b34a00"
 # Perceptually uniform; readable with colour blindness and in greyscale print.
 COLOURS = "inferno"
 _PHOTO_LIGHT = 0.5
+_TITLE_SIZE = 14.0  # points; titles that are too long are smaller
+_LETTERS_PER_INCH = 116.0  # of bold text of one point, on average
 _AS_WRITTEN = {"parse_math": False, "usetex": False}  # names of classes and files may contain dollars
 
 
@@ -116,7 +118,8 @@ class _Sheet:
         self._head = _HEAD + _LINE * max(len(one.captions) + one.lost for one in columns)
         self.height = self.top(rows) - _GAP + foot
         self.figure = Figure(figsize=(self.width, self.height), dpi=_DPI, facecolor="white")
-        self.text(margin, 0.38, title, fontsize=14, fontweight="bold")
+        size = min(_TITLE_SIZE, (self.width - margin - _MARGIN) * _LETTERS_PER_INCH / max(len(title), 1))
+        self.text(margin, 0.38, title, fontsize=size, fontweight="bold")
         self.text(margin, 0.6, subtitle, fontsize=9, color=_SOFT_INK)
         for number, column in enumerate(columns):
             left = self.left(number)

@@ -254,7 +254,8 @@ class Spade(Attribution):
             shown = listed(list(map(repr, lost)), 5)
             warnings.warn(
                 f"the traces of {len(lost)} of {len(self.traces)} samples lost the decision ({shown}): they predict "
-                "another class than the dense network, so that the result does not explain its prediction",
+                "another class than the dense network, so that the result does not explain its prediction: lower the "
+                "sparsity, or prune fewer layers (the commands skip narrow ones: spade_fast.inputs.wide_layers)",
                 DecisionWarning,
                 stacklevel=4,
             )

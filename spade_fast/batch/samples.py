@@ -213,9 +213,9 @@ def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def skipped_text(skipped: Mapping[str, int]) -> str:
-    """Return "; skipped" and the numbers of files, or an empty string if none was skipped."""
+    """Return " (skipped ...)" with the numbers of files, or an empty string if none was skipped."""
     parts = [f"{count} {_SKIPPED[kind][count != 1]}" for kind, count in skipped.items() if count]
-    return f"; skipped {', '.join(parts)}" if parts else ""
+    return f" (skipped {', '.join(parts)})" if parts else ""
 
 
 def file_name(sample_id: str) -> str:

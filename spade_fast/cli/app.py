@@ -59,8 +59,8 @@ def explain_command(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated attribution methods; '--methods list' lists all; default: those of saliency, "
-            "integrated-gradients, guided-gradcam and gradcam that can be used on the network."
+            help="Comma-separated attribution methods; 'explain demo --methods list' lists all; default: those of "
+            "saliency, integrated-gradients, guided-gradcam and gradcam that can be used on the network."
         ),
     ] = None,
     target: Annotated[

@@ -120,7 +120,7 @@ def _feature_name(network: LoadedModel, index: int, layer: str | None, neuron: b
         return f"class “{network.class_names[index]}” ({index})"
     if layer is None:
         return f"class {index}"
-    return f"{'central neuron of ' if neuron else ''}channel {index} of layer {layer}"
+    return f"{'the central neuron of ' if neuron else ''}channel {index} of layer {layer}"
 
 
 def _removed(trace: Trace) -> str:

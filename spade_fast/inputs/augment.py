@@ -133,7 +133,9 @@ class ImageAugmenter:
             raise InvalidValueError("image has NaN or infinite values")
         channels = image.shape[0]
         if self.hue and channels != 3:
-            raise InvalidValueError(f"hue needs images of 3 channels, got {channels}: use ImageAugmenter(hue=0)")
+            raise InvalidValueError(
+                f"hue needs images of 3 channels, got {list(image.shape)}: use ImageAugmenter(hue=0)"
+            )
         if self.hue:
             require("kornia", "shifting hue needs")
         if self.mean is not None and len(self.mean) not in (1, channels):

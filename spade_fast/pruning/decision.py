@@ -71,14 +71,11 @@ class Decision:
         return self.class_before == self.class_after
 
     def __str__(self) -> str:
+        before = f"class {self.class_before} ({self.probability_before:.1%})"
         if self.kept:
-            after = f"kept, {self.probability_after:.1%}"
-        else:
-            after = (
-                f"lost: class {self.class_after}, {self.probability_after:.1%} "
-                f"({self.probability_after_of_class_before:.1%} for class {self.class_before})"
-            )
-        return f"class {self.class_before}, {self.probability_before:.1%}; {after}"
+            return f"{before}, kept ({self.probability_after:.1%})"
+        left = f"class {self.class_before}: {self.probability_after_of_class_before:.1%}"
+        return f"{before}, lost to class {self.class_after} ({self.probability_after:.1%}; {left})"
 
 
 def predict(network: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> Tensor:

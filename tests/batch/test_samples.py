@@ -75,8 +75,8 @@ def test_hidden_and_other_files_are_skipped_and_counted(folder):
     assert found.ids == ["a.png", "sub/a.png"]
     # two folders, and six files outside them
     assert found.skipped == {"hidden": 8, "other": 4}
-    assert skipped_text(found.skipped) == "; skipped 8 hidden or system files, 4 files that are not photos"
-    assert skipped_text({"hidden": 1, "other": 1}) == "; skipped 1 hidden or system file, 1 file that is not a photo"
+    assert skipped_text(found.skipped) == " (skipped 8 hidden or system files, 4 files that are not photos)"
+    assert skipped_text({"hidden": 1, "other": 1}) == " (skipped 1 hidden or system file, 1 file that is not a photo)"
     assert skipped_text({"hidden": 0}) == "" and find_samples([3]).skipped == {}
 
 
@@ -89,7 +89,7 @@ def test_patterns_take_what_they_match_but_no_system_files(folder):
 def test_a_folder_without_photos(folder):
     for path in (folder / "a.png", folder / "sub/a.png"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no images in folder .*\.jfif.*; skipped 8 hidden .*, 4 files"):
+    with pytest.raises(FileNotFoundError, match=r"no images in folder .*\.jfif.* \(skipped 8 hidden .*, 4 files"):
         find_samples(folder)
 
 
@@ -102,7 +102,7 @@ def test_skipped_files_are_told(small, folder, tmp_path):
     for more in (["--dry-run"], []):
         result = CliRunner().invoke(app, ["batch", str(folder), *options, *more])
         assert result.exit_code == 0, result.output
-        assert "2 samples; skipped 8 hidden or system files, 4 files that are not photos" in result.stdout
+        assert "2 samples (skipped 8 hidden or system files, 4 files that are not photos)" in result.stdout
     assert json.loads((out / "run.json").read_text())
 
 

@@ -62,7 +62,7 @@ def test_titles_of_channels_neurons_and_classes_without_names(small, tmp_path):
     given = ("--model", small, "--steps", 1, "--out", out)
     assert invoke("visualize", 5, *given, "--layer", 2, "--neuron").exit_code == 0
     assert Parsed((out / "index.html").read_text()).texts("h1") == [
-        "What excites central neuron of channel 5 of layer 2"
+        "What excites the central neuron of channel 5 of layer 2"
     ]
     assert invoke("visualize", 2, *given[2:], "--model", "small_network:norm").exit_code == 0
     assert Parsed((out / "index.html").read_text()).texts("h1") == ["What excites class 2"]

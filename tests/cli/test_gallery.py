@@ -170,12 +170,12 @@ def test_what_is_missing_or_damaged_is_left_out(out):
     path = out / "reports/00.png.json"
     path.write_bytes(report_file({**read_report(path), "thumbnail": "////", "class_names": None}))
     (out / "reports/01.png.json").unlink()
-    (out / "maps/01.png.safetensors").write_bytes(b"cut")
     cut = out / "traces/sub%2F02.png.safetensors"
     cut.write_bytes(cut.read_bytes()[:-1])
     made = Gallery(out)
-    made.write()
     assert made.counts == {"kept": 2, "damaged": 1, "failed": 1}
+    (out / "maps/01.png.safetensors").write_bytes(b"cut")
+    made.write()
     parsed = Parsed((out / "index.html").read_text())
     found = samples(parsed)
     assert "class " in found["00.png"] and "class " in found["01.png"]

@@ -50,9 +50,9 @@ def test_a_lost_decision_is_shown(model, sample):
     made = make(model, sample, 0.5)
     made.decision = Decision(2, 0.75, 0, 0.5, 0.25)
     assert not made.decision.kept and "decision lost" in repr(made)
-    assert "decision: class 2, 75.0%; lost: class 0, 50.0% (25.0% for class 2)" in made.summary()
+    assert "decision: class 2 (75.0%), lost to class 0 (50.0%; class 2: 25.0%)" in made.summary()
     made.decision = Decision(2, 0.75, 2, 0.5, 0.5)
-    assert "lost" not in repr(made) and "decision: class 2, 75.0%; kept, 50.0%" in made.summary()
+    assert "lost" not in repr(made) and "decision: class 2 (75.0%), kept (50.0%)" in made.summary()
 
 
 @pytest.mark.parametrize(
