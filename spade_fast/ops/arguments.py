@@ -46,8 +46,13 @@ def _check_dense(op: str, name: str, value: Any) -> None:
     if value.layout != torch.strided or value.is_quantized or value.is_nested:
         described = "nested" if value.is_nested else "quantised" if value.is_quantized else str(value.layout)
         raise InvalidTypeError(f"{op}: {name} must be a dense tensor, got one that is {described}")
-    if value.is_neg() and value.dtype == torch.bool:
+    if value.dtype == torch.bool and is_negated(value):
         raise InvalidTypeError(f"{op}: {name} must be numbers, got a negated view of torch.bool")
+
+
+def is_negated(tensor: Tensor) -> bool:
+    """Whether a tensor is the negated view of another; the compiler cannot tell, and its code makes none."""
+    return not torch.compiler.is_compiling() and tensor.is_neg()
 
 
 def integer(op: str, name: str, value: Any) -> int:

@@ -27,10 +27,10 @@ _ops = torch.ops.spade_fast
 
 def _in_place(op: str, *integers: Any, gram: Tensor, **others: Any) -> Tensor:
     work, *rest = arguments.tensors(op, gram=gram, **others)
-    if gram.is_neg():
+    if arguments.is_negated(gram):
         raise InvalidValueError(f"{op}: gram must not be the negated view of another tensor")
     # Inputs of either sign have the same Gram matrix; torch would copy negated ones, and hide whose memory they share.
-    rest = [torch._neg_view(other) if other.is_neg() else other for other in rest]
+    rest = [torch._neg_view(other) if arguments.is_negated(other) else other for other in rest]
     getattr(_ops, op)(work, *rest, *integers)
     return gram if work is gram else gram.copy_(work)
 

@@ -462,3 +462,9 @@ def test_opcheck() -> None:
     )
     torch.library.opcheck(torch.ops.spade_fast.gram_linear_, (torch.zeros(1, 5, 5), torch.randn(1, 7, 5)))
     torch.library.opcheck(torch.ops.spade_fast.mirror_upper_, (torch.randn(2, 5, 5),))
+
+
+def test_compiles():
+    x = torch.randn(2, 5, 3)
+    compiled = torch.compile(lambda x: ops.gram_linear_(x.new_zeros(2, 3, 3), x), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), ops.gram_linear_(torch.zeros(2, 3, 3), x))
