@@ -44,15 +44,20 @@ class Upright(NamedTuple):
         The EXIF orientation from which it was turned; None if it was stored upright.
     several
         Whether it is the first of several frames or pages.
+    damaged_exif
+        Whether its EXIF data cannot be read, so that it may not be upright.
     """
 
     image: Image
     orientation: int | None
     several: bool
+    damaged_exif: bool
 
     def cautions(self, ground: tuple[int, int, int]) -> list[str]:
         """Return sentences about what a network, with this colour behind transparent parts, does not see of it."""
         notes = []
+        if self.damaged_exif:
+            notes.append("The file's EXIF data are damaged: it is shown as stored, which may not be upright.")
         if self.several:
             notes.append("The file has several frames or pages, of which the first was read.")
         if is_transparent(self.image):
@@ -85,7 +90,8 @@ def upright(image: Image, name: str = "the image") -> Upright:
             decoded = decoded.convert(decoded.mode.upper())
         elif decoded.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
             decoded = decoded.convert("RGB")
-    return Upright(_turned(decoded, turn), orientation if orientation in _TURNS else None, several)
+    turned_from = orientation if orientation in _TURNS else None
+    return Upright(_turned(decoded, turn), turned_from, several, orientation is None)
 
 
 def is_transparent(image: Image) -> bool:
@@ -175,8 +181,8 @@ def resized_crop(
     return part.resize(crop, resampling, box=(x0, y0, x1, y1))
 
 
-def _decoded(image: Image, name: str) -> tuple[Image, int, str | None]:
-    """Return an image with its pixels, its EXIF orientation, and how it has yet to be turned."""
+def _decoded(image: Image, name: str) -> tuple[Image, int | None, str | None]:
+    """Return an image with its pixels, its EXIF orientation as `_orientation` does, and how it has yet to be turned."""
     if image.format in _DRAWN:
         raise InvalidValueError(f"{name} is a vector graphic ({image.format}), not a photo")
     if 0 in image.size:
@@ -186,7 +192,7 @@ def _decoded(image: Image, name: str) -> tuple[Image, int, str | None]:
         orientation = _orientation(image)
         with _unmapped(image):
             image.load()
-        turn = _TURNS.get(_orientation(image))  # Pillow itself turns TIFF images when it decodes them
+        turn = _TURNS.get(_orientation(image) or 1)  # Pillow itself turns TIFF images when it decodes them
     transparent = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(transparent, tuple) and deep:
         image = image.copy()  # Pillow scales these colours to 8 bits, but not the one that is transparent
@@ -209,11 +215,14 @@ def _unmapped(image: Image) -> Iterator[None]:
         image.filename = name
 
 
-def _orientation(image: Image) -> int:
+def _orientation(image: Image) -> int | None:
+    """Return the EXIF orientation, 1 if there is none; None if the EXIF data are damaged, which the pixels survive."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # malformed EXIF data does not make the photo unreadable
-        return 1
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises errors of many kinds
+        return None
 
 
 def _turned(image: Image, turn: str | None) -> Image:

@@ -105,8 +105,15 @@ def test_orientation_of_16_bits_of_xmp_and_of_nonsense(tmp_path):
     xmp = PngImagePlugin.PngInfo()
     xmp.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="6"/>')
     assert open_photo(save(tmp_path / "xmp.png", Image.new("L", (6, 4)), pnginfo=xmp)).size == (4, 6)
-    for content in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b""):
-        assert open_photo(save(tmp_path / "odd.jpg", Image.new("L", (6, 4)), exif=content)).size == (6, 4)
+
+
+def test_damaged_exif_data_are_told(tmp_path):
+    head = b"Exif\0\0II*\0\x08\0\0\0"
+    text = head + b"\x01\0" + struct.pack("<HHI4s", 274, 2, 2, b"x") + bytes(4)  # as orientation
+    for content, damaged in ((text, True), (b"Exif\0\0nonsense", False), (head + b"\xff\xff", False), (b"", False)):
+        read = read_photo(save(tmp_path / "odd.jpg", Image.new("L", (6, 4)), exif=content))
+        assert read.image.size == (6, 4) and read.damaged_exif == damaged
+        assert [note.startswith("The file's EXIF data are damaged") for note in read.notes(GREY)] == [True] * damaged
 
 
 # More than 8 bits
