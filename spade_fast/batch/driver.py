@@ -151,7 +151,7 @@ def run(
     OutputError
         The folder cannot be written, as when its disk is full. What is in it is intact.
     ConnectionError
-        There is no cluster, or Ray's process on this machine died.
+        The cluster cannot be reached, or Ray's process on this machine died.
     ChildProcessError
         No worker begins to work; or, in this process, the device is lost.
     """

@@ -1,4 +1,4 @@
-"""Which samples a worker gets next, and which are retried or given up when it dies; the same for all engines."""
+"""The order in which workers get samples, and which are retried or given up when a worker dies, for all engines."""
 
 from __future__ import annotations
 

@@ -564,7 +564,7 @@ def test_nothing_is_printed_or_logged(caplog, capsys):
 
 
 def test_out_of_memory_keeps_its_type():
-    """It is no fault of the batch: a caller may try again with less at a time."""
+    """The batch is not at fault: a caller may try again with less at a time."""
 
     class Greedy(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
