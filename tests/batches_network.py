@@ -26,7 +26,7 @@ def loaded() -> LoadedModel:
     Solving waits while there is a file ``gate``, and notes who waits. The process that finds a file ``broken`` takes it
     away and fails from then on.
     """
-    pipeline.solve_layer = _watched  # type: ignore[assignment]
+    pipeline.solve_layer = _watched
     torch.manual_seed(0)
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.ReLU(),

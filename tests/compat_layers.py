@@ -20,7 +20,7 @@ class Conv1D(nn.Module):
 
 
 def _conv(*args: int, kernel_size: int | tuple[int, ...], **settings: object) -> nn.Conv2d:
-    return nn.Conv2d(*args, kernel_size, bias=False, **settings)  # type: ignore[arg-type]
+    return nn.Conv2d(*args, kernel_size, bias=False, **settings)
 
 
 _IMAGE = (6, 8, 9, 10)

@@ -63,7 +63,7 @@ class Changing(nn.Module):
         y = self.conv(x)
         names = {"y": y.clone() if self.copies else y, "F": F}
         exec(self.change, names)
-        return names["y"]  # type: ignore[return-value]
+        return names["y"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_maps_of_an_unknown_order_are_refused() -> None:
 
 
 class Pair(nn.Conv2d):
-    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"out": super().forward(x)}
 
 

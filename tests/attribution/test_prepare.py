@@ -306,7 +306,7 @@ def test_the_trial_on_example_inputs() -> None:
 
     class Custom(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return Doubled.apply(F.relu(super().forward(x)))  # type: ignore[no-any-return]
+            return Doubled.apply(F.relu(super().forward(x)))
 
     with pytest.warns(UserWarning, match="refuse Custom: the custom autograd function Doubled"):
         prepare_for_attribution(Custom(4, 2), torch.rand(2, 4))
@@ -321,11 +321,11 @@ def test_the_trial_on_example_inputs() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_other_than_modules() -> None:
     with pytest.raises(TypeError, match="Module"):
-        prepare_for_attribution(lambda x: x)  # type: ignore[arg-type]
+        prepare_for_attribution(lambda x: x)
     scripted = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.ReLU()))
     with pytest.raises(TypeError, match="1 is a TorchScript module"):
         prepare_for_attribution(scripted)
     model = nn.Linear(2, 2)
-    model.lock = threading.Lock()  # type: ignore[assignment]
+    model.lock = threading.Lock()
     with pytest.raises(TypeError, match=r"Linear cannot be copied \(TypeError: cannot pickle '_thread.lock' object\)"):
         prepare_for_attribution(model)

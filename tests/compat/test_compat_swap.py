@@ -42,7 +42,7 @@ def test_accelerate_errors_change_no_module() -> None:
     with pytest.raises(ValueError, match="module 'empty' has no class called TrueOBS"):
         compat.accelerate(script, module("empty", TrueOBS="not a class"))
     with pytest.raises(TypeError, match="got str: 'script'"):
-        compat.accelerate(script, "script")  # type: ignore[arg-type]
+        compat.accelerate(script, "script")
     with pytest.raises(ValueError, match="none was given"):
         compat.accelerate()
     assert script.TrueOBS is original

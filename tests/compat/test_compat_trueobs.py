@@ -18,7 +18,7 @@ CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 
 
 def collected(layer: nn.Module, x: Tensor, **settings: object) -> TrueOBS:
-    solver = TrueOBS(layer, **settings)  # type: ignore[arg-type]
+    solver = TrueOBS(layer, **settings)
     for part in x.chunk(2):
         solver.add_batch(part, None)
     return solver

@@ -19,7 +19,7 @@ def test_it_is_checked_once_and_frozen() -> None:
     assert config.layers == ("a*",) and config.memory_limit == 2048
     assert PruneConfig(sparsity=0.5, layers=["a", "b"]).layers == ("a", "b")
     with pytest.raises(FrozenInstanceError):
-        config.sparsity = 0.7  # type: ignore[misc]
+        config.sparsity = 0.7
 
 
 @pytest.mark.parametrize(
