@@ -145,6 +145,12 @@ def test_bad_settings(options, error, message):
     assert isinstance(caught.value, UserError)
 
 
+@pytest.mark.parametrize("smooth", [True, 0.2, SmoothGrad])
+def test_no_smoothgrad(smooth):
+    with pytest.raises(UserError, match="smooth must be a SmoothGrad or None, got "):
+        attribution_map("saliency", question(), smooth)
+
+
 def test_noise_too_large_for_the_dtype():
     with pytest.raises(UserError, match=r"is too large for torch.float16"):
         attribution_map("saliency", question(torch.float16), SmoothGrad(noise=1e6))
