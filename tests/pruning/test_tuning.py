@@ -1,16 +1,17 @@
-"""The search for sparsities: against full traces, what it costs, what it leaves behind, its file and its command."""
+"""The search for sparsities: against full traces, what it keeps, what it costs and what it leaves behind."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from spade_fast import FallbackWarning, ops, trace, tune
+from spade_fast import FallbackError, FallbackWarning, ops, trace, tune
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
-from spade_fast.pruning.tuning import group_layers
+from spade_fast.pruning.stages import group_layers
 from spade_fast.pruning.tuning_result import Trial
 
 SOLVERS = ["exact", "sparsegpt"]
@@ -41,6 +42,8 @@ class Network(nn.Module):
 STAGES = {"head": ["head"], "body.2": ["body.2.conv", "body.2.point"], "body.0": ["body.0.conv", "body.0.point"]}
 STAGES["stem"] = ["stem"]
 LEVELS = (0.0, 0.3, 0.6, 0.9)
+
+by_blocks = partial(tune, stages="blocks")
 
 
 @pytest.fixture
@@ -77,27 +80,32 @@ def same_state(one: list, other: list) -> bool:
 def by_full_traces(model, samples, score, *, rounds=1, candidates=LEVELS, stages=STAGES, **options):
     """The same search, with a whole trace of each sample for everything that is tried."""
 
-    def mean(shares: dict[str, float]) -> float:
-        scores = []
+    def mean(shares: dict[str, float]) -> tuple[float, float]:
+        scores, sparsities = [], []
         for i, sample in enumerate(samples):
             made = trace(
                 model, sample, sparsity={n: shares[s] for s, names in stages.items() for n in names}, **options
             )
             with made.applied(model):
+                weights = [layer.weight(model) for layer in find_layers(model)[0]]
+                sparsities.append(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
                 scores.append(score(model, i))
-        return math.fsum(scores) / len(scores)
+        return math.fsum(scores) / len(scores), math.fsum(sparsities) / len(sparsities)
 
     model.eval()
     chosen = dict.fromkeys(stages, 0.0)
-    before = best = mean(chosen)
+    before = best = mean(chosen)[0]
     tried = []
     for turn in range(1, rounds + 1):
         start = best
         for stage in stages:
             scores = {share: mean({**chosen, stage: share}) for share in candidates}
-            tried += [Trial(turn, stage, share, scores[share]) for share in candidates if share != chosen[stage]]
-            chosen[stage] = min(candidates, key=lambda share: (-scores[share], share))
-            best = scores[chosen[stage]]
+            for share in candidates:
+                if share != chosen[stage]:
+                    score_of_share, sparsity = scores[share]
+                    tried.append(Trial(turn, stage, share, sparsity, None, score_of_share))
+            chosen[stage] = min(candidates, key=lambda share: (-scores[share][0], share))
+            best = scores[chosen[stage]][0]
         if best <= start:
             break
     return chosen, before, best, tried
@@ -105,15 +113,16 @@ def by_full_traces(model, samples, score, *, rounds=1, candidates=LEVELS, stages
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_search_by_paths_is_search_by_full_traces(model, samples, score, solver):
-    found = tune(model, samples, score, candidates=LEVELS, solver=solver)
+    found = by_blocks(model, samples, score, candidates=LEVELS, solver=solver)
     chosen, before, after, tried = by_full_traces(model, samples, score, solver=solver)
     assert found.stages == chosen and len(set(chosen.values())) > 1 and found.after > found.before
     assert found.before == before and found.after == pytest.approx(after, abs=1e-6)
     assert found.settings["stages"] == STAGES and list(found.settings["stages"]) == list(STAGES)
     assert list(found.sparsity) == [layer.name for layer in find_layers(model)[0]]
     for one, other in zip(found.history, tried, strict=True):
-        assert (one.round, one.stage, one.sparsity) == (other.round, other.stage, other.sparsity)
+        assert (one.round, one.stage, one.candidate, one.kept) == (other.round, other.stage, other.candidate, None)
         assert one.score == pytest.approx(other.score, abs=1e-6)
+        assert one.sparsity == pytest.approx(other.sparsity, abs=1e-6)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -128,13 +137,13 @@ def test_tuned_sparsities_reproduce_the_weights(model, samples, score, solver, d
             return float(model(samples[i][:1]).softmax(1)[0, i])
 
     options = {"solver": solver, "damping": 0.02, "layers": ["body*", "head"]}
-    found = tune(model, samples, looking, candidates=LEVELS, **options)
+    found = by_blocks(model, samples, looking, candidates=LEVELS, **options)
     assert set(found.sparsity) == {"body.0.conv", "body.0.point", "body.2.conv", "body.2.point", "head"}
     assert any(found.sparsity.values())
     configurations = [dict.fromkeys(found.stages, 0.0)]
     for trial in found.history:  # from what is kept of the stages before
         earlier = {stage: found.stages[stage] for stage in list(found.stages)[: list(found.stages).index(trial.stage)]}
-        configurations.append({**dict.fromkeys(found.stages, 0.0), **earlier, trial.stage: trial.sparsity})
+        configurations.append({**dict.fromkeys(found.stages, 0.0), **earlier, trial.stage: trial.candidate})
     for i, sample in enumerate(samples):
         made = trace(model, sample, sparsity=found.sparsity, solver=solver, damping=0.02)
         (position,) = [n for n, shares in enumerate(configurations) if shares == found.stages][-1:]
@@ -153,16 +162,16 @@ def test_one_path_a_layer_and_chunk_of_samples(model, samples, score, monkeypatc
     for name in ("obs_path", "obs_solution", "inverse_cholesky", "sparsegpt"):
         native = getattr(ops, name)
         monkeypatch.setattr(ops, name, lambda *a, _op=native, _name=name, **b: calls.append(_name) or _op(*a, **b))
-    tune(model, samples, score)
+    by_blocks(model, samples, score)
     assert {name: calls.count(name) for name in set(calls)} == {"obs_path": 6, "obs_solution": 6, "inverse_cholesky": 6}
     calls.clear()
     with pytest.warns(FallbackWarning, match="2 samples per solve"):
-        limited = tune(model, samples, score, memory_limit=2 * 4 * 72**2)
+        limited = by_blocks(model, samples, score, memory_limit=2 * 4 * 72**2)
     assert calls.count("obs_path") == calls.count("obs_solution") == 12
     calls.clear()
-    tune(model, samples, score, solver="sparsegpt", candidates=LEVELS)
+    by_blocks(model, samples, score, solver="sparsegpt", candidates=LEVELS)
     assert {name: calls.count(name) for name in set(calls)} == {"sparsegpt": 6 * 3, "inverse_cholesky": 6}
-    assert limited.sparsity == tune(model, samples, score).sparsity
+    assert limited.sparsity == by_blocks(model, samples, score).sparsity
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -170,7 +179,7 @@ def test_same_again_and_model_as_it_was(model, samples, score, solver):
     model.train()
     model.head.weight.requires_grad_(False)
     before = state(model)
-    found = [tune(model, samples, score, solver=solver, rounds=2) for _ in range(2)]
+    found = [by_blocks(model, samples, score, solver=solver, rounds=2) for _ in range(2)]
     assert found[0] == found[1] and same_state(before, state(model))
     assert not model.head.weight.requires_grad
 
@@ -186,7 +195,7 @@ def test_model_is_as_it_was_after_exceptions(model, samples, score, step, error)
             raise error
 
     with pytest.raises(error):
-        tune(model, samples, score, progress=interrupt)
+        by_blocks(model, samples, score, progress=interrupt)
     assert same_state(before, state(model))
     calls = []
 
@@ -198,16 +207,16 @@ def test_model_is_as_it_was_after_exceptions(model, samples, score, step, error)
         return float(len(calls))
 
     with pytest.raises(error):
-        tune(model, samples, failing)
+        by_blocks(model, samples, failing)
     assert same_state(before, state(model))
-    tune(model, samples, score, candidates=[0.5])  # nothing is reserved any more
+    by_blocks(model, samples, score, candidates=[0.5])  # nothing is reserved any more
 
 
 def test_ties_stay_dense(model, samples):
-    found = tune(model, samples, lambda model, i: 1)
+    found = by_blocks(model, samples, lambda model, i: 1)
     assert set(found.sparsity.values()) == {0.0} and found.before == found.after == 1
     levels = iter([0.0] + [1.0, 2.0, 2.0] * 4)  # of the best ones the lowest
-    found = tune(
+    found = by_blocks(
         model, samples[:1], lambda model, i: next(levels), candidates=[0.9, 0.3, 0.6, 0.3], stages={"a": "head"}
     )
     assert found.sparsity == {"head": 0.6} and found.settings["candidates"] == [0.0, 0.3, 0.6, 0.9]
@@ -227,20 +236,20 @@ def test_rounds_end_when_nothing_improves(model, samples):
         return early - late if early < 0.5 else early + late
 
     options = {"candidates": [0.4, 0.8], "stages": stages, "block": 1}
-    once = tune(model, samples[:2], coupled, **options)
+    once = by_blocks(model, samples[:2], coupled, **options)
     assert once.stages == {"late": 0.0, "early": 0.8} and once.after == pytest.approx(0.8)
     steps: list[tuple[str, int, int]] = []
-    again = tune(model, samples[:2], coupled, rounds=9, progress=lambda *step: steps.append(step), **options)
+    again = by_blocks(model, samples[:2], coupled, rounds=9, progress=lambda *step: steps.append(step), **options)
     assert again.stages == {"late": 0.8, "early": 0.8} and again.after == pytest.approx(1.6)
     assert max(trial.round for trial in again.history) == 2  # the third tries nothing new
     search = [(done, total) for stage, done, total in steps if stage == "search"]
     assert search[-1] == (24, 24) and [done for done, _ in search] == sorted(done for done, _ in search)
-    assert again == tune(model, samples[:2], coupled, rounds=9, **options)
+    assert again == by_blocks(model, samples[:2], coupled, rounds=9, **options)
 
 
 def test_progress(model, samples, score):
     steps: list[tuple[str, int, int]] = []
-    tune(model, samples, score, candidates=[0.5], progress=lambda *step: steps.append(step))
+    by_blocks(model, samples, score, candidates=[0.5], progress=lambda *step: steps.append(step))
     batches = [("calibrate", i, 9) for i in range(1, 10)]
     solving = [("solve", i, 6) for i in range(1, 7)]
     search = [("search", i, 12) for i in range(1, 13)]
@@ -277,18 +286,18 @@ def test_layers_that_cannot_be_pruned(samples, score):
 
     model = Partly()
     with pytest.warns(FallbackWarning, match=r"did not reach them: idle$") as caught:
-        found = tune(model, samples, score, candidates=[0.5])
+        found = by_blocks(model, samples, score, candidates=[0.5])
     assert "idle" not in found.sparsity and "idle" not in found.stages
     assert len(caught) == 1 and caught[0].filename == __file__
     with pytest.warns(FallbackWarning), pytest.raises(ValueError, match=r"there is no layer to tune"):
-        tune(model, samples, score, layers="idle")
+        by_blocks(model, samples, score, layers="idle")
 
 
 def test_bad_arguments(model, samples, score):
     def refuse(error: type[Exception], message: str, samples=samples, score=score, **options) -> None:
         before = state(model)
         with pytest.raises(error, match=message):
-            tune(model, samples, score, **options)
+            by_blocks(model, samples, score, **options)
         assert same_state(before, state(model))
 
     refuse(ValueError, "samples is empty", samples=[])
@@ -303,7 +312,7 @@ def test_bad_arguments(model, samples, score):
     refuse(ValueError, "candidates must include a sparsity above 0", candidates=[0])
     refuse(ValueError, "rounds must be at least 1", rounds=0)
     refuse(TypeError, "rounds must be an integer", rounds=1.5)
-    refuse(ValueError, "stages must be 'blocks', 'layers' or a mapping", stages="parts")
+    refuse(ValueError, "stages must be 'auto', 'blocks', 'layers' or a mapping", stages="parts")
     refuse(UnknownLayerError, "'haed'", stages={"a": "haed"})
     refuse(ValueError, "unknown solver 'obs'", solver="obs")
     refuse(ValueError, "sample '1'.*NaN", samples=[samples[0], samples[1] / 0])
