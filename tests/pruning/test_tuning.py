@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -293,11 +294,157 @@ def test_layers_that_cannot_be_pruned(samples, score):
         by_blocks(model, samples, score, layers="idle")
 
 
+@pytest.fixture
+def inputs(samples):
+    return [sample[:1] for sample in samples]
+
+
+@pytest.fixture
+def sensitive(model, inputs):
+    """The model with logits that are large and depend on the input alone, so that pruning changes its decisions."""
+    model.eval()
+    with torch.no_grad():
+        features = model.body(model.stem(torch.cat(inputs)).relu()).mean((0, 2, 3))
+        model.head.weight.mul_(30)
+        model.head.bias.copy_(-model.head.weight @ features)
+    return model
+
+
+def sparsity_of(model: nn.Module) -> float:
+    weights = [layer.weight(model) for layer in find_layers(model)[0]]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def middle(model: nn.Module, i: int) -> float:
+    """A score that is best at a sparsity of a half."""
+    return sparsity_of(model) * (1 - sparsity_of(model)) + i
+
+
+def measure(model, samples, inputs, score=middle, **options) -> tuple[float, float, float]:
+    """Means over the samples' traces: sparsity, share kept of the predicted class's probability, score."""
+    measured = []
+    for i, (sample, given) in enumerate(zip(samples, inputs, strict=True)):
+        with torch.no_grad():
+            dense = model(given).softmax(1)[0]
+        with trace(model, sample, inputs=given, **options).applied(model), torch.no_grad():
+            after = model(given).softmax(1)[0, dense.argmax()]
+            measured.append((sparsity_of(model), min(1.0, float(after / dense.max())), score(model, i)))
+    sparsity, kept, scores = (math.fsum(values) / len(values) for values in zip(*measured, strict=True))
+    return sparsity, kept, scores
+
+
+@pytest.mark.filterwarnings("ignore:kept less than asked for")
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_shares_to_keep_are_tried_by_whole_traces(sensitive, samples, inputs, solver):
+    found = tune(sensitive, samples, middle, inputs=inputs, candidates=[0.3, 0.9, 0.6, 0.3], solver=solver, keep=0.75)
+    assert [trial.candidate for trial in found.history] == found.settings["candidates"] == [0.9, 0.6, 0.3]
+    assert found.settings["stages"] == "auto" and found.settings["keep"] == 0.75 and found.stages == {}
+    for trial in found.history:
+        sparsity, kept, score = measure(sensitive, samples, inputs, solver=solver, keep=trial.candidate)
+        assert (trial.round, trial.stage) == (1, "auto")
+        assert (trial.sparsity, trial.kept) == pytest.approx((sparsity, kept), abs=1e-6)
+        assert trial.score == (pytest.approx(score) if kept >= 0.75 else None)
+    scores = {trial.candidate: trial.score for trial in found.history if trial.score is not None}
+    assert 0 < len(scores) < 3  # one keeps too little
+    assert found.options == {"sparsity": "auto", "keep": max(scores, key=lambda share: scores[share])}
+    assert found.before == 1 and found.after == max(scores.values()) and found.kept >= 0.75
+
+
+@pytest.mark.parametrize("stages", ["auto", "blocks", "layers"])
+def test_confident_networks_are_not_left_dense(model, samples, inputs, stages):
+    with torch.no_grad():
+        model.head.weight.mul_(30)
+        model.eval()
+        assert all(model(given).softmax(1).max() > 0.99 for given in inputs)
+    bare = tune(model, samples, lambda model, i: 0.5, candidates=[0.5], stages="blocks")
+    assert not any(bare.sparsity.values()) and bare.kept is None and "keep" not in bare.settings
+    found = tune(model, samples, inputs=inputs, stages=stages, keep=0.8)
+    assert found.before == 0 and found.after > 0.3 and found.kept >= 0.8
+    sparsity, kept, _ = measure(model, samples, inputs, **found.options)
+    assert (found.after, found.kept) == pytest.approx((sparsity, kept), abs=1e-5)
+
+
+def test_stages_that_lose_too_much_are_not_scored(sensitive, samples, inputs):
+    scored = []
+
+    def score(model: nn.Module, i: int) -> float:
+        scored.append(sparsity_of(model))
+        return sparsity_of(model)
+
+    options = {"candidates": [0.3, 0.6, 0.9], "stages": "blocks", "keep": 0.9}
+    found = tune(sensitive, samples, score, inputs=inputs, **options)
+    floors = dict(zip(STAGES, (1 - 0.1 * share for share in (40 / 1536, 688 / 1536, 1320 / 1536, 1)), strict=True))
+    for trial in found.history:
+        assert (trial.score is None) == (trial.kept < floors[trial.stage])
+    kept = [trial for trial in found.history if trial.score is not None]
+    assert 0 < len(kept) < len(found.history) == 12 and len(scored) == 3 * (1 + len(kept))
+    assert found.kept >= 0.9
+    default = tune(sensitive, samples, inputs=inputs, **options)  # the score is the sparsity
+    assert default.history == tuple(replace(one, score=pytest.approx(one.score)) for one in found.history)
+    assert len(scored) == 3 * (1 + len(kept))
+    again = tune(sensitive, samples, score, inputs=inputs, rounds=3, **options)  # may lose all of it in every stage
+    assert again.after >= found.after and again.kept >= 0.9
+
+
+def test_equal_scores_keep_more_and_equal_traces_are_scored_once(sensitive, samples, inputs):
+    scored: list[int] = []
+
+    def score(model: nn.Module, i: int) -> float:
+        scored.append(i)
+        return 1.0
+
+    one = {"inputs": inputs[:1], "candidates": [0.5, 0.8, 0.8 + 1e-9], "keep": 0.1}
+    found = tune(sensitive, samples[:1], score, **one)
+    assert found.options["keep"] == 0.8 + 1e-9
+    assert len(scored) == 1 + len({trial.sparsity for trial in found.history}) < 4
+
+
+def test_nothing_keeps_enough(sensitive, samples, inputs):
+    options = {"inputs": inputs, "candidates": [0.3, 0.2], "keep": 1.0}
+    with pytest.warns(
+        FallbackWarning, match=r"kept less than asked for: \d.*% with the largest candidate, 0.3"
+    ) as caught:
+        found = tune(sensitive, samples, middle, **options)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert found.options["keep"] == 0.3 and found.kept < 1 and found.after == found.history[0].score
+    assert found.history[1].score is None
+    with pytest.raises(FallbackError, match="kept less than asked for"):
+        tune(sensitive, samples, middle, strict=True, **options)
+
+
+def test_layers_go_with_automatic_sparsity(sensitive, samples, inputs):
+    found = tune(sensitive, samples, inputs=inputs, layers=["body*", "head"], candidates=[0.8])
+    assert found.options == {"sparsity": "auto", "keep": 0.8, "layers": ["body*", "head"]}
+    assert set(trace(sensitive, samples[0], inputs=inputs[0], **found.options).layers) <= set(
+        ("body.0.conv", "body.0.point", "body.2.conv", "body.2.point", "head")
+    )
+
+
+def test_automatic_search_leaves_the_model_as_it_was_and_tells_its_progress(sensitive, samples, inputs):
+    sensitive.train()
+    before = state(sensitive)
+    steps: list[tuple[str, int, int]] = []
+
+    def gradient(model: nn.Module, i: int) -> float:
+        assert not model.training and torch.is_grad_enabled()
+        given = inputs[i].clone().requires_grad_()
+        return float(torch.autograd.grad(model(given).max(), given)[0].abs().sum())
+
+    options = {"inputs": inputs, "candidates": [0.9, 0.3], "keep": 0.8}
+    found = [tune(sensitive, samples, gradient, progress=lambda *step: steps.append(step), **options) for _ in "ab"]
+    assert found[0] == found[1] and same_state(before, state(sensitive))
+    search = [step[1:] for step in steps if step[0] == "search"]
+    assert search[: len(search) // 2] == [(1, 9), (2, 9), (3, 9), (6, 9), (9, 9)]
+    with pytest.raises(KeyboardInterrupt):
+        tune(sensitive, samples, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), **options)
+    assert same_state(before, state(sensitive))
+
+
 def test_bad_arguments(model, samples, score):
-    def refuse(error: type[Exception], message: str, samples=samples, score=score, **options) -> None:
+    def refuse(error: type[Exception], message: str, samples=samples, score=score, stages="blocks", **options) -> None:
         before = state(model)
         with pytest.raises(error, match=message):
-            by_blocks(model, samples, score, **options)
+            tune(model, samples, score, stages=stages, **options)
         assert same_state(before, state(model))
 
     refuse(ValueError, "samples is empty", samples=[])
@@ -317,8 +464,19 @@ def test_bad_arguments(model, samples, score):
     refuse(ValueError, "unknown solver 'obs'", solver="obs")
     refuse(ValueError, "sample '1'.*NaN", samples=[samples[0], samples[1] / 0])
     refuse(ValueError, "no layer to tune", stages={})
+    refuse(TypeError, "stages='auto' needs the samples themselves.*give inputs", stages="auto")
+    refuse(TypeError, "without a score, tune needs the samples", score=None)
+    refuse(ValueError, "inputs must have one entry for each of the 3 samples, got 2", inputs=samples[:2])
+    refuse(ValueError, "the model cannot run inputs", inputs=[torch.ones(2)] * 3)
+    refuse(ValueError, "keep must be one number", keep=[0.5, 0.9])
+    refuse(ValueError, "keep must be above 0 and at most 1, got 90: did you mean 0.9", keep=90)
+    automatic = {"stages": "auto", "inputs": [sample[:1] for sample in samples]}
+    refuse(ValueError, "shares to keep, above 0", candidates=[0.5, 0], **automatic)
+    refuse(ValueError, "shares to keep, above 0", candidates=[], **automatic)
+    refuse(
+        ValueError, r"candidates\[0\] must lie between 0 and 1, got 90: did you mean 0.9", candidates=[90], **automatic
+    )
+    refuse(ValueError, "rounds must be 1 with stages='auto', got 2", rounds=2, **automatic)
+    refuse(TypeError, "score must return a number, got 'high' for sample 0", score=lambda *_: "high", **automatic)
     iterators = [iter(sample.split(5)) for sample in samples]
     refuse(ValueError, "iterator", samples=iterators, memory_limit=3 * 4 * 72**2)
-
-
-# The file
