@@ -110,13 +110,13 @@ def tune_photos(
     questions = [
         Question(module, image, target, model.black.to(image)) for image, target in zip(images, targets, strict=True)
     ]
+    scored: Score | None = None
     if score != "sparsity":
         make_recipe(method, questions[0])  # fails if the method cannot be used on the network
-    scored: Score | None = None
-    if masks is not None:
-        scored = _localisation(method, questions, [_seen(*one, model) for one in drawn])
-    elif score != "sparsity":
-        scored = _perturbation(score, copy.deepcopy(module), method, questions)
+        if masks is None:
+            scored = _perturbation(score, copy.deepcopy(module), method, questions)
+        else:
+            scored = _localisation(method, questions, [_seen(*one, model) for one in drawn])
     augmenter = setup.augmenter(model, config.seed)
     options = fill_defaults(config, module).options()
     del options["sparsity"]
