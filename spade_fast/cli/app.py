@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,8 @@ from spade_fast.cli.batch_command import add_batch_commands
 from spade_fast.cli.options import command, number, show_tracebacks, split, stdout, warn
 from spade_fast.cli.progress import showing_progress
 from spade_fast.inputs.setup import Setup
-from spade_fast.pruning.config import SOLVERS, PruneConfig
+from spade_fast.pruning.config import AUTO, SOLVERS, PruneConfig
+from spade_fast.pruning.tuning import SHARES_KEPT, SPARSITIES
 
 with extra_for("spade-fast needs"):
     import typer
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
+_DEFAULT_CANDIDATES = ", or ".join(",".join(f"{one:g}" for one in shares) for shares in (SHARES_KEPT, SPARSITIES))
 _Image = Annotated[str, typer.Argument(metavar="IMAGE", help="Path of a photo, or 'demo' for the packaged photo.")]
 
 
@@ -149,8 +152,14 @@ def tune_command(
     setup: Setup,
     score: Annotated[
         str,
-        typer.Option(help="Score to maximise: probability (of the predicted class), deletion, or localisation."),
-    ] = "probability",
+        typer.Option(
+            help="Score to maximise: insertion or deletion (how well maps predict the dense network), localisation "
+            "(needs masks) or sparsity."
+        ),
+    ] = "insertion",
+    keep: Annotated[
+        str, typer.Option(help="Mean share of the classes' probabilities that the traces must keep.")
+    ] = f"{PruneConfig.keep:g}",
     masks: Annotated[
         Path | None,
         typer.Option(
@@ -158,29 +167,40 @@ def tune_command(
             help="For --score localisation: folder with a mask NAME.png per photo NAME.*; the object is not black.",
         ),
     ] = None,
-    method: Annotated[
-        str, typer.Option(help="Attribution method whose maps deletion and localisation score.")
-    ] = "saliency",
-    candidates: Annotated[str, typer.Option(help="Comma-separated sparsities to try.")] = "0,0.2,0.5,0.8,0.9,0.95,0.99",
-    stages: Annotated[str, typer.Option(help="Units that share one sparsity: blocks or layers.")] = "blocks",
+    method: Annotated[str, typer.Option(help="Attribution method whose maps the scores judge.")] = "saliency",
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            help="What to try, comma-separated: shares to keep if --stages is auto, otherwise sparsities. Default: "
+            f"{_DEFAULT_CANDIDATES}."
+        ),
+    ] = None,
+    stages: Annotated[
+        str,
+        typer.Option(
+            help="auto: the share that automatic sparsity keeps is tuned. blocks or layers: units of the network that "
+            "share one sparsity, the same for all photos."
+        ),
+    ] = AUTO,
     rounds: Annotated[int, typer.Option(help="Maximum number of passes over all stages.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="YAML file to write the sparsities to.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="YAML file to write the sparsity to.")] = Path(
         "sparsity.yaml"
     ),
 ) -> None:
-    """Search for the best sparsity of each stage on some photos, for use with --sparsity FILE."""
+    """Search for the sparsity that explains some photos best and keeps their classes, for use as --sparsity FILE."""
     from spade_fast.cli.tune_photos import tune_photos
 
+    shares = split(candidates)
     with showing_progress() as report:
         tuning = tune_photos(
             [_photo(image, "name the photos in it: spade-fast tune {folder}/*.jpg") for image in images],
             out,
-            config,
+            replace(config, keep=number("keep", keep)),
             setup,
             score=score,
             masks=masks,
             method=method,
-            candidates=[number("candidates", share) for share in split(candidates) or ()],
+            candidates=None if shares is None else [number("candidates", share) for share in shares],
             stages=stages,
             rounds=rounds,
             progress=report,

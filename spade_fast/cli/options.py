@@ -35,8 +35,11 @@ def pruning_options(
         typer.Option(help="Share of weights to remove, a file FILE.yaml from tune, or auto: as many as --keep allows."),
     ] = AUTO,
     keep: Annotated[
-        str, typer.Option(help="Share of the class's probability that automatic sparsity keeps.")
-    ] = f"{PruneConfig.keep:g}",
+        str | None,
+        typer.Option(
+            help=f"Share of the class's probability that automatic sparsity keeps. Default: {PruneConfig.keep}."
+        ),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -48,11 +51,15 @@ def pruning_options(
         str, typer.Option(help="Precision of the calibration: float32 or bf16.")
     ] = PruneConfig.precision,
 ) -> PruneConfig:
-    """Make the pruning configuration from a command's options."""
-    shares = [number("keep", share) for share in split(keep) or ()]
-    return PruneConfig(
-        sparsity=_shares(sparsity), keep=shares, solver=solver, layers=split(layers), seed=seed, precision=precision
-    )
+    """Make the pruning configuration from a command's options; those given replace the ones of a sparsity file."""
+    options = _sparsity_options(sparsity)
+    if keep is not None:
+        if options["sparsity"] != AUTO:
+            raise InvalidValueError(f"keep has no effect with sparsity {sparsity}: it is for --sparsity {AUTO}")
+        options["keep"] = [number("keep", share) for share in split(keep) or ()]
+    if layers is not None:
+        options["layers"] = split(layers)
+    return PruneConfig(**options, solver=solver, seed=seed, precision=precision)
 
 
 def setup_options(
@@ -136,15 +143,15 @@ def number(what: str, text: str, alternative: str = "") -> float:
         raise InvalidValueError(f"{what} must be a number{alternative}, got {text!r}{hint}") from None
 
 
-def _shares(sparsity: str) -> float | dict[str, float] | str:
-    """Convert the option ``--sparsity`` to a number, or read it as a sparsity file; ``auto`` stays."""
+def _sparsity_options(sparsity: str) -> dict[str, Any]:
+    """Return what the option ``--sparsity`` says: a number, auto, or the entries of a sparsity file."""
     if sparsity == AUTO:
-        return AUTO
+        return {"sparsity": AUTO}
     if sparsity.endswith((".yaml", ".yml")):
         from spade_fast.pruning.tuning_result import load_sparsity
 
         return load_sparsity(sparsity)
-    return number("sparsity", sparsity, ", a file FILE.yaml or auto")
+    return {"sparsity": number("sparsity", sparsity, ", a file FILE.yaml or auto")}
 
 
 @contextmanager

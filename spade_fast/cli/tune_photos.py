@@ -1,4 +1,4 @@
-"""Searches for sparsities on photos and saves them to a file that the other commands accept."""
+"""Searches for a sparsity on photos and saves it to a file that the other commands accept."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.checks import check_names, integer
+from spade_fast._util.checks import check_names
 from spade_fast._util.errors import InvalidValueError, MissingFileError
 from spade_fast._util.extras import require
 from spade_fast._util.files import check_file
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe
-from spade_fast.attribution.metrics import auc, deletion_curve, localisation_auc
+from spade_fast.attribution.metrics import auc, deletion_curve, insertion_curve, localisation_auc
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.cli.trace_photo import seen
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_mask, read_photo
 from spade_fast.inputs.setup import Setup
-from spade_fast.pruning.config import PruneConfig
+from spade_fast.pruning.config import AUTO, PruneConfig
 from spade_fast.pruning.dense_weights import count_weights
 from spade_fast.pruning.layers import find_layers
-from spade_fast.pruning.tuning import CANDIDATES, Score, check_stages, checked_candidates, tune
+from spade_fast.pruning.stages import check_stages
+from spade_fast.pruning.tuning import check_rounds, checked_candidates, tune
 from spade_fast.pruning.tuning_result import Tuning
+from spade_fast.pruning.tuning_samples import Score
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SCORES = ("probability", "deletion", "localisation")
+SCORES = ("insertion", "deletion", "localisation", "sparsity")
 
 
 def tune_photos(
@@ -43,15 +45,15 @@ def tune_photos(
     config: PruneConfig,
     setup: Setup,
     *,
-    score: str = "probability",
+    score: str = "insertion",
     masks: Path | None = None,
     method: str = "saliency",
-    candidates: Sequence[float] = CANDIDATES,
-    stages: str = "blocks",
+    candidates: Sequence[float] | None = None,
+    stages: str = AUTO,
     rounds: int = 1,
     progress: Progress = no_progress,
 ) -> Tuning:
-    """Search for the sparsities with the best mean score on some photos, and save them.
+    """Search for the sparsity with the best mean score on some photos that keeps their classes, and save it.
 
     Parameters
     ----------
@@ -60,18 +62,20 @@ def tune_photos(
     out
         YAML file for the result, in an existing folder.
     config
-        What to prune; None for its layers means the network's default. Its sparsity is not used.
+        What to prune; None for its layers means the network's default. Its sparsity is not used; its `keep` is the mean
+        share of the classes' probabilities that the traces keep.
     setup
         Network, device and number of calibration images.
     score
-        ``"probability"``: the trace's probability of the class. ``"deletion"``: one minus the mean of the dense
-        network's deletion curve, in which pixels are blurred in the order of importance given by `method` on the trace.
-        ``"localisation"``: the AUC of that method's map as a classifier of the object's pixels.
+        ``"insertion"``: the mean of the dense network's insertion curve, in which the pixels of the blurred photo are
+        replaced by the true ones in the order of importance given by `method` on the trace. ``"deletion"``: one minus
+        the mean of its deletion curve, in which pixels are blurred in that order. ``"localisation"``: the AUC of the
+        method's map as a classifier of the object's pixels. ``"sparsity"``: the share of zeros in the tuned layers.
     masks
         Folder with one PNG mask per photo, of the same name, and of the same size once both are upright. The object is
         where the mask is visible and not black, in whatever mode: label masks may have 16 bits.
     method
-        A key of `METHODS`.
+        A key of `METHODS`; the score ``"sparsity"`` does not use it.
     candidates, stages, rounds
         As in `spade_fast.tune`.
     progress
@@ -88,15 +92,15 @@ def tune_photos(
     check_names("score", [score], SCORES)
     check_names("method", [method], METHODS)
     check_stages(stages)
-    checked_candidates(candidates)
-    integer("rounds", rounds, 1)
+    checked_candidates(candidates, stages)
+    check_rounds(rounds, stages)
     if score == "localisation" and masks is None:
         raise InvalidValueError("the score localisation needs a folder of masks")
     if score != "localisation" and masks is not None:
         raise InvalidValueError(f"masks are used with the score localisation only, got score {score!r}")
     if masks is not None and not masks.is_dir():
         raise MissingFileError(f"no such folder of masks: {masks}")
-    check_file(out, "the sparsities")
+    check_file(out, "the sparsity")
     opened = [read_photo(path) for path in photos]
     drawn = [] if masks is None else [_mask(masks, path, one.image) for path, one in zip(photos, opened, strict=True)]
     model = setup.load_model()
@@ -106,12 +110,11 @@ def tune_photos(
     questions = [
         Question(module, image, target, model.black.to(image)) for image, target in zip(images, targets, strict=True)
     ]
-    if score == "probability":
-        scored = _probability(questions)
-    else:
+    scored: Score | None = None
+    if score != "sparsity":
         make_recipe(method, questions[0])  # fails if the method cannot be used on the network
         if masks is None:
-            scored = _deletion(copy.deepcopy(module), method, questions)
+            scored = _perturbation(score, copy.deepcopy(module), method, questions)
         else:
             scored = _localisation(method, questions, [_seen(*one, model) for one in drawn])
     augmenter = setup.augmenter(model, config.seed)
@@ -121,6 +124,7 @@ def tune_photos(
         module,
         [augmenter(image, path.name) for image, path in zip(images, photos, strict=True)],
         scored,
+        inputs=images,
         candidates=candidates,
         stages=stages,
         rounds=rounds,
@@ -131,7 +135,7 @@ def tune_photos(
         **asdict(setup),
         "photos": [path.name for path in photos],
         "score": score,
-        **({} if score == "probability" else {"method": method}),
+        **({} if score == "sparsity" else {"method": method}),
         **_pruned_shares(tuning, module),
     }
     tuning = replace(tuning, settings={**facts, **tuning.settings})
@@ -139,15 +143,13 @@ def tune_photos(
     return tuning
 
 
-def _probability(questions: Sequence[Question]) -> Score:
-    return lambda module, i: float(predict(module, questions[i].image)[questions[i].target])
-
-
-def _deletion(dense: nn.Module, method: str, questions: Sequence[Question]) -> Score:
+def _perturbation(kind: str, dense: nn.Module, method: str, questions: Sequence[Question]) -> Score:
     def score(module: nn.Module, i: int) -> float:
-        found = attribution_map(method, questions[i])
-        image = questions[i].image
-        return 1 - float(auc(deletion_curve(dense, image, found[None].to(image.device), questions[i].target)))
+        image, target = questions[i].image, questions[i].target
+        found = attribution_map(method, questions[i])[None].to(image.device)
+        if kind == "insertion":
+            return float(auc(insertion_curve(dense, image, found, target)))
+        return 1 - float(auc(deletion_curve(dense, image, found, target)))
 
     return score
 
@@ -159,8 +161,13 @@ def _localisation(method: str, questions: Sequence[Question], masks: Sequence[Te
 def _pruned_shares(tuning: Tuning, module: nn.Module) -> dict[str, float]:
     """Return the shares of the network's weights that lie in pruned layers, and that are removed."""
     every = count_weights(module)
-    sizes = {layer.name: layer.numel for layer in find_layers(module)[0] if tuning.sparsity.get(layer.name)}
-    removed = sum(tuning.sparsity[name] * size for name, size in sizes.items())
+    layers = {layer.name: layer.numel for layer in find_layers(module, tuning.options.get("layers"))[0]}
+    sparsity = tuning.sparsity
+    if isinstance(sparsity, str):
+        (chosen,) = (trial for trial in tuning.history if trial.candidate == tuning.options["keep"])
+        sparsity = dict.fromkeys(layers, chosen.sparsity)
+    sizes = {name: size for name, size in layers.items() if sparsity.get(name)}
+    removed = sum(sparsity[name] * size for name, size in sizes.items())
     return {"share_in_pruned_layers": sum(sizes.values()) / every, "share_removed": removed / every}
 
 

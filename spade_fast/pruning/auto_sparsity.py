@@ -13,7 +13,7 @@ import numpy as np
 from spade_fast._util.checks import is_number
 from spade_fast._util.errors import InvalidValueError
 from spade_fast.pruning.goals import Goal
-from spade_fast.pruning.ladders import Ladder, level_within
+from spade_fast.pruning.ladders import Ladder, level_within, pruned_at, sparsity_at
 from spade_fast.pruning.pruned_layer import PrunedLayer
 
 # Error limits that are tried: relative output errors of a layer. A layer at .7 has lost half of its output's energy.
@@ -134,13 +134,13 @@ class Search:
         self._ladders, self._goal, self._applied = ladders, goal, applied
         self._limits = _pruning_limits(ladders)
         self._scores: dict[tuple[int, ...], tuple[float, ...]] = {}
-        self._trials: dict[float, CurvePoint] = {}
+        self._curve: dict[float, CurvePoint] = {}
         self.dense = goal()
 
     def run(self, keeps: Sequence[float]) -> list[Found]:
         """Return what was found for each share to keep."""
         chosen = [self._largest(keep) for keep in keeps]
-        curve = tuple(self._trials[limit] for limit in sorted(self._trials))
+        curve = tuple(self._curve[limit] for limit in sorted(self._curve))
         found = []
         for keep, limit in zip(keeps, chosen, strict=True):
             kept = self._holds(self._limits.index(limit), keep)
@@ -169,21 +169,15 @@ class Search:
         levels = self._levels(limit)
         key = tuple(levels.values())
         if key not in self._scores:
-            chosen = [self._ladders[name][level].pruned for name, level in levels.items()]
-            with self._applied([one for one in chosen if one is not None]):
+            with self._applied(pruned_at(self._ladders, levels)):
                 self._scores[key] = self._goal()
         scores = self._scores[key]
-        self._trials[limit] = CurvePoint(limit, scores[0], self._sparsity(levels))
+        self._curve[limit] = CurvePoint(limit, scores[0], sparsity_at(self._ladders, levels))
         return scores
 
     def _holds(self, index: int, keep: float) -> bool:
         scores = self._scored(self._limits[index])
         return all(score >= keep * dense for score, dense in zip(scores, self.dense, strict=True))
-
-    def _sparsity(self, levels: Mapping[str, int]) -> float:
-        reports = [self._ladders[name][level].report for name, level in levels.items()]
-        sizes = [math.prod(report.shape) for report in reports]
-        return sum(report.reached * size for report, size in zip(reports, sizes, strict=True)) / sum(sizes)
 
 
 def _pruning_limits(ladders: Mapping[str, Ladder]) -> list[float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spade_fast.pruning.calibration import Calibration
@@ -58,3 +59,16 @@ def solve_ladders(
 def level_within(ladder: Ladder, limit: float) -> int:
     """Return the index of the sparsest level whose relative output error does not exceed a limit."""
     return max(index for index, level in enumerate(ladder) if level.report.measured_error <= limit or index == 0)
+
+
+def pruned_at(ladders: Mapping[str, Ladder], levels: Mapping[str, int]) -> list[PrunedLayer]:
+    """Return the pruned layers at some levels of their ladders; layers that stay dense are left out."""
+    chosen = [ladders[name][level].pruned for name, level in levels.items()]
+    return [one for one in chosen if one is not None]
+
+
+def sparsity_at(ladders: Mapping[str, Ladder], levels: Mapping[str, int]) -> float:
+    """Return the share of zeros among the weights of all these layers at some levels of their ladders."""
+    reports = [ladders[name][level].report for name, level in levels.items()]
+    sizes = [math.prod(report.shape) for report in reports]
+    return sum(report.reached * size for report, size in zip(reports, sizes, strict=True)) / sum(sizes)

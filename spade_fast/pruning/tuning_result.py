@@ -10,78 +10,108 @@ from pathlib import Path
 from typing import Any
 
 from spade_fast._util.checks import integer, is_number
-from spade_fast._util.errors import InvalidValueError, MissingFileError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError, MissingFileError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.files import is_file, read_bytes, write_whole
-from spade_fast.pruning.config import check_shares
+from spade_fast.pruning.config import AUTO, PruneConfig, check_shares
 
 _DEPTH, _LENGTH = 40, 10_000  # of the YAML that is read
 _HEADING = """\
-# Sparsities found by spade_fast.tune. Use them as `--sparsity {name}`, or in Python as
-# spade_fast.trace(..., sparsity=spade_fast.load_sparsity("{name}")).
+# Sparsity found by spade_fast.tune. Use it as `--sparsity {name}`, or in Python as
+# spade_fast.trace(..., **spade_fast.load_sparsity("{name}")).
 """
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One step of the search: the score with all layers of a stage at one sparsity, given the earlier choices.
+    """One step of the search: what a candidate gives.
 
     Attributes
     ----------
     round
         Pass over all stages, from 1.
-    stage, sparsity
-        The stage, and the sparsity tried for it; the other stages have the sparsities chosen so far.
+    stage
+        The stage; ``"auto"`` if the candidate is a share that automatic sparsity is to keep.
+    candidate
+        The sparsity tried for the stage, where the other stages have the sparsities chosen so far; or the share to
+        keep.
+    sparsity
+        Share of zeros in the layers that are tuned, mean over the samples.
+    kept
+        Mean share of the dense model's scores that the traces keep; None if nothing was to be kept.
     score
-        Mean score over the samples.
+        Mean score over the samples; None if they keep too little, so that it was not computed.
     """
 
     round: int
     stage: str
+    candidate: float
     sparsity: float
-    score: float
+    kept: float | None
+    score: float | None
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Sparsities found by :func:`spade_fast.tune`.
+    """What :func:`spade_fast.tune` found.
 
     Attributes
     ----------
-    sparsity
-        Share of weights to remove from each tuned layer, in the model's order, as ``sparsity=`` of
-        :func:`spade_fast.trace` takes it.
+    options
+        The keyword arguments of :func:`spade_fast.trace` that stand for it: `sparsity`, the share of weights to remove
+        from each tuned layer, in the model's order; or the sparsity ``"auto"``, the share to `keep` and, unless they
+        are all, the `layers`.
     before, after
-        Mean score over the samples of the dense model, and of the traces with these sparsities.
+        Mean score over the samples of the dense model, and of the traces with these options.
+    kept
+        Mean share of the dense model's probabilities that these traces keep; None if nothing was to be kept.
     history
         All trials, in order.
     settings
-        Settings of the search. ``stages`` lists the layers of each stage, in the order of the search.
+        Settings of the search. ``stages`` lists the layers of each stage, in the order of the search, or is ``"auto"``.
 
     Examples
     --------
     >>> from spade_fast import Tuning
-    >>> tuning = Tuning({"0": 0.5, "2": 0.9}, 0.7, 0.8, (), {"stages": {"head": ["2"], "stem": ["0"]}})
+    >>> settings = {"stages": {"head": ["2"], "stem": ["0"]}}
+    >>> tuning = Tuning({"sparsity": {"0": 0.5, "2": 0.9}}, 0.7, 0.8, None, (), settings)
     >>> tuning.stages
     {'head': 0.9, 'stem': 0.5}
     """
 
-    sparsity: dict[str, float]
+    options: dict[str, Any]
     before: float
     after: float
+    kept: float | None
     history: tuple[Trial, ...]
     settings: dict[str, Any]
 
     @property
+    def sparsity(self) -> dict[str, float] | str:
+        """The sparsity of each tuned layer, or ``"auto"``."""
+        sparsity: dict[str, float] | str = self.options["sparsity"]
+        return sparsity
+
+    @property
     def stages(self) -> dict[str, float]:
-        """The sparsity of each stage, in the order of the search."""
-        return {stage: self.sparsity[layers[0]] for stage, layers in self.settings["stages"].items()}
+        """The sparsity of each stage, in the order of the search; empty for automatic sparsity."""
+        sparsity = self.sparsity
+        if isinstance(sparsity, str):
+            return {}
+        return {stage: sparsity[layers[0]] for stage, layers in self.settings["stages"].items()}
 
     def summary(self) -> str:
-        """Return the sparsity of each stage and the scores as text."""
-        width = max(map(len, self.stages), default=0)
-        lines = [f"{stage:{width}}  {share:g}" for stage, share in self.stages.items()]
-        return "\n".join([*lines, f"mean score {self.before:.4f} -> {self.after:.4f} after {len(self.history)} trials"])
+        """Return what was found, and the scores, as text."""
+        if self.sparsity == AUTO:
+            lines = [_line(trial) for trial in self.history]
+            lines.append(f"sparsity auto, keep {self.options['keep']:g}")
+        else:
+            width = max(map(len, self.stages), default=0)
+            lines = [f"{stage:{width}}  {share:g}" for stage, share in self.stages.items()]
+        lines.append(f"mean score {self.before:.4f} -> {self.after:.4f} after {len(self.history)} trials")
+        if self.kept is not None:
+            lines.append(f"the traces keep {self.kept:.1%} of the dense network's probability")
+        return "\n".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a YAML file, which appears only when it is complete.
@@ -103,10 +133,10 @@ class Tuning:
             return text
 
         text = _HEADING.format(name=path.name)
-        text += dump({"sparsity": self.sparsity, "score": {"before": self.before, "after": self.after}})
+        text += dump({**self.options, "score": {"before": self.before, "after": self.after}, "kept": self.kept})
         text += dump({"settings": self.settings}, None)
         text += dump({"history": [asdict(trial) for trial in self.history]}, None)
-        write_whole(path, text.encode(), "the sparsities")
+        write_whole(path, text.encode(), "the sparsity")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tuning:
@@ -121,42 +151,66 @@ class Tuning:
         ValueError
             The file is not YAML, has an alias or a key twice, or is not the result of a search.
         """
-        contents, sparsity = _read(Path(path))
+        contents, options = _read(Path(path))
         try:
             score = contents["score"]
-            numbers = {f"score {name}": score[name] for name in ("before", "after")}
+            numbers = [("score before", score["before"]), ("score after", score["after"])]
             if not isinstance(contents["history"], list):
                 raise InvalidValueError(f"history must be a list, got {contents['history']!r}")
             history = tuple(Trial(**trial) for trial in contents["history"])
+            optional = [("kept", contents["kept"])]
             for trial in history:
                 integer("round", trial.round, 1)
-                check_shares({f"the sparsity of {trial.stage}": trial.sparsity})
-                numbers[f"the score of {trial.stage}"] = trial.score
-            for name, number in numbers.items():
+                shares = {"candidate": trial.candidate, "sparsity": trial.sparsity}
+                check_shares({f"the {name} of {trial.stage}": share for name, share in shares.items()})
+                optional += [(f"kept of {trial.stage}", trial.kept), (f"the score of {trial.stage}", trial.score)]
+            for name, number in [*numbers, *(one for one in optional if one[1] is not None)]:
                 if not is_number(number) or not math.isfinite(number):
                     raise InvalidValueError(f"{name} must be a finite number, got {number!r}")
-            found = cls(sparsity, float(score["before"]), float(score["after"]), history, dict(contents["settings"]))
+            before, after = float(score["before"]), float(score["after"])
+            found = cls(options, before, after, contents["kept"], history, dict(contents["settings"]))
             if not all(isinstance(stage, str) for stage in [*found.stages, *(trial.stage for trial in history)]):
                 raise InvalidValueError("the names of stages must be strings")
-            if not all(isinstance(layers, list) for layers in found.settings["stages"].values()):
+            stages = found.settings["stages"]
+            if found.sparsity != AUTO and not all(isinstance(layers, list) for layers in stages.values()):
                 raise InvalidValueError("the layers of a stage must be a list")
             return found
         except (KeyError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise InvalidValueError(
-                f"{path} has sparsities, but is not the complete result of a search: {error!r}"
+                f"{path} has a sparsity, but is not the complete result of a search: {error!r}"
             ) from error
 
 
-def load_sparsity(path: str | os.PathLike[str]) -> dict[str, float]:
-    """Read the sparsities of a YAML file: a saved :class:`Tuning`, or a file written by hand.
+def _line(trial: Trial) -> str:
+    """Describe a trial of a share to keep."""
+    score = "keeps too little" if trial.score is None else f"score {trial.score:.4f}"
+    return f"keep {trial.candidate:<4g}  sparsity {trial.sparsity:.1%}  kept {trial.kept:.1%}  {score}"
 
-    Only the entry ``sparsity`` is used, a mapping of layer names or patterns to shares between 0 and 1:
+
+def load_sparsity(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the sparsity in a YAML file: a saved :class:`Tuning`, or a file written by hand.
+
+    The entry ``sparsity`` is a mapping of layer names or patterns to shares between 0 and 1:
 
     .. code-block:: yaml
 
         sparsity:
           "_blocks.*": 0.5
           _fc: 0.9
+
+    or ``auto``, and then there can be entries for the share to keep (or several) and the layers to prune:
+
+    .. code-block:: yaml
+
+        sparsity: auto
+        keep: 0.7
+        layers: ["_blocks.*"]
+
+    Returns
+    -------
+    dict
+        These entries, as keyword arguments of :func:`spade_fast.trace`, :class:`spade_fast.PruneConfig` and all that
+        takes its fields: ``trace(..., **load_sparsity("photos.yaml"))``.
 
     Raises
     ------
@@ -165,7 +219,8 @@ def load_sparsity(path: str | os.PathLike[str]) -> dict[str, float]:
     FileNotFoundError, OSError
         The file does not exist or cannot be read.
     ValueError
-        The file is not YAML, has an alias or a key twice, or its entry ``sparsity`` is missing or invalid.
+        The file is not YAML, has an alias or a key twice, or its entry ``sparsity`` is missing or one of the three is
+        invalid.
     """
     return _read(Path(path))[1]
 
@@ -208,7 +263,8 @@ def _strict_loader(yaml: Any) -> Any:
     return Loader
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the contents of a file, and the options in it."""
     yaml = _import_yaml()
     if not is_file(path):
         raise MissingFileError(f"no such sparsity file: {path}")
@@ -220,13 +276,34 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
         raise InvalidValueError(f"{path} is not a YAML file: {error}") from error
     sparsity = contents.get("sparsity") if isinstance(contents, dict) else None
-    if not isinstance(sparsity, dict) or not sparsity:
-        raise InvalidValueError(f"{path} has no entry 'sparsity' with a share for each layer or pattern")
-    for name in sparsity:
-        if not isinstance(name, str):
-            raise InvalidValueError(f'{path}: layer names must be strings; write "{name}" in quotes')
+    if sparsity != AUTO and (not isinstance(sparsity, dict) or not sparsity):
+        raise InvalidValueError(
+            f"{path} has no entry 'sparsity' with a share for each layer or pattern, or with {AUTO!r}"
+        )
     try:
-        check_shares({f"the sparsity of {name!r}": share for name, share in sparsity.items()})
+        return contents, _automatic(contents) if sparsity == AUTO else _by_layer(contents)
     except (TypeError, ValueError) as error:
         raise InvalidValueError(f"{path}: {error}") from error
-    return contents, {name: float(share) for name, share in sparsity.items()}
+
+
+def _by_layer(contents: dict[str, Any]) -> dict[str, Any]:
+    """Return the options in a file with a sparsity for each layer; TypeError or ValueError if they are invalid."""
+    sparsity = contents["sparsity"]
+    for name in sparsity:
+        if not isinstance(name, str):
+            raise InvalidTypeError(f'layer names must be strings; write "{name}" in quotes')
+    check_shares({f"the sparsity of {name!r}": share for name, share in sparsity.items()})
+    for name in ("keep", "layers"):
+        if name in contents:
+            raise InvalidValueError(f"{name} is an entry beside the sparsity {AUTO!r} only")
+    return {"sparsity": {name: float(share) for name, share in sparsity.items()}}
+
+
+def _automatic(contents: dict[str, Any]) -> dict[str, Any]:
+    """Return the options in a file with automatic sparsity; TypeError or ValueError if they are invalid."""
+    options: dict[str, Any] = {n: contents[n] for n in ("sparsity", "keep", "layers") if n in contents}
+    layers = options.get("layers", [])
+    if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
+        raise InvalidTypeError(f"layers must be a list of names or patterns, got {layers!r}")
+    PruneConfig(**options)  # checks the share to keep
+    return options

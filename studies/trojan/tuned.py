@@ -60,6 +60,7 @@ def _tune(network: LoadedModel, solver: str, calibration: Calibration, cases: li
             [calibration.augmented(network, case.image, case.sample) for case in cases],
             score,
             candidates=CANDIDATES,
+            stages="blocks",
             solver=solver,
             layers=calibration.layers,
             progress=show,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ Image = pytest.importorskip("PIL.Image")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from spade_fast import ImageAugmenter, Trace, Tuning, trace, tune  # noqa: E402
+from spade_fast import ImageAugmenter, InvalidValueError, PruneConfig, Trace, Tuning, trace, tune  # noqa: E402
+from spade_fast.attribution.metrics import auc, insertion_curve  # noqa: E402
 from spade_fast.cli import tune_photos  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
+from spade_fast.cli.options import pruning_options  # noqa: E402
 from spade_fast.inputs.networks import load_model  # noqa: E402
 from spade_fast.pruning import tuning  # noqa: E402
 
@@ -37,28 +41,53 @@ def photos(photo, tmp_path):
     return [photo, other]
 
 
+def dense_maps(module, images, targets):
+    """A score: the insertion AUC of the gradient's map, judged on the dense network."""
+    dense = copy.deepcopy(module)
+
+    def score(model, i):
+        given = images[i].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(given)[0, targets[i]], given)
+        return float(auc(insertion_curve(dense, images[i], gradient.abs().sum(1), targets[i])))
+
+    return score
+
+
 @pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
-def test_command_is_the_search_for_the_probability(small, photos, tmp_path, solver):
+@pytest.mark.parametrize("stages", ["auto", "blocks"])
+@pytest.mark.parametrize("score", ["insertion", "sparsity"])
+def test_command_is_the_search_for_its_score(small, photos, tmp_path, solver, stages, score):
     out = tmp_path / "tuned.yaml"
     options = ["--model", small, "--solver", solver, "--augmentations", 6, "--seed", 3, "--layers", "*"]
-    result = invoke("tune", *photos, *options, "--candidates", "0.4,0.8", "--rounds", 2, "--out", out)
+    options += ["--keep", 0.95, *(["--score", score] if score != "insertion" else [])]
+    options += ["--stages", "blocks", "--candidates", "0.4,0.8", "--rounds", 2] if stages == "blocks" else []
+    result = invoke("tune", *photos, *options, "--out", out)
     assert result.exit_code == 0, result.output
     made = Tuning.load(out)
     assert result.stdout.splitlines() == [*made.summary().splitlines(), str(out)]
     loaded = load_model(small)
     images = [loaded.preprocess(Image.open(path))[0] for path in photos]
     targets = [int(loaded.module(image).argmax()) for image in images]
-
-    def probability(model, i):
-        with torch.no_grad():
-            return float(model(images[i]).softmax(1)[0, targets[i]])
-
     augmenter = ImageAugmenter(6, loaded.mean, loaded.std, 3)
     samples = [augmenter(image, path.name) for image, path in zip(images, photos, strict=True)]
-    expected = tune(loaded.module, samples, probability, candidates=[0.4, 0.8], solver=solver, rounds=2)
-    assert made.sparsity == expected.sparsity and made.history == expected.history
-    assert made.settings["photos"] == ["photo.png", "other.png"] and made.settings["score"] == "probability"
-    assert made.settings["stages"] == {"6": ["6"], "2": ["2"], "0": ["0"]}
+    same = {"candidates": [0.4, 0.8], "rounds": 2} if stages == "blocks" else {}
+    expected = tune(
+        loaded.module,
+        samples,
+        None if score == "sparsity" else dense_maps(loaded.module, images, targets),
+        inputs=images,
+        solver=solver,
+        stages=stages,
+        keep=0.95,
+        **same,
+    )
+    assert made.sparsity == expected.sparsity and made.options.get("keep") == expected.options.get("keep")
+    for one, other in zip(made.history, expected.history, strict=True):
+        assert replace(one, score=None) == replace(other, score=None)
+        assert one.score == (None if other.score is None else pytest.approx(other.score, rel=1e-5))
+    assert made.settings["photos"] == ["photo.png", "other.png"] and made.settings["score"] == score
+    assert ("method" in made.settings) == (score == "insertion") and made.settings["keep"] == 0.95
+    assert made.settings["stages"] == ("auto" if stages == "auto" else {"6": ["6"], "2": ["2"], "0": ["0"]})
 
 
 @pytest.mark.parametrize(
@@ -66,16 +95,10 @@ def test_command_is_the_search_for_the_probability(small, photos, tmp_path, solv
     # The network has 3*9*12 + 12*9*12 + 12*4 = 324 + 1296 + 48 weights.
     [("6", 0.5, 48 / 1668, 24 / 1668), ("2,6", 0.5, 1344 / 1668, 672 / 1668), ("*", 0.25, 1.0, 0.25)],
 )
-def test_a_network_left_mostly_dense_is_said(small, photos, tmp_path, monkeypatch, layers, share, pruned, removed):
-    scored = tune_photos.predict
-    monkeypatch.setattr(tune_photos, "predict", lambda module, image: scored(module, image) * (sparse(module) + 1))
-
-    def sparse(module):
-        return float(sum((parameter == 0).sum() for parameter in module.parameters()))
-
+def test_a_network_left_mostly_dense_is_said(small, photos, tmp_path, layers, share, pruned, removed):
     out = tmp_path / "tuned.yaml"
     options = ["--model", small, "--augmentations", 4, "--layers", layers, "--candidates", share, "--stages", "layers"]
-    result = invoke("tune", photos[0], *options, "--out", out)
+    result = invoke("tune", photos[0], *options, "--score", "sparsity", "--keep", 0.01, "--out", out)
     assert result.exit_code == 0, result.output
     settings = Tuning.load(out).settings
     assert settings["share_in_pruned_layers"] == pytest.approx(pruned)
@@ -111,6 +134,21 @@ def test_other_commands_take_the_file(small, photos, tmp_path):
     assert refused.exit_code == 2 and "layer name 'absent' matches no layer" in refused.stderr
 
 
+def test_options_replace_those_of_a_file_with_automatic_sparsity(tmp_path):
+    path = tmp_path / "tuned.yaml"
+    path.write_text("sparsity: auto\nkeep: 0.7\nlayers: [body.*, head]\n")
+    config = pruning_options(sparsity=str(path))
+    assert config == PruneConfig(sparsity="auto", keep=0.7, layers=["body.*", "head"], seed=0)
+    config = pruning_options(sparsity=str(path), keep="0.5", layers="head")
+    assert config == PruneConfig(sparsity="auto", keep=0.5, layers=["head"], seed=0)
+    path.write_text("sparsity: auto\n")
+    assert pruning_options(sparsity=str(path)) == pruning_options() == PruneConfig(seed=0)
+    path.write_text("sparsity: {head: 0.5}\n")
+    assert pruning_options(sparsity=str(path)).sparsity == {"head": 0.5}
+    with pytest.raises(InvalidValueError, match=r"keep has no effect with sparsity .*tuned.yaml"):
+        pruning_options(sparsity=str(path), keep="0.9")
+
+
 def test_localisation(small, photos, tmp_path, monkeypatch):
     seen = []
 
@@ -127,7 +165,7 @@ def test_localisation(small, photos, tmp_path, monkeypatch):
         mask.paste(1, (0, 0, mask.width // 2, mask.height))
         mask.save(masks / path.name)
     options = ["--model", small, "--augmentations", 4, "--score", "localisation", "--masks", masks]
-    options += ["--candidates", 0.5, "--out", tmp_path / "tuned.yaml"]
+    options += ["--candidates", 0.5, "--keep", 0.1, "--out", tmp_path / "tuned.yaml"]
     result = invoke("tune", *photos, *options, "--method", "input-x-gradient")
     assert result.exit_code == 0, result.output
     made = Tuning.load(tmp_path / "tuned.yaml")
@@ -162,7 +200,7 @@ def test_masks_of_all_kinds(small, photo, tmp_path, monkeypatch):
     masks = tmp_path / "masks"
     masks.mkdir()
     options = ["--model", small, "--augmentations", 2, "--score", "localisation", "--masks", masks]
-    options += ["--candidates", 0.5, "--layers", 0, "--out", tmp_path / "tuned.yaml"]
+    options += ["--candidates", 0.5, "--keep", 0.1, "--layers", 0, "--out", tmp_path / "tuned.yaml"]
     ids = np.zeros((40, 30), np.uint16)
     ids[:14], ids[14:20] = 1, 300
     inside = ids > 0
@@ -196,6 +234,7 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(tune_photos, "deletion_curve", deletion_curve)
     monkeypatch.setattr(tune_photos, "auc", lambda curve: curve.mean(1))
     options = ["--model", small, "--augmentations", 4, "--score", "deletion", "--layers", "0", "--candidates", 0.8]
+    options += ["--stages", "layers", "--keep", 0.01]
     result = invoke("tune", photos[0], *options, "--out", tmp_path / "tuned.yaml")
     assert result.exit_code == 0, result.output
     (before, dense), (after, pruned) = seen
@@ -213,9 +252,13 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         ({"--model": "magic"}, "unknown model 'magic'"),
         ({"--model": "small_network:maps"}, "one row of logits"),
         ({"--solver": "both"}, "unknown solver 'both': choose from exact, sparsegpt"),
-        ({"--score": "beauty"}, "unknown score 'beauty': choose from probability, deletion, localisation"),
+        ({"--score": "beauty"}, "unknown score 'beauty': choose from insertion, deletion, localisation, sparsity"),
         ({"--score": "localisation"}, "localisation needs a folder of masks"),
-        ({"--masks": "."}, "masks are used with the score localisation only, got score 'probability'"),
+        ({"--masks": "."}, "masks are used with the score localisation only, got score 'insertion'"),
+        ({"--keep": "90"}, "keep must be above 0 and at most 1, got 90.0: did you mean 0.9?"),
+        ({"--keep": "0.5,0.9"}, "keep must be a number, got '0.5,0.9'"),
+        ({"--candidates": "0.5,0"}, "with stages='auto', candidates must be shares to keep, above 0"),
+        ({"--stages": "blocks", "--candidates": "0"}, "candidates must include a sparsity above 0"),
         ({"--method": "magic"}, "unknown method 'magic'"),
         ({"IMAGE": "."}, ". is a folder, not a photo; name the photos in it: spade-fast tune ./*.jpg"),
         ({"--score": "localization"}, "unknown score 'localization': did you mean 'localisation'?"),
@@ -225,19 +268,20 @@ def test_deletion_is_of_the_dense_network(small, photos, tmp_path, monkeypatch):
         ({"--candidates": "0.5,80"}, "candidates[1] must lie between 0 and 1, got 80.0: did you mean 0.8?"),
         ({"--candidates": "0.5,x"}, "candidates must be a number, got 'x'"),
         ({"--candidates": "0.5,2"}, "candidates[1] must lie between 0 and 1"),
-        ({"--stages": "parts"}, "stages must be 'blocks', 'layers'"),
+        ({"--stages": "parts"}, "stages must be 'auto', 'blocks', 'layers'"),
         ({"--stages": "block"}, "got 'block': did you mean 'blocks'?"),
         ({"--rounds": "0"}, "rounds must be at least 1"),
+        ({"--rounds": "2"}, "rounds must be 1 with stages='auto', got 2"),
         ({"--augmentations": "0"}, "augmentations must be at least 1"),
         ({"--device": "gpu"}, "device 'gpu' cannot be used"),
         ({"--layers": "body.*"}, "body."),
-        ({"--out": "absent/tuned.yaml"}, "cannot write the sparsities: folder absent does not exist"),
-        ({"--out": "."}, "cannot write the sparsities: . is a folder"),
+        ({"--out": "absent/tuned.yaml"}, "cannot write the sparsity: folder absent does not exist"),
+        ({"--out": "."}, "cannot write the sparsity: . is a folder"),
     ],
 )
 def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tuning, "solve_candidates", lambda *_: pytest.fail("work began before the checks"))
+    monkeypatch.setattr(tuning, "solve_samples", lambda *_: pytest.fail("work began before the checks"))
     if changes.get("--masks") == ".":
         Image.new("L", (8, 8)).save("mask.png")
         (tmp_path / "masks").mkdir()
@@ -255,7 +299,7 @@ def test_bad_input_is_one_line(small, photo, tmp_path, monkeypatch, changes, mes
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("much", "sparsity must be a number or a file FILE.yaml, got 'much'"),
+        ("much", "sparsity must be a number, a file FILE.yaml or auto, got 'much'"),
         ("absent.yaml", "no such sparsity file: absent.yaml"),
         ("list.yml", "list.yml has no entry 'sparsity'"),
         ("high.yaml", "high.yaml: the sparsity of '0' must lie between 0 and 1, got 3"),
@@ -280,4 +324,4 @@ def test_missing_yaml(small, photo, tmp_path, monkeypatch):
 
 def test_help():
     result = invoke("tune", "--help")
-    assert result.exit_code == 0 and "probability" in result.output
+    assert result.exit_code == 0 and "insertion" in result.output

@@ -75,7 +75,7 @@ def invoke(command, model, *more):
     elif command == "trace":
         options += ["--layers", "*", "--sparsity", 0.5]
     elif command == "tune":
-        options += ["--candidates", "0,0.5", "--score", "deletion"]
+        options += ["--candidates", "0.5", "--score", "deletion"]
     first = {"visualize": [1], "profile": []}.get(command, ["photo.png"])
     return CliRunner().invoke(app, [command, *map(str, [*first, *options, *more])])
 

@@ -1,16 +1,18 @@
-"""The search for sparsities: against full traces, what it costs, what it leaves behind, its file and its command."""
+"""The search for sparsities: against full traces, what it keeps, what it costs and what it leaves behind."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from spade_fast import FallbackWarning, ops, trace, tune
+from spade_fast import FallbackError, FallbackWarning, ops, trace, tune
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
-from spade_fast.pruning.tuning import group_layers
+from spade_fast.pruning.stages import group_layers
 from spade_fast.pruning.tuning_result import Trial
 
 SOLVERS = ["exact", "sparsegpt"]
@@ -41,6 +43,8 @@ class Network(nn.Module):
 STAGES = {"head": ["head"], "body.2": ["body.2.conv", "body.2.point"], "body.0": ["body.0.conv", "body.0.point"]}
 STAGES["stem"] = ["stem"]
 LEVELS = (0.0, 0.3, 0.6, 0.9)
+
+by_blocks = partial(tune, stages="blocks")
 
 
 @pytest.fixture
@@ -77,27 +81,32 @@ def same_state(one: list, other: list) -> bool:
 def by_full_traces(model, samples, score, *, rounds=1, candidates=LEVELS, stages=STAGES, **options):
     """The same search, with a whole trace of each sample for everything that is tried."""
 
-    def mean(shares: dict[str, float]) -> float:
-        scores = []
+    def mean(shares: dict[str, float]) -> tuple[float, float]:
+        scores, sparsities = [], []
         for i, sample in enumerate(samples):
             made = trace(
                 model, sample, sparsity={n: shares[s] for s, names in stages.items() for n in names}, **options
             )
             with made.applied(model):
+                weights = [layer.weight(model) for layer in find_layers(model)[0]]
+                sparsities.append(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
                 scores.append(score(model, i))
-        return math.fsum(scores) / len(scores)
+        return math.fsum(scores) / len(scores), math.fsum(sparsities) / len(sparsities)
 
     model.eval()
     chosen = dict.fromkeys(stages, 0.0)
-    before = best = mean(chosen)
+    before = best = mean(chosen)[0]
     tried = []
     for turn in range(1, rounds + 1):
         start = best
         for stage in stages:
             scores = {share: mean({**chosen, stage: share}) for share in candidates}
-            tried += [Trial(turn, stage, share, scores[share]) for share in candidates if share != chosen[stage]]
-            chosen[stage] = min(candidates, key=lambda share: (-scores[share], share))
-            best = scores[chosen[stage]]
+            for share in candidates:
+                if share != chosen[stage]:
+                    score_of_share, sparsity = scores[share]
+                    tried.append(Trial(turn, stage, share, sparsity, None, score_of_share))
+            chosen[stage] = min(candidates, key=lambda share: (-scores[share][0], share))
+            best = scores[chosen[stage]][0]
         if best <= start:
             break
     return chosen, before, best, tried
@@ -105,15 +114,16 @@ def by_full_traces(model, samples, score, *, rounds=1, candidates=LEVELS, stages
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_search_by_paths_is_search_by_full_traces(model, samples, score, solver):
-    found = tune(model, samples, score, candidates=LEVELS, solver=solver)
+    found = by_blocks(model, samples, score, candidates=LEVELS, solver=solver)
     chosen, before, after, tried = by_full_traces(model, samples, score, solver=solver)
     assert found.stages == chosen and len(set(chosen.values())) > 1 and found.after > found.before
     assert found.before == before and found.after == pytest.approx(after, abs=1e-6)
     assert found.settings["stages"] == STAGES and list(found.settings["stages"]) == list(STAGES)
     assert list(found.sparsity) == [layer.name for layer in find_layers(model)[0]]
     for one, other in zip(found.history, tried, strict=True):
-        assert (one.round, one.stage, one.sparsity) == (other.round, other.stage, other.sparsity)
+        assert (one.round, one.stage, one.candidate, one.kept) == (other.round, other.stage, other.candidate, None)
         assert one.score == pytest.approx(other.score, abs=1e-6)
+        assert one.sparsity == pytest.approx(other.sparsity, abs=1e-6)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -128,13 +138,13 @@ def test_tuned_sparsities_reproduce_the_weights(model, samples, score, solver, d
             return float(model(samples[i][:1]).softmax(1)[0, i])
 
     options = {"solver": solver, "damping": 0.02, "layers": ["body*", "head"]}
-    found = tune(model, samples, looking, candidates=LEVELS, **options)
+    found = by_blocks(model, samples, looking, candidates=LEVELS, **options)
     assert set(found.sparsity) == {"body.0.conv", "body.0.point", "body.2.conv", "body.2.point", "head"}
     assert any(found.sparsity.values())
     configurations = [dict.fromkeys(found.stages, 0.0)]
     for trial in found.history:  # from what is kept of the stages before
         earlier = {stage: found.stages[stage] for stage in list(found.stages)[: list(found.stages).index(trial.stage)]}
-        configurations.append({**dict.fromkeys(found.stages, 0.0), **earlier, trial.stage: trial.sparsity})
+        configurations.append({**dict.fromkeys(found.stages, 0.0), **earlier, trial.stage: trial.candidate})
     for i, sample in enumerate(samples):
         made = trace(model, sample, sparsity=found.sparsity, solver=solver, damping=0.02)
         (position,) = [n for n, shares in enumerate(configurations) if shares == found.stages][-1:]
@@ -153,16 +163,16 @@ def test_one_path_a_layer_and_chunk_of_samples(model, samples, score, monkeypatc
     for name in ("obs_path", "obs_solution", "inverse_cholesky", "sparsegpt"):
         native = getattr(ops, name)
         monkeypatch.setattr(ops, name, lambda *a, _op=native, _name=name, **b: calls.append(_name) or _op(*a, **b))
-    tune(model, samples, score)
+    by_blocks(model, samples, score)
     assert {name: calls.count(name) for name in set(calls)} == {"obs_path": 6, "obs_solution": 6, "inverse_cholesky": 6}
     calls.clear()
     with pytest.warns(FallbackWarning, match="2 samples per solve"):
-        limited = tune(model, samples, score, memory_limit=2 * 4 * 72**2)
+        limited = by_blocks(model, samples, score, memory_limit=2 * 4 * 72**2)
     assert calls.count("obs_path") == calls.count("obs_solution") == 12
     calls.clear()
-    tune(model, samples, score, solver="sparsegpt", candidates=LEVELS)
+    by_blocks(model, samples, score, solver="sparsegpt", candidates=LEVELS)
     assert {name: calls.count(name) for name in set(calls)} == {"sparsegpt": 6 * 3, "inverse_cholesky": 6}
-    assert limited.sparsity == tune(model, samples, score).sparsity
+    assert limited.sparsity == by_blocks(model, samples, score).sparsity
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -170,7 +180,7 @@ def test_same_again_and_model_as_it_was(model, samples, score, solver):
     model.train()
     model.head.weight.requires_grad_(False)
     before = state(model)
-    found = [tune(model, samples, score, solver=solver, rounds=2) for _ in range(2)]
+    found = [by_blocks(model, samples, score, solver=solver, rounds=2) for _ in range(2)]
     assert found[0] == found[1] and same_state(before, state(model))
     assert not model.head.weight.requires_grad
 
@@ -186,7 +196,7 @@ def test_model_is_as_it_was_after_exceptions(model, samples, score, step, error)
             raise error
 
     with pytest.raises(error):
-        tune(model, samples, score, progress=interrupt)
+        by_blocks(model, samples, score, progress=interrupt)
     assert same_state(before, state(model))
     calls = []
 
@@ -198,16 +208,16 @@ def test_model_is_as_it_was_after_exceptions(model, samples, score, step, error)
         return float(len(calls))
 
     with pytest.raises(error):
-        tune(model, samples, failing)
+        by_blocks(model, samples, failing)
     assert same_state(before, state(model))
-    tune(model, samples, score, candidates=[0.5])  # nothing is reserved any more
+    by_blocks(model, samples, score, candidates=[0.5])  # nothing is reserved any more
 
 
 def test_ties_stay_dense(model, samples):
-    found = tune(model, samples, lambda model, i: 1)
+    found = by_blocks(model, samples, lambda model, i: 1)
     assert set(found.sparsity.values()) == {0.0} and found.before == found.after == 1
     levels = iter([0.0] + [1.0, 2.0, 2.0] * 4)  # of the best ones the lowest
-    found = tune(
+    found = by_blocks(
         model, samples[:1], lambda model, i: next(levels), candidates=[0.9, 0.3, 0.6, 0.3], stages={"a": "head"}
     )
     assert found.sparsity == {"head": 0.6} and found.settings["candidates"] == [0.0, 0.3, 0.6, 0.9]
@@ -227,20 +237,20 @@ def test_rounds_end_when_nothing_improves(model, samples):
         return early - late if early < 0.5 else early + late
 
     options = {"candidates": [0.4, 0.8], "stages": stages, "block": 1}
-    once = tune(model, samples[:2], coupled, **options)
+    once = by_blocks(model, samples[:2], coupled, **options)
     assert once.stages == {"late": 0.0, "early": 0.8} and once.after == pytest.approx(0.8)
     steps: list[tuple[str, int, int]] = []
-    again = tune(model, samples[:2], coupled, rounds=9, progress=lambda *step: steps.append(step), **options)
+    again = by_blocks(model, samples[:2], coupled, rounds=9, progress=lambda *step: steps.append(step), **options)
     assert again.stages == {"late": 0.8, "early": 0.8} and again.after == pytest.approx(1.6)
     assert max(trial.round for trial in again.history) == 2  # the third tries nothing new
     search = [(done, total) for stage, done, total in steps if stage == "search"]
     assert search[-1] == (24, 24) and [done for done, _ in search] == sorted(done for done, _ in search)
-    assert again == tune(model, samples[:2], coupled, rounds=9, **options)
+    assert again == by_blocks(model, samples[:2], coupled, rounds=9, **options)
 
 
 def test_progress(model, samples, score):
     steps: list[tuple[str, int, int]] = []
-    tune(model, samples, score, candidates=[0.5], progress=lambda *step: steps.append(step))
+    by_blocks(model, samples, score, candidates=[0.5], progress=lambda *step: steps.append(step))
     batches = [("calibrate", i, 9) for i in range(1, 10)]
     solving = [("solve", i, 6) for i in range(1, 7)]
     search = [("search", i, 12) for i in range(1, 13)]
@@ -277,18 +287,164 @@ def test_layers_that_cannot_be_pruned(samples, score):
 
     model = Partly()
     with pytest.warns(FallbackWarning, match=r"did not reach them: idle$") as caught:
-        found = tune(model, samples, score, candidates=[0.5])
+        found = by_blocks(model, samples, score, candidates=[0.5])
     assert "idle" not in found.sparsity and "idle" not in found.stages
     assert len(caught) == 1 and caught[0].filename == __file__
     with pytest.warns(FallbackWarning), pytest.raises(ValueError, match=r"there is no layer to tune"):
-        tune(model, samples, score, layers="idle")
+        by_blocks(model, samples, score, layers="idle")
+
+
+@pytest.fixture
+def inputs(samples):
+    return [sample[:1] for sample in samples]
+
+
+@pytest.fixture
+def sensitive(model, inputs):
+    """The model with logits that are large and depend on the input alone, so that pruning changes its decisions."""
+    model.eval()
+    with torch.no_grad():
+        features = model.body(model.stem(torch.cat(inputs)).relu()).mean((0, 2, 3))
+        model.head.weight.mul_(30)
+        model.head.bias.copy_(-model.head.weight @ features)
+    return model
+
+
+def sparsity_of(model: nn.Module) -> float:
+    weights = [layer.weight(model) for layer in find_layers(model)[0]]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def middle(model: nn.Module, i: int) -> float:
+    """A score that is best at a sparsity of a half."""
+    return sparsity_of(model) * (1 - sparsity_of(model)) + i
+
+
+def measure(model, samples, inputs, score=middle, **options) -> tuple[float, float, float]:
+    """Means over the samples' traces: sparsity, share kept of the predicted class's probability, score."""
+    measured = []
+    for i, (sample, given) in enumerate(zip(samples, inputs, strict=True)):
+        with torch.no_grad():
+            dense = model(given).softmax(1)[0]
+        with trace(model, sample, inputs=given, **options).applied(model), torch.no_grad():
+            after = model(given).softmax(1)[0, dense.argmax()]
+            measured.append((sparsity_of(model), min(1.0, float(after / dense.max())), score(model, i)))
+    sparsity, kept, scores = (math.fsum(values) / len(values) for values in zip(*measured, strict=True))
+    return sparsity, kept, scores
+
+
+@pytest.mark.filterwarnings("ignore:kept less than asked for")
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_shares_to_keep_are_tried_by_whole_traces(sensitive, samples, inputs, solver):
+    found = tune(sensitive, samples, middle, inputs=inputs, candidates=[0.3, 0.9, 0.6, 0.3], solver=solver, keep=0.75)
+    assert [trial.candidate for trial in found.history] == found.settings["candidates"] == [0.9, 0.6, 0.3]
+    assert found.settings["stages"] == "auto" and found.settings["keep"] == 0.75 and found.stages == {}
+    for trial in found.history:
+        sparsity, kept, score = measure(sensitive, samples, inputs, solver=solver, keep=trial.candidate)
+        assert (trial.round, trial.stage) == (1, "auto")
+        assert (trial.sparsity, trial.kept) == pytest.approx((sparsity, kept), abs=1e-6)
+        assert trial.score == (pytest.approx(score) if kept >= 0.75 else None)
+    scores = {trial.candidate: trial.score for trial in found.history if trial.score is not None}
+    assert 0 < len(scores) < 3  # one keeps too little
+    assert found.options == {"sparsity": "auto", "keep": max(scores, key=lambda share: scores[share])}
+    assert found.before == 1 and found.after == max(scores.values()) and found.kept >= 0.75
+
+
+@pytest.mark.parametrize("stages", ["auto", "blocks", "layers"])
+def test_confident_networks_are_not_left_dense(model, samples, inputs, stages):
+    with torch.no_grad():
+        model.head.weight.mul_(30)
+        model.eval()
+        assert all(model(given).softmax(1).max() > 0.99 for given in inputs)
+    bare = tune(model, samples, lambda model, i: 0.5, candidates=[0.5], stages="blocks")
+    assert not any(bare.sparsity.values()) and bare.kept is None and "keep" not in bare.settings
+    found = tune(model, samples, inputs=inputs, stages=stages, keep=0.8)
+    assert found.before == 0 and found.after > 0.3 and found.kept >= 0.8
+    sparsity, kept, _ = measure(model, samples, inputs, **found.options)
+    assert (found.after, found.kept) == pytest.approx((sparsity, kept), abs=1e-5)
+
+
+def test_stages_that_lose_too_much_are_not_scored(sensitive, samples, inputs):
+    scored = []
+
+    def score(model: nn.Module, i: int) -> float:
+        scored.append(sparsity_of(model))
+        return sparsity_of(model)
+
+    options = {"candidates": [0.3, 0.6, 0.9], "stages": "blocks", "keep": 0.9}
+    found = tune(sensitive, samples, score, inputs=inputs, **options)
+    floors = dict(zip(STAGES, (1 - 0.1 * share for share in (40 / 1536, 688 / 1536, 1320 / 1536, 1)), strict=True))
+    for trial in found.history:
+        assert (trial.score is None) == (trial.kept < floors[trial.stage])
+    kept = [trial for trial in found.history if trial.score is not None]
+    assert 0 < len(kept) < len(found.history) == 12 and len(scored) == 3 * (1 + len(kept))
+    assert found.kept >= 0.9
+    default = tune(sensitive, samples, inputs=inputs, **options)  # the score is the sparsity
+    assert default.history == tuple(replace(one, score=pytest.approx(one.score)) for one in found.history)
+    assert len(scored) == 3 * (1 + len(kept))
+    again = tune(sensitive, samples, score, inputs=inputs, rounds=3, **options)  # may lose all of it in every stage
+    assert again.after >= found.after and again.kept >= 0.9
+
+
+def test_equal_scores_keep_more_and_equal_traces_are_scored_once(sensitive, samples, inputs):
+    scored: list[int] = []
+
+    def score(model: nn.Module, i: int) -> float:
+        scored.append(i)
+        return 1.0
+
+    one = {"inputs": inputs[:1], "candidates": [0.5, 0.8, 0.8 + 1e-9], "keep": 0.1}
+    found = tune(sensitive, samples[:1], score, **one)
+    assert found.options["keep"] == 0.8 + 1e-9
+    assert len(scored) == 1 + len({trial.sparsity for trial in found.history}) < 4
+
+
+def test_nothing_keeps_enough(sensitive, samples, inputs):
+    options = {"inputs": inputs, "candidates": [0.3, 0.2], "keep": 1.0}
+    with pytest.warns(
+        FallbackWarning, match=r"kept less than asked for: \d.*% with the largest candidate, 0.3"
+    ) as caught:
+        found = tune(sensitive, samples, middle, **options)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert found.options["keep"] == 0.3 and found.kept < 1 and found.after == found.history[0].score
+    assert found.history[1].score is None
+    with pytest.raises(FallbackError, match="kept less than asked for"):
+        tune(sensitive, samples, middle, strict=True, **options)
+
+
+def test_layers_go_with_automatic_sparsity(sensitive, samples, inputs):
+    found = tune(sensitive, samples, inputs=inputs, layers=["body*", "head"], candidates=[0.8])
+    assert found.options == {"sparsity": "auto", "keep": 0.8, "layers": ["body*", "head"]}
+    assert set(trace(sensitive, samples[0], inputs=inputs[0], **found.options).layers) <= set(
+        ("body.0.conv", "body.0.point", "body.2.conv", "body.2.point", "head")
+    )
+
+
+def test_automatic_search_leaves_the_model_as_it_was_and_tells_its_progress(sensitive, samples, inputs):
+    sensitive.train()
+    before = state(sensitive)
+    steps: list[tuple[str, int, int]] = []
+
+    def gradient(model: nn.Module, i: int) -> float:
+        assert not model.training and torch.is_grad_enabled()
+        given = inputs[i].clone().requires_grad_()
+        return float(torch.autograd.grad(model(given).max(), given)[0].abs().sum())
+
+    options = {"inputs": inputs, "candidates": [0.9, 0.3], "keep": 0.8}
+    found = [tune(sensitive, samples, gradient, progress=lambda *step: steps.append(step), **options) for _ in "ab"]
+    assert found[0] == found[1] and same_state(before, state(sensitive))
+    search = [step[1:] for step in steps if step[0] == "search"]
+    assert search[: len(search) // 2] == [(1, 9), (2, 9), (3, 9), (6, 9), (9, 9)]
+    with pytest.raises(KeyboardInterrupt):
+        tune(sensitive, samples, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), **options)
+    assert same_state(before, state(sensitive))
 
 
 def test_bad_arguments(model, samples, score):
-    def refuse(error: type[Exception], message: str, samples=samples, score=score, **options) -> None:
+    def refuse(error: type[Exception], message: str, samples=samples, score=score, stages="blocks", **options) -> None:
         before = state(model)
         with pytest.raises(error, match=message):
-            tune(model, samples, score, **options)
+            tune(model, samples, score, stages=stages, **options)
         assert same_state(before, state(model))
 
     refuse(ValueError, "samples is empty", samples=[])
@@ -303,13 +459,24 @@ def test_bad_arguments(model, samples, score):
     refuse(ValueError, "candidates must include a sparsity above 0", candidates=[0])
     refuse(ValueError, "rounds must be at least 1", rounds=0)
     refuse(TypeError, "rounds must be an integer", rounds=1.5)
-    refuse(ValueError, "stages must be 'blocks', 'layers' or a mapping", stages="parts")
+    refuse(ValueError, "stages must be 'auto', 'blocks', 'layers' or a mapping", stages="parts")
     refuse(UnknownLayerError, "'haed'", stages={"a": "haed"})
     refuse(ValueError, "unknown solver 'obs'", solver="obs")
     refuse(ValueError, "sample '1'.*NaN", samples=[samples[0], samples[1] / 0])
     refuse(ValueError, "no layer to tune", stages={})
+    refuse(TypeError, "stages='auto' needs the samples themselves.*give inputs", stages="auto")
+    refuse(TypeError, "without a score, tune needs the samples", score=None)
+    refuse(ValueError, "inputs must have one entry for each of the 3 samples, got 2", inputs=samples[:2])
+    refuse(ValueError, "the model cannot run inputs", inputs=[torch.ones(2)] * 3)
+    refuse(ValueError, "keep must be one number", keep=[0.5, 0.9])
+    refuse(ValueError, "keep must be above 0 and at most 1, got 90: did you mean 0.9", keep=90)
+    automatic = {"stages": "auto", "inputs": [sample[:1] for sample in samples]}
+    refuse(ValueError, "shares to keep, above 0", candidates=[0.5, 0], **automatic)
+    refuse(ValueError, "shares to keep, above 0", candidates=[], **automatic)
+    refuse(
+        ValueError, r"candidates\[0\] must lie between 0 and 1, got 90: did you mean 0.9", candidates=[90], **automatic
+    )
+    refuse(ValueError, "rounds must be 1 with stages='auto', got 2", rounds=2, **automatic)
+    refuse(TypeError, "score must return a number, got 'high' for sample 0", score=lambda *_: "high", **automatic)
     iterators = [iter(sample.split(5)) for sample in samples]
     refuse(ValueError, "iterator", samples=iterators, memory_limit=3 * 4 * 72**2)
-
-
-# The file
