@@ -16,7 +16,7 @@ from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
 from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, check_shares
-from spade_fast.pruning.goals import output_goal
+from spade_fast.pruning.goals import Goal, output_score, sample_goal
 from spade_fast.pruning.keep_search import search_keeps
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
 from spade_fast.pruning.session import Session
@@ -170,7 +170,10 @@ def tune(
         grouped = group_layers(model, session.layers, stages)
         named = {name for names in grouped.values() for name in names}
         session.layers = [layer for layer in session.layers if layer.name in named]
-    goals = None if inputs is None else [output_goal(session.model, one) for one in inputs]
+    goals: list[Goal] | None = None
+    if inputs is not None:
+        with undisturbed(session.model):
+            goals = [sample_goal(str(s), output_score(session.model, one), one) for s, one in enumerate(inputs)]
 
     ladders = solve_samples(session, samples, LEVELS if automatic else shares[1:])
     sizes = {layer.name: layer.numel for layer in session.layers if any(layer.name in each for each in ladders)}

@@ -10,7 +10,7 @@ from torch import nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.pruning.exchange import WeightsApplied
-from spade_fast.pruning.goals import Goal, check_dense_score
+from spade_fast.pruning.goals import Goal
 from spade_fast.pruning.ladders import Ladder, pruned_at, sparsity_at
 from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.tuning_result import Trial
@@ -60,8 +60,6 @@ class Samples:
         self.ladders, self.goals, self.has_score = ladders, goals, score is not None
         self._model, self._score = model, score
         self._dense = [] if goals is None else [goal()[0] for goal in goals]
-        for s, dense in enumerate(self._dense):
-            check_dense_score(dense, str(s))
 
     def __len__(self) -> int:
         return len(self.ladders)
