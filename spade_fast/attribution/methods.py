@@ -22,7 +22,7 @@ from spade_fast._util.ranges import stage
 from spade_fast.attribution.function_kinds import RECTIFIER, STAND_INS
 from spade_fast.attribution.maps import to_map
 from spade_fast.attribution.prepare import rehearse
-from spade_fast.attribution.smoothgrad import SmoothGrad, smooth_attributions
+from spade_fast.attribution.smoothgrad import SmoothGrad, smooth_magnitudes
 from spade_fast.pruning.calibration import images_per_batch
 
 if TYPE_CHECKING:
@@ -290,8 +290,8 @@ def attribution_map(name: str, question: Question, smooth: SmoothGrad | None = N
     question : Question
         Network, image and class.
     smooth : SmoothGrad, optional
-        Smooth the map over noisy copies of the image, if ``METHODS[name].smooth``; other methods give their plain map.
-        Signed attributions are averaged, and the map is made of their mean.
+        Take the mean of the maps of noisy copies of the image, if ``METHODS[name].smooth``; other methods give their
+        plain map.
 
     Returns
     -------
@@ -312,10 +312,8 @@ def attribution_map(name: str, question: Question, smooth: SmoothGrad | None = N
         else:
             # Each copy is several images already in GradientSHAP.
             batch_size = 1 if name == "gradient-shap" else min(_BATCH, images_per_batch(question.image.device))
-            # Captum's Saliency returns magnitudes unless it is told not to, and their noise would not cancel out.
-            signed = {"abs": False} if name == "saliency" else {}
-            attribute = partial(recipe.attribution.attribute, **recipe.arguments, **signed)
-            attributions = smooth_attributions(attribute, question.image, smooth, batch_size)
+            attribute = partial(recipe.attribution.attribute, **recipe.arguments)
+            attributions = smooth_magnitudes(attribute, question.image, smooth, batch_size)
         return to_map(attributions, question.image).cpu()
 
 

@@ -1,4 +1,4 @@
-"""SmoothGrad: the mean of a gradient method's attributions over noisy copies of the image."""
+"""SmoothGrad: the mean of a gradient method's maps over noisy copies of the image."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from spade_fast._util.draws import add_noise, noise_deviation
 @dataclass(frozen=True)
 class SmoothGrad:
     """Settings of SmoothGrad (Smilkov et al., arXiv 1706.03825), for `attribution_map`.
+
+    Magnitudes are averaged, as Captum's `NoiseTunnel` around `Saliency` does. The paper averages signed gradients,
+    whose maps were worse in our measurements (``docs/evidence.md``).
 
     Attributes
     ----------
@@ -46,10 +49,10 @@ class SmoothGrad:
         integer("copies", self.copies, 1)
 
 
-def smooth_attributions(
+def smooth_magnitudes(
     attribute: Callable[[Tensor], Tensor], image: Tensor, smooth: SmoothGrad, batch_size: int
 ) -> Tensor:
-    """Compute the mean attributions of an image's noisy copies, with their signs, so that noise cancels out.
+    """Compute the mean magnitudes of the attributions of an image's noisy copies.
 
     Parameters
     ----------
@@ -72,7 +75,7 @@ def smooth_attributions(
         names = [f"smoothgrad/{index}" for index in range(start, min(start + batch_size, smooth.copies))]
         copies = add_noise(image.expand(len(names), -1, -1, -1), deviation, names, image.dtype)
         found = attribute(copies).detach()
-        found = found.to(torch.promote_types(found.dtype, torch.float32)).sum(0, keepdim=True)
+        found = found.abs().to(torch.promote_types(found.dtype, torch.float32)).sum(0, keepdim=True)
         total = found if total is None else total + found
     assert total is not None
     return total / smooth.copies
