@@ -28,7 +28,8 @@ from spade_fast.attribution import methods  # noqa: E402
 from spade_fast.attribution.cam import LayerCam, last_feature_layer  # noqa: E402
 from spade_fast.attribution.lime import Ridge, nearness, squares  # noqa: E402
 from spade_fast.attribution.lrp import LRP  # noqa: E402
-from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe, seeded, to_map  # noqa: E402  # noqa: E402
+from spade_fast.attribution.maps import to_map  # noqa: E402
+from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe, seeded  # noqa: E402
 from spade_fast.attribution.prepare import prepare_for_attribution  # noqa: E402
 from spade_fast.attribution.spade import Spade  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
