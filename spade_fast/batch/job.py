@@ -132,8 +132,7 @@ def make_job(
     if not methods and (_levels(config) > 1 or draws > 1):
         given = f"keep={', '.join(f'{share:g}' for share in config.keeps)} and draws={draws}"
         raise InvalidValueError(
-            f"several levels and draws are for means of maps, and no methods are given: got {given}; give methods, or "
-            "one share to keep and one draw"
+            f"several shares to keep, or several draws, make means of maps, which need methods: got {given}, and no methods"
         )
     if here:
         check_device(setup.device)
@@ -205,10 +204,8 @@ def bytes_per_sample(job: Job, model: LoadedModel) -> int:
     for layer in session.layers:
         weight, gram = layer.weight(model.module), gram_bytes(layer, model.module)
         levels = LEVELS if session.auto else [session.sparsity[layer.name]]
-        earlier = (job.facts["draws"] - 1) * _levels(job.config)
-        held += (
-            gram + sum(_packed_bytes(weight, level) for level in levels) + earlier * _packed_bytes(weight, levels[0])
-        )
+        held += gram + sum(_packed_bytes(weight, level) for level in levels)
+        held += (job.facts["draws"] - 1) * _levels(job.config) * _packed_bytes(weight, levels[0])
         working.append(3 * gram + len(levels) * weight.nbytes)
     return held + max(working)
 
