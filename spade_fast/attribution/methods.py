@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.ranges import stage
 from spade_fast.attribution.function_kinds import RECTIFIER, STAND_INS
@@ -300,16 +300,18 @@ def attribution_map(name: str, question: Question, smooth: SmoothGrad | None = N
 
     Raises
     ------
-    ValueError
-        As in `make_recipe`, or the noise is too large for the image's dtype.
+    TypeError, ValueError
+        As in `make_recipe`; `smooth` is something else, or its noise is too large for the image's dtype.
     """
+    if not isinstance(smooth, SmoothGrad | None):
+        raise InvalidTypeError(f"smooth must be a SmoothGrad or None, got {smooth!r}")
     with stage("attribute"), _quiet(), seeded(question.image.device):
         recipe = make_recipe(name, question)
         if smooth is None or not METHODS[name].smooth:
             attributions = recipe.attribution.attribute(question.image, **recipe.arguments)
         else:
             # Each copy is several images already in GradientSHAP.
-            batch_size = 1 if name == "gradient-shap" else images_per_batch(question.image.device)
+            batch_size = 1 if name == "gradient-shap" else min(_BATCH, images_per_batch(question.image.device))
             # Captum's Saliency returns magnitudes unless it is told not to, and their noise would not cancel out.
             signed = {"abs": False} if name == "saliency" else {}
             attribute = partial(recipe.attribution.attribute, **recipe.arguments, **signed)
