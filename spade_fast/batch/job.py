@@ -132,7 +132,7 @@ def make_job(
     if not methods and (_levels(config) > 1 or draws > 1):
         given = f"keep={', '.join(f'{share:g}' for share in config.keeps)} and draws={draws}"
         raise InvalidValueError(
-            f"several shares to keep, or several draws, make means of maps, which need methods: got {given}, and no methods"
+            f"several shares to keep or draws make means of maps, which need methods: got {given}, and no methods"
         )
     if here:
         check_device(setup.device)
