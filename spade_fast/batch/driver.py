@@ -117,8 +117,8 @@ def run(
     draws
         With several draws of calibration images or several shares to `keep`, which need `methods`, a trace is made for
         each draw and share. The maps are the mean over these traces, each map divided by its sum; the file of the trace
-        is that of the first draw and the largest share. Draw ``d > 0`` of a sample is that of the id ``ID/drawd``. Each
-        draw takes about as long as the first; a share takes one more explanation.
+        is that of the first draw and the largest share. Draw 1 of a sample ``a`` is calibrated as a sample ``a/draw1``
+        would be, and so on. Each draw takes as long as the first; another share only another explanation.
     augmentations
         Calibration images per sample.
     device
