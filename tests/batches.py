@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,17 @@ def settings(model: str, **changes: Any) -> dict[str, Any]:
     return {"model": model, "sparsity": 0.5, "augmentations": 6, **changes}
 
 
-def small_job(samples: Any, out: Path, model: str) -> tuple[Job, LoadedModel]:
+def small_job(
+    samples: Any, out: Path, model: str, *, methods: Sequence[str] = (), draws: int = 1, **changes: Any
+) -> tuple[Job, LoadedModel]:
     """Make the job of such a run."""
-    return make_job(find_samples(samples), out, PruneConfig(sparsity=0.5, seed=0), Setup(model, augmentations=6))
+    config = PruneConfig(**{"sparsity": 0.5, "seed": 0, **changes})
+    return make_job(find_samples(samples), out, config, Setup(model, augmentations=6), methods=methods, draws=draws)
 
 
 def run_small(samples: Any, out: Path, model: str, **options: Any) -> Summary:
     """Run a small batch in this process, unless told otherwise."""
-    return run(samples, out, **settings(model), **{"workers": 0, **options})
+    return run(samples, out, **settings(model, **{"workers": 0, **options}))
 
 
 @contextmanager

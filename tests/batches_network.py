@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from spade_fast.inputs.networks import LoadedModel
-from spade_fast.pruning import tracing as pipeline
+from spade_fast.pruning import ladders
 
 FOLDER = "SPADE_FAST_TEST_FOLDER"
-_solve_layer = pipeline.solve_layer
+_solve_sparsities = ladders.solve_sparsities
 _broken: list[bool] = []
 
 
@@ -26,7 +26,7 @@ def loaded() -> LoadedModel:
     Solving waits while there is a file ``gate``, and notes who waits. The process that finds a file ``broken`` takes it
     away and fails from then on.
     """
-    pipeline.solve_layer = _watched
+    ladders.solve_sparsities = _watched
     torch.manual_seed(0)
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.ReLU(),
@@ -48,7 +48,7 @@ def _watched(*arguments: Any, **options: Any) -> Any:
         (folder / f"waiting-{os.getpid()}").touch()
         while (folder / "gate").exists():
             time.sleep(0.01)
-    return _solve_layer(*arguments, **options)
+    return _solve_sparsities(*arguments, **options)
 
 
 class Deadly:

@@ -41,6 +41,8 @@ class Summary:
         Samples that were finished when the run began.
     workers, samples_per_solve
         How it works on the others.
+    traces_per_sample
+        Traces that it makes of each: one per level and draw.
     finished
         Samples finished by this run (or meanwhile by another one on the same folder).
     failed
@@ -56,6 +58,7 @@ class Summary:
     before: int
     workers: int
     samples_per_solve: int
+    traces_per_sample: int
     finished: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -75,6 +78,7 @@ def run(
     model: str = Setup.model,
     sparsity: float | Mapping[str, float] | str = AUTO,
     methods: Sequence[str] = (),
+    draws: int = 1,
     augmentations: int = Setup.augmentations,
     device: str = Setup.device,
     threads: int = 1,
@@ -105,10 +109,16 @@ def run(
     model
         Name of the network, for `spade_fast.load_model`.
     sparsity
-        ``"auto"``, a number or a mapping, as in `spade_fast.PruneConfig`.
+        ``"auto"``, a number or a mapping, as in `spade_fast.PruneConfig`. Automatic sparsity keeps the probability of
+        the class that the dense network predicts.
     methods
         Keys of `spade_fast.attribution.METHODS`: each sample is also explained, on the dense network and on its trace,
         for the class that the dense network predicts.
+    draws
+        With several draws of calibration images or several shares to `keep`, which need `methods`, a trace is made for
+        each draw and share. The maps are the mean over these traces, each map divided by its sum; the file of the trace
+        is that of the first draw and the largest share. Draw 1 of a sample ``a`` is calibrated as a sample ``a/draw1``
+        would be, and so on. Each draw takes as long as the first; another share only another explanation.
     augmentations
         Calibration images per sample.
     device
@@ -134,7 +144,7 @@ def run(
         Check everything, but write and do nothing.
     progress
         Called with the summary so far, at the start and after each sample.
-    solver, layers, block, damping, precision, memory_limit, seed, strict
+    keep, solver, layers, block, damping, precision, memory_limit, seed, strict
         The other fields of `spade_fast.PruneConfig`; `seed`, of the augmentations, is 0 by default.
 
     Returns
@@ -166,7 +176,7 @@ def run(
     config = PruneConfig(sparsity=sparsity, **options)
     setup = Setup(model, device, augmentations)
     here = engine == "local"
-    job, network = make_job(source, Path(out), config, setup, methods=methods, threads=threads, here=here)
+    job, network = make_job(source, Path(out), config, setup, methods=methods, draws=draws, threads=threads, here=here)
     job = replace(job, pack=pack or 0)
     store = Store(job)
     with open_engine(engine, address) as place, closing(store):
@@ -179,7 +189,7 @@ def run(
         )
         together = max(1, min(together, -(-len(todo) // sharing)))
         before = len(source.ids) - len(todo)
-        summary = Summary(len(source.ids), before, workers, together, skipped=source.skipped)
+        summary = Summary(len(source.ids), before, workers, together, job.traces_per_sample, skipped=source.skipped)
         if progress is not None:
             progress(summary)
         if dry_run:

@@ -12,10 +12,11 @@ from typing import Any
 from spade_fast._util.extras import extra_for, is_installed
 from spade_fast._util.files import write_whole, writing
 from spade_fast.batch.results import Results, read_report
+from spade_fast.pruning.auto_sparsity import AutoSparsity
 from spade_fast.pruning.decision import Decision
 
 INDEX = "index.parquet"
-TIMED_STAGES = ("load", "augment", "forward", "gram", "solve", "explain")
+TIMED_STAGES = ("load", "augment", "forward", "gram", "solve", "search", "explain")
 COLUMNS = {
     "id": "string",
     "state": "string",  # finished, failed or damaged
@@ -24,6 +25,9 @@ COLUMNS = {
     "sparsity": "double",  # of all pruned layers together
     "network_sparsity": "double",  # of the whole network
     "layers": "int32",  # that were pruned
+    "error_limit": "double",  # of automatic sparsity, which is the largest relative output error of a layer
+    "share_kept": "double",  # of the dense network's probability
+    "enough_kept": "bool",  # whether that is the share asked for
     "mean_error": "double",  # relative output errors of the pruned layers
     "largest_error": "double",
     "fallbacks": "int32",  # layers that were skipped, or damped more than requested
@@ -33,6 +37,8 @@ COLUMNS = {
     "probability_after": "double",
     "probability_after_of_class_before": "double",
     "decision_kept": "bool",  # whether the trace predicts the class that the dense network predicts
+    "traces": "int32",  # of which the maps are the mean
+    "traces_lost": "int32",  # those that do not predict the class that the dense network predicts
     "warnings": "string",
     "worker": "string",  # machine and process
     "together": "int32",  # samples in its solve
@@ -89,7 +95,7 @@ def index_rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
             if found.report and found.report["id"] != row["id"]:
                 raise ValueError("it has the report of another sample")
             row["report"] = found.report
-        except (AttributeError, KeyError, TypeError, ValueError):  # not what was written
+        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):  # not what was written
             row = {"state": "damaged"}
         yield {"file": found.file, **row}
     for path in sorted(folder.glob("errors/*.json")):
@@ -112,9 +118,20 @@ def _finished(stored: Any) -> dict[str, Any]:
         "mean_error": sum(errors) / len(errors) if errors else None,
         "largest_error": max(errors, default=None),
         "fallbacks": sum(bool(report["note"]) or report["retries"] > 0 for report in reports),
+        **_searched(header.get("auto")),
         **asdict(decision),
         "decision_kept": decision.kept,
+        "traces": header.get("traces"),
+        "traces_lost": header.get("traces_lost"),
     }
+
+
+def _searched(entries: Any) -> dict[str, Any]:
+    """Return what automatic sparsity found; nothing if the sparsity was given."""
+    if entries is None:
+        return {}
+    auto = AutoSparsity.from_entries(entries)
+    return {"error_limit": auto.error, "share_kept": auto.score / auto.dense, "enough_kept": auto.kept}
 
 
 def _report(report: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spade_fast._util.checks import check_device, check_names, integer
 from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError
@@ -25,7 +27,8 @@ from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, load_model, predict
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.calibration import gram_bytes
-from spade_fast.pruning.config import PruneConfig
+from spade_fast.pruning.config import AUTO, PruneConfig
+from spade_fast.pruning.ladders import LEVELS
 from spade_fast.pruning.session import Session
 
 
@@ -67,9 +70,9 @@ class Job:
         return Setup(**{field.name: self.facts[field.name] for field in fields(Setup)})
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Arguments for `trace_batch`."""
-        return self.config.options()
+    def traces_per_sample(self) -> int:
+        """Traces that are made of each sample: one per level and draw."""
+        return _levels(self.config) * int(self.facts["draws"])
 
     def load_model(self) -> LoadedModel:
         """Load the network of this job onto its device.
@@ -101,6 +104,7 @@ def make_job(
     setup: Setup,
     *,
     methods: Sequence[str] = (),
+    draws: int = 1,
     threads: int = 1,
     here: bool = True,
 ) -> tuple[Job, LoadedModel]:
@@ -110,7 +114,7 @@ def make_job(
     ----------
     config
         What to prune; None in it stands for the network's defaults.
-    methods, threads
+    methods, draws, threads
         As in `spade_fast.batch.run`.
     here
         Whether the work is done on this machine, which then must have the device.
@@ -118,12 +122,18 @@ def make_job(
     Raises
     ------
     TypeError, ValueError, OSError, ImportError
-        What `load_model`, `ImageAugmenter` and `spade_fast.trace` raise for their arguments; a function as sparsity, or
-        an unknown method; no such device.
+        What `load_model`, `ImageAugmenter` and `spade_fast.trace` raise for their arguments; a function as sparsity, an
+        unknown method, or several traces of a sample without methods; no such device.
     """
     integer("threads", threads, 1)
+    integer("draws", draws, 1)
     if callable(config.sparsity):
-        raise InvalidTypeError("the sparsity of a batch must be a number or a mapping, got a function")
+        raise InvalidTypeError("the sparsity of a batch must be 'auto', a number or a mapping, got a function")
+    if not methods and (_levels(config) > 1 or draws > 1):
+        given = f"keep={', '.join(f'{share:g}' for share in config.keeps)} and draws={draws}"
+        raise InvalidValueError(
+            f"several shares to keep or draws make means of maps, which need methods: got {given}, and no methods"
+        )
     if here:
         check_device(setup.device)
     if methods:
@@ -137,6 +147,7 @@ def make_job(
         **asdict(setup),
         **fill_defaults(config, model.module).record(),
         "methods": list(methods),
+        "draws": draws,
         "threads": threads,
         "network": hash_model(model),
         "preprocessing": model.preprocessing,
@@ -183,9 +194,29 @@ def make_augmenter(job: Job, model: LoadedModel) -> ImageAugmenter:
 
 
 def bytes_per_sample(job: Job, model: LoadedModel) -> int:
-    """Return the memory that another sample takes: all Gram matrices, and those of the largest layer three times."""
-    sizes = [gram_bytes(layer, model.module) for layer in Session(model.module, job.config, None).layers]
-    return sum(sizes) + 3 * max(sizes, default=0)
+    """Return the memory that another sample takes.
+
+    It holds all Gram matrices, each layer solved at all levels, and the traces of earlier draws. Solving a layer takes
+    its Gram matrices three times, and a dense weight per level.
+    """
+    session = Session(model.module, job.config, None)
+    held, working = 0, [0]
+    for layer in session.layers:
+        weight, gram = layer.weight(model.module), gram_bytes(layer, model.module)
+        levels = LEVELS if session.auto else [session.sparsity[layer.name]]
+        held += gram + sum(_packed_bytes(weight, level) for level in levels)
+        held += (job.facts["draws"] - 1) * _levels(job.config) * _packed_bytes(weight, levels[0])
+        working.append(3 * gram + len(levels) * weight.nbytes)
+    return held + max(working)
+
+
+def _packed_bytes(weight: Tensor, sparsity: float) -> int:
+    """Return the memory of a pruned weight: a bit for each element, and the values that survive."""
+    return math.ceil(weight.numel() / 8 + (1 - sparsity) * weight.nbytes)
+
+
+def _levels(config: PruneConfig) -> int:
+    return len(config.keeps) if config.sparsity == AUTO else 1
 
 
 def model_bytes(model: LoadedModel) -> int:

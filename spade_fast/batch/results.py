@@ -103,7 +103,10 @@ class Results(Mapping[str, Trace]):
         return sum(1 for _ in self)
 
     def maps(self, sample_id: str) -> dict[str, Tensor]:
-        """Return the explanations of a sample, each ``[H, W]``, by name: ``"dense.METHOD"`` and ``"trace.METHOD"``."""
+        """Return the explanations of a sample, each ``[H, W]``, by name: ``"dense.METHOD"`` and ``"trace.METHOD"``.
+
+        The latter are means over all traces of the sample, of maps divided by their sums, if there are several.
+        """
         name = maps_name(file_name(sample_id))
         maps, facts = read_maps(self._read(sample_id, name), str(self._folder / name))
         self._check(name, sample_id, facts.get("sample_id"), facts.get("run"))

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,9 +19,11 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from spade_fast._util.errors import FallbackWarning, UserError, WorkerError
+from spade_fast._util.errors import UserError, WorkerError
 from spade_fast._util.files import write_whole, writing
+from spade_fast._util.modes import undisturbed
 from spade_fast._util.out_of_memory import is_out_of_memory
+from spade_fast.attribution.maps import mean_map
 from spade_fast.attribution.methods import Question, attribution_map
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.batch.job import Job, make_augmenter
@@ -29,9 +32,12 @@ from spade_fast.batch.samples import file_name
 from spade_fast.batch.store import Store
 from spade_fast.batch.thumbnails import thumbnail
 from spade_fast.inputs.networks import LoadedModel, predict
+from spade_fast.pruning.config import AUTO
 from spade_fast.pruning.decision import Decision
+from spade_fast.pruning.goals import Goal
+from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import Trace
-from spade_fast.pruning.tracing import trace_batch
+from spade_fast.pruning.tracing import traces_by_level
 
 State = Literal["finished", "failed", "killed", "busy"]
 _Result = TypeVar("_Result")
@@ -70,6 +76,7 @@ class _Sample:
     index: int
     id: str
     image: Tensor
+    dense: Tensor  # probabilities that the dense network predicts
     size: int | None
     began: float
     seconds: dict[str, float]
@@ -155,11 +162,22 @@ class Worker:
             with _noted_warnings() as noted:
                 image = _with_memory(lambda: patiently(lambda: source.load(index, self.model)))
             size = patiently(lambda: source.size(index))
-        except ImportError:
+            loaded = time.perf_counter()
+            with _noticing_a_lost_device():
+                dense = _with_memory(lambda: self._predict(image))
+        except (ImportError, DeviceError):
             raise
         except Exception as error:
             return Outcome(index, "failed", error_line(error))
-        return _Sample(index, name, image, size, began, {"load": time.perf_counter() - start}, noted)
+        seconds = {"load": loaded - start, "explain": time.perf_counter() - loaded}
+        return _Sample(index, name, image, dense, size, began, seconds, noted)
+
+    def _predict(self, image: Tensor) -> Tensor:
+        """Return the probabilities that the dense network predicts; prepare it first if it is to be explained."""
+        image = image.to(self.job.facts["device"])
+        if self.job.facts["methods"] and not self._prepared:
+            self.module, self._prepared = prepare_for_attribution(self.module, image), True
+        return predict(self.module, image)
 
     def _solve(self, samples: Sequence[_Sample], last_try: bool = False) -> Iterator[Outcome]:
         """Trace samples together, in smaller groups where that fails."""
@@ -179,8 +197,8 @@ class Worker:
             # What the failed attempt holds is freed when this block ends, before the next attempt.
             memory, failure = is_out_of_memory(error), error_line(error)
         else:
-            for sample, made in zip(samples, traces, strict=True):
-                yield self._finish(sample, made, len(samples))
+            for sample, of_sample in zip(samples, traces, strict=True):
+                yield self._finish(sample, of_sample, len(samples))
             return
         if memory:
             _free_memory()
@@ -196,32 +214,57 @@ class Worker:
         else:
             yield Outcome(samples[0].index, "failed", failure)
 
-    def _trace(self, samples: Sequence[_Sample]) -> list[Trace]:
-        data = []
-        for sample in samples:
-            with _noted_warnings() as noted:
-                data.append(self._augmenter(sample.image.to(self.job.facts["device"]), sample.id))
-            sample.warnings += [warning for warning in noted if warning not in sample.warnings]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FallbackWarning)  # the reports of the layers contain it
-            return trace_batch(self.module, data, sample_ids=[sample.id for sample in samples], **self.job.options)
+    def _trace(self, samples: Sequence[_Sample]) -> list[list[Trace]]:
+        """Return the traces of each sample, draw by draw and level by level."""
+        config, traces = self.job.config, [list[Trace]() for _ in samples]
+        goals = [self._goal(sample) if config.sparsity == AUTO else None for sample in samples]
+        for draw in range(self.job.facts["draws"]):
+            ids = [f"{sample.id}/draw{draw}" if draw else sample.id for sample in samples]
+            data = []
+            for sample, name in zip(samples, ids, strict=True):
+                with _noted_warnings() as noted:
+                    data.append(self._augmenter(sample.image.to(self.job.facts["device"]), name))
+                sample.warnings += [warning for warning in noted if warning not in sample.warnings]
+            # Its fallbacks are in the reports of the layers and in `Trace.auto`.
+            session = Session(self.module, config, None)
+            for found, levels in zip(traces, traces_by_level(session, data, ids, goals), strict=True):
+                found += levels
+        return traces
 
-    def _finish(self, sample: _Sample, made: Trace, together: int) -> Outcome:
-        """Predict and explain with a trace, and write the files."""
-        seconds = {**sample.seconds, **made.header["seconds"]}
+    def _goal(self, sample: _Sample) -> Goal:
+        """Return the goal of keeping the probability of the class that the dense network predicts."""
+        image, target = sample.image.to(self.job.facts["device"]), int(sample.dense.argmax())
+
+        def scores() -> tuple[float, ...]:
+            with undisturbed(self.module):
+                return (float(predict(self.module, image)[target]),)
+
+        return scores
+
+    def _finish(self, sample: _Sample, traces: Sequence[Trace], together: int) -> Outcome:
+        """Predict and explain with the traces of a sample, and write the files."""
+        seconds = defaultdict(float, sample.seconds)
+        for made in traces[:: len(traces) // self.job.facts["draws"]]:  # the levels of a draw share its seconds
+            for stage, spent in made.header["seconds"].items():
+                seconds[stage] += spent
         start = time.perf_counter()
         try:
             with _noticing_a_lost_device():
-                decision, maps = _with_memory(lambda: self._explain(sample, made))
+                decisions, maps = _with_memory(lambda: self._explain(sample, traces))
         except (ImportError, DeviceError):
             raise
         except Exception as error:
             return Outcome(sample.index, "failed", error_line(error))
-        seconds["explain"] = time.perf_counter() - start
+        seconds["explain"] += time.perf_counter() - start
+        made, decision = traces[0], decisions[0]
+        searched = [_searched(*one) for one in zip(traces, decisions, strict=True)]
+        missed = [f"{one.sample_id}: {one.auto}" for one in traces if one.auto is not None and not one.auto.kept]
         # What differs from run to run is not part of the result.
-        kept = ("sample_id", "settings", "images", "library_version", "weights", "network_weights")
+        kept = ("sample_id", "settings", "images", "library_version", "weights", "network_weights", "auto")
         made.header = {
-            **{name: made.header[name] for name in kept},
+            **{name: made.header[name] for name in kept if name in made.header},
+            "traces": len(traces),
+            "traces_lost": sum(not one.kept for one in decisions),
             "run": self.store.hash,
             "input": _hash(sample.image),
             "file_bytes": sample.size,
@@ -233,8 +276,9 @@ class Worker:
             "worker": self._name,
             "began": sample.began,
             "together": together,
-            "seconds": seconds,
-            "warnings": sample.warnings,
+            "seconds": dict(seconds),
+            "warnings": [*sample.warnings, *missed],
+            "traces": searched,
             "class_names": {
                 "before": self.model.class_name(decision.class_before),
                 "after": self.model.class_name(decision.class_after),
@@ -261,17 +305,35 @@ class Worker:
             made.save(self.store.trace_path(name))
         self.store.forget_error(name)
 
-    def _explain(self, sample: _Sample, made: Trace) -> tuple[Decision, dict[str, Tensor]]:
+    def _explain(self, sample: _Sample, traces: Sequence[Trace]) -> tuple[list[Decision], dict[str, Tensor]]:
+        """Return what each trace decides, and the maps of the dense network and of the traces, by name."""
         image, methods = sample.image.to(self.job.facts["device"]), self.job.facts["methods"]
-        if methods and not self._prepared:
-            self.module, self._prepared = prepare_for_attribution(self.module, image), True
-        dense = predict(self.module, image)
-        question = Question(self.module, image, int(dense.argmax()), self.model.black.to(image))
+        question = Question(self.module, image, int(sample.dense.argmax()), self.model.black.to(image))
         maps = {f"dense.{method}": attribution_map(method, question) for method in methods}
-        with made.applied(self.module):
-            pruned = predict(self.module, image)
-            maps.update({f"trace.{method}": attribution_map(method, question) for method in methods})
-        return Decision.between(dense, pruned), {name: found.contiguous() for name, found in maps.items()}
+        decisions, found = [], {method: list[Tensor]() for method in methods}
+        for made in traces:
+            with made.applied(self.module):
+                decisions.append(Decision.between(sample.dense, predict(self.module, image)))
+                for method in methods:
+                    found[method].append(attribution_map(method, question))
+        for method, each in found.items():
+            maps[f"trace.{method}"] = mean_map(each) if len(each) > 1 else each[0]
+        return decisions, {name: one.contiguous() for name, one in maps.items()}
+
+
+def _searched(made: Trace, decision: Decision) -> dict[str, Any]:
+    """Return what a sample's report tells of one of its traces."""
+    auto = made.auto
+    return {
+        "id": made.sample_id,
+        "sparsity": made.sparsity,
+        "decision_kept": decision.kept,
+        **(
+            {}
+            if auto is None
+            else {"keep": auto.keep, "error_limit": auto.error, "share_kept": auto.score / auto.dense}
+        ),
+    }
 
 
 def patiently(action: Callable[[], _Result]) -> _Result:

@@ -55,6 +55,12 @@ def batch_command(
             "all."
         ),
     ] = None,
+    draws: Annotated[
+        int,
+        typer.Option(
+            help="Draws of calibration images per sample: maps are means over all draws and shares in --keep."
+        ),
+    ] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads per worker; affects the last bits of results.")] = 1,
     engine: Annotated[
         str,
@@ -101,7 +107,7 @@ def batch_command(
 
     Exits with 1 if samples failed (DIR/errors gives the reasons), and with 2 if the run could not continue.
 
-    Example: spade-fast batch photos --solver sparsegpt --methods saliency --out traces
+    Example: spade-fast batch photos --solver sparsegpt --methods saliency --keep .9,.5 --out traces
     """
     from spade_fast.batch import run
     from spade_fast.cli.gallery import PAGE, Gallery
@@ -115,6 +121,7 @@ def batch_command(
                     **vars(setup),
                     **config.options(),
                     methods=split(methods) or (),
+                    draws=draws,
                     threads=threads,
                     engine=engine,
                     address=address,
@@ -172,6 +179,8 @@ def _print_summary(summary: Summary, out: Path) -> None:
 
 def _plan(summary: Summary) -> str:
     how = f"workers: {summary.workers}, samples per solve: {summary.samples_per_solve}"
+    if summary.traces_per_sample > 1:
+        how += f", traces per sample: {summary.traces_per_sample}"
     return f"{_total(summary)}, {summary.before} finished, {summary.left} to do ({how})"
 
 

@@ -197,6 +197,33 @@ def test_results_depend_on_neither_order_nor_group(small, photos, tmp_path, solv
     assert len(every) == 10 and len(two) == 4 and all(every[name] == two[name] for name in two)
 
 
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+def test_automatic_results_depend_on_neither_group_nor_interruption(small, photos, tmp_path, monkeypatch, solver):
+    options = settings(small, solver=solver, layers=["*"], sparsity="auto", keep=(0.99, 0.5), draws=2)
+    options.update(methods=["saliency"], workers=0)
+    run(photos, tmp_path / "alone", **options, samples_per_solve=1)
+    expected = contents(tmp_path / "alone")
+    stopped = [0, 3]  # calls, draw by draw, before the run is killed: in the second draw of the second group
+    right = worker.traces_by_level
+
+    def traces_by_level(*arguments):
+        stopped[0] += 1
+        if stopped[0] > stopped[1]:
+            raise KeyboardInterrupt
+        return right(*arguments)
+
+    monkeypatch.setattr(worker, "traces_by_level", traces_by_level)
+    out = tmp_path / "together"
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, out, **options, samples_per_solve=3)
+    found = contents(out)
+    assert len(found) == 6 and all(expected[name] == content for name, content in found.items())
+    monkeypatch.undo()
+    summary = run(photos, out, **options, samples_per_solve=3)
+    assert (summary.before, summary.finished, summary.traces_per_sample) == (3, 2, 4)
+    assert contents(out) == expected and no_leftovers(out)
+
+
 def test_a_repeated_run_does_the_rest(small, photos, tmp_path):
     out = tmp_path / "out"
     run_small(photos, out, small)
@@ -258,6 +285,18 @@ def test_a_longer_dataset_continues(small, tmp_path):
     assert (summary.before, summary.finished) == (9, 2)
 
 
+def test_batches_of_a_version_without_automatic_sparsity(small, photos, tmp_path):
+    run_small(photos, tmp_path / "out", small)
+    path = tmp_path / "out/run.json"
+    old = json.loads(path.read_text())
+    del old["settings"]["keep"], old["settings"]["draws"]
+    path.write_text(json.dumps({**old, "hash": "0"}))
+    result = invoke(photos, "--model", small, "--augmentations", 6, "--workers", 0, "--out", tmp_path / "out")
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and 'out holds results of another run (sparsity 0.5 there, "auto" now; ' in line
+    assert "keep null there, 0.9 now" in line and "draws null there, 1 now" in line and "choose another folder" in line
+
+
 def test_lost_maps_are_made_again(small, photos, tmp_path):
     options = settings(small, methods=["saliency"])
     run(photos, tmp_path / "out", **options, workers=0)
@@ -305,16 +344,16 @@ def test_unreadable_samples_are_recorded(small, photos, tmp_path):
 
 def failing(monkeypatch, fail):
     """Let the solver raise what `fail` returns for the sample ids; return the groups it was asked for."""
-    groups, right = [], worker.trace_batch
+    groups, right = [], worker.traces_by_level
 
-    def trace_batch(module, data, *, sample_ids, **options):
+    def traces_by_level(session, data, ids, goals):
         groups.append(len(data))
-        error = fail(sample_ids)
+        error = fail(ids)
         if error is not None:
             raise error
-        return right(module, data, sample_ids=sample_ids, **options)
+        return right(session, data, ids, goals)
 
-    monkeypatch.setattr(worker, "trace_batch", trace_batch)
+    monkeypatch.setattr(worker, "traces_by_level", traces_by_level)
     monkeypatch.setattr(worker, "_PAUSES", (0.0, 0.0))
     return groups
 
@@ -548,6 +587,9 @@ def test_command(small, photos, tmp_path):
     result = invoke(photos, *options)
     assert result.exit_code == 1 and "6 samples: 5 finished (5 in earlier runs), 1 failed" in result.stdout
     assert "  bad.png: not an image file" in result.stdout
+    means = ["--methods", "saliency", "--keep", ".9,.5", "--draws", 3, "--dry-run"]
+    result = invoke(photos, *options[:-1], tmp_path / "mean", *means)
+    assert result.stdout.endswith("(workers: 0, samples per solve: 1, traces per sample: 6)\n"), result.output
     assert "resumes it" in CliRunner().invoke(app, ["batch", "--help"]).stdout
 
 
@@ -590,6 +632,10 @@ def test_unforeseen_errors_end_with_2(small, photos, tmp_path, monkeypatch):
         ({"--engine": "magic"}, "unknown engine 'magic': choose from local, ray"),
         ({"--address": "auto"}, "engine 'local' has no address"),
         ({"--threads": "0"}, "threads must be at least 1, got 0"),
+        ({"--draws": "0", "--methods": "saliency"}, "draws must be at least 1, got 0"),
+        ({"--draws": "2"}, "which need methods: got keep=0.9 and draws=2, and no methods"),
+        ({"--keep": ".9,.5"}, "which need methods: got keep=0.9, 0.5 and draws=1, and no methods"),
+        ({"--keep": "90"}, "keep must be above 0 and at most 1, got 90.0: did you mean 0.9?"),
         ({"--out": "photos"}, "photos is not empty"),
         ({"--out": "/proc/out"}, "/proc/out"),
     ],

@@ -204,6 +204,21 @@ def test_a_stopped_driver_resumes(photos, watched, expected, how, workers):
     assert contents(out) == expected and no_leftovers(out)
 
 
+def test_an_automatic_batch_resumes(photos, watched):
+    (watched / "gate").touch()
+    out = watched / "out"
+    driver = start(photos, out, workers=2, sparsity="auto", keep=".99,.5", draws=2, methods="saliency")
+    held = wait_for(lambda: len(waiting(watched)) == 2 and waiting(watched), driver)
+    driver.kill()
+    driver.communicate(timeout=10)
+    wait_for(lambda: all(map(gone, held)), seconds=10)
+    (watched / "gate").unlink()
+    options = {"sparsity": "auto", "keep": (0.5, 0.99), "draws": 2, "methods": ["saliency"]}
+    assert run_small(photos, out, MODEL, **options, workers=2, samples_per_solve=3).finished == 6
+    run_small(photos, watched / "undisturbed", MODEL, **options)
+    assert contents(out) == contents(watched / "undisturbed") and no_leftovers(out)
+
+
 def test_sigterm_ends_native_code_too():
     code = """
 import torch

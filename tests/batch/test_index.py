@@ -55,6 +55,26 @@ def test_one_row_per_sample(out):
     assert all(row[f"seconds_{stage}"] > 0 for stage in ("load", "augment", "forward", "gram", "solve"))
 
 
+def test_what_automatic_sparsity_found(small, tmp_path):
+    make_photos(tmp_path / "photos", 3)
+    options = {"sparsity": "auto", "keep": (1.0, 0.5), "solver": "sparsegpt", "methods": ["saliency"]}
+    run_small(tmp_path / "photos", tmp_path / "out", small, **options)
+    for row in parquet.read_table(tmp_path / "out/index.parquet").to_pylist():
+        made = Trace.load(tmp_path / "out" / row["file"])
+        assert (row["error_limit"], row["enough_kept"]) == (made.auto.error, made.auto.kept)
+        assert row["share_kept"] == made.auto.score / made.auto.dense
+        assert row["share_kept"] == pytest.approx(row["probability_after_of_class_before"] / row["probability_before"])
+        assert row["enough_kept"] == (row["share_kept"] >= 1)
+        assert ("less than the 100% asked for" in (row["warnings"] or "")) == (not row["enough_kept"])
+        assert (row["traces"], row["traces_lost"]) == (2, 0) and row["seconds_search"] > 0
+
+
+def test_a_given_sparsity_has_no_limit(out):
+    rows = parquet.read_table(out / "index.parquet").to_pylist()
+    assert {row["traces"] for row in rows if row["state"] == "finished"} == {1}
+    assert {row[name] for row in rows for name in ("error_limit", "share_kept", "enough_kept")} == {None}
+
+
 def test_damaged_headers(out):
     path = out / "traces/00.png.safetensors"
     right = path.read_bytes()

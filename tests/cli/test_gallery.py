@@ -86,6 +86,24 @@ def test_a_card_per_sample(small, out, packed):
         assert f"Dense network: {names[decision.class_before]} {decision.probability_before:.1%}" in found[name]
         assert f"SPADE trace: {names[decision.class_after]} {decision.probability_after:.1%}" in found[name]
         assert f"{trace.sparsity:.1%} removed in 1 layer" in found[name]
+        assert "error limit" not in found[name] and "mean of" not in found[name]
+
+
+def test_what_automatic_sparsity_found(small, out):
+    options = {"sparsity": "auto", "keep": (1.0, 0.5), "solver": "sparsegpt", "methods": METHODS, "draws": 2}
+    run_small(out.parent / "photos", out.parent / "auto", small, **options)
+    path = out.parent / "auto/traces/sub%2F02.png.safetensors"
+    made = Trace.load(path)
+    made.header["traces_lost"] = 3
+    made.save(path)
+    found = samples(Parsed(Gallery(path.parents[1]).write().read_text()))
+    for name, made in Results(path.parents[1]).items():
+        share, before = made.auto.score / made.auto.dense, ("ant", "bee", "cat", "dog")[made.decision.class_before]
+        assert f"removed in 1 layer: error limit {made.auto.error:.3f} keeps {share:.1%} of {before}" in found[name]
+        assert ("less than asked for" in found[name]) == (not made.auto.kept)
+        lost = ", of which 3 lost the decision" if name == "sub/02.png" else ""
+        assert f"Maps of the trace: mean of 4 traces{lost}" in found[name]
+        assert ("of which" in found[name]) == bool(lost)
 
 
 def test_the_photo_and_the_maps_are_those_of_the_sample(out):
