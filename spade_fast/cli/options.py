@@ -35,8 +35,12 @@ def pruning_options(
         typer.Option(help="Share of weights to remove, a file FILE.yaml from tune, or auto: as many as --keep allows."),
     ] = AUTO,
     keep: Annotated[
-        str, typer.Option(help="Share of the class's probability that automatic sparsity keeps.")
-    ] = f"{PruneConfig.keep:g}",
+        str | None,
+        typer.Option(
+            help="Share of the class's probability that automatic sparsity keeps; several, comma-separated, make a "
+            f"trace each where that is possible. Default: {PruneConfig.keep}."
+        ),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -49,10 +53,11 @@ def pruning_options(
     ] = PruneConfig.precision,
 ) -> PruneConfig:
     """Make the pruning configuration from a command's options."""
-    shares = [number("keep", share) for share in split(keep) or ()]
-    return PruneConfig(
-        sparsity=_shares(sparsity), keep=shares, solver=solver, layers=split(layers), seed=seed, precision=precision
-    )
+    shares = _shares(sparsity)
+    if keep is not None and shares != AUTO:
+        raise InvalidValueError(f"keep has no effect with sparsity {sparsity}: it is for --sparsity {AUTO}")
+    keeps = PruneConfig.keep if keep is None else [number("keep", share) for share in split(keep) or ()]
+    return PruneConfig(sparsity=shares, keep=keeps, solver=solver, layers=split(layers), seed=seed, precision=precision)
 
 
 def setup_options(
