@@ -31,6 +31,11 @@ def network():
 def loaded():
     return LoadedModel("small", network(), (0.5,) * 3, (0.25,) * 3, 20, 16, class_names=("ant", "bee", "cat", "dog"))
 
+def sure():
+    without = loaded()
+    without.module[6].bias.data[0] = -1e3
+    return without
+
 def maps():
     return LoadedModel("maps", torch.nn.Conv2d(3, 4, 3), resize=20, crop=16)
 

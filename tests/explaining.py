@@ -15,5 +15,5 @@ def explain(photo: Path, model: str, out: Path, **options: Any) -> Explanation:
     """Explain a photo with options of `PruneConfig`, `Setup` and `explain_photo` alike."""
     pruning = {one.name: options.pop(one.name) for one in fields(PruneConfig) if one.name in options}
     setup = {one.name: options.pop(one.name) for one in fields(Setup) if one.name in options}
-    config = PruneConfig(**{"sparsity": None, "seed": 0, **pruning})
+    config = PruneConfig(**{"seed": 0, **pruning})
     return explain_photo(photo, out, config, Setup(model, **setup), **options)

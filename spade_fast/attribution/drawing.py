@@ -19,29 +19,29 @@ _INK, _SOFT_INK, _ERROR_INK = "#1a1a1a", "#5c5c5c", "#b34a00"
 # Perceptually uniform; readable with colour blindness and in greyscale print.
 COLOURS = "inferno"
 _PHOTO_LIGHT = 0.5
-_TITLE_SIZE = 14.0  # points; titles that are too long are smaller
-_LETTERS_PER_INCH = 116.0  # of bold text of one point, on average
+_TITLE_SIZE = 14.0  # points
+_LETTERS_PER_INCH = 106.0  # of bold text of one point, on average
 _AS_WRITTEN = {"parse_math": False, "usetex": False}  # names of classes and files may contain dollars
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a figure: a network and its attribution maps.
+    """One column of a figure: attribution maps of a network, or means of those of several.
 
     Attributes
     ----------
     heading, captions
-        Name of the network, and short lines of text below it.
+        Name of the network or networks, and short lines of text below it.
     maps
         One non-negative attribution map ``[H, W]`` per row of the figure; larger values are more important.
-    lost
-        Whether the network is a trace that lost the decision, which the figure marks.
+    warnings
+        More lines of text, which the figure shows in another colour: that a trace lost the decision, for example.
     """
 
     heading: str
     captions: Sequence[str]
     maps: Sequence[np.ndarray]
-    lost: bool = False
+    warnings: Sequence[str] = ()
 
 
 def draw(
@@ -115,17 +115,18 @@ class _Sheet:
         self._margin = margin
         self.cell_height = _CELL * cell_shape
         self.width = max(margin + _MARGIN + len(columns) * (_CELL + _GAP) - _GAP, _LEAST_WIDTH)
-        self._head = _HEAD + _LINE * max(len(one.captions) + one.lost for one in columns)
+        self._head = _HEAD + _LINE * max(len(one.captions) + len(one.warnings) for one in columns)
         self.height = self.top(rows) - _GAP + foot
         self.figure = Figure(figsize=(self.width, self.height), dpi=_DPI, facecolor="white")
-        size = min(_TITLE_SIZE, (self.width - margin - _MARGIN) * _LETTERS_PER_INCH / max(len(title), 1))
+        size = _size(title, _TITLE_SIZE, self.width - margin - _MARGIN)
         self.text(margin, 0.38, title, fontsize=size, fontweight="bold")
         self.text(margin, 0.6, subtitle, fontsize=9, color=_SOFT_INK)
         for number, column in enumerate(columns):
             left = self.left(number)
-            self.text(left, _HEAD - 0.1, column.heading, fontsize=10, fontweight="bold")
+            self.text(left, _HEAD - 0.1, column.heading, fontsize=_size(column.heading, 10.0, _CELL), fontweight="bold")
             lines = [(caption, _SOFT_INK) for caption in column.captions]
-            for line, (caption, colour) in enumerate([*lines, *[("lost the decision", _ERROR_INK)] * column.lost], 1):
+            lines += [(warning, _ERROR_INK) for warning in column.warnings]
+            for line, (caption, colour) in enumerate(lines, 1):
                 self.text(left, _HEAD - 0.1 + _LINE * line, caption, fontsize=8.5, color=colour)
 
     def text(self, x: float, y: float, content: str, **style: Any) -> None:
@@ -145,6 +146,11 @@ class _Sheet:
         axes = self.figure.add_axes((self.left(column) / self.width, bottom / self.height, *size))
         axes.set_axis_off()
         return axes
+
+
+def _size(title: str, points: float, inches: float) -> float:
+    """Return the font size of a bold title that has to fit a width: `points`, or less if it is long."""
+    return min(points, inches * _LETTERS_PER_INCH / max(len(title), 1))
 
 
 def overlay(photo: np.ndarray, attribution: np.ndarray) -> np.ndarray:

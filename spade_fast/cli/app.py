@@ -15,7 +15,7 @@ from spade_fast._util.files import reading
 from spade_fast._util.malloc import keep_freed_memory
 from spade_fast._util.versions import library_version
 from spade_fast.cli.batch_command import add_batch_commands
-from spade_fast.cli.options import command, number, show_tracebacks, split, stdout, warn
+from spade_fast.cli.options import command, number, show_tracebacks, split, stderr, stdout, warn
 from spade_fast.cli.progress import showing_progress
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import AUTO, SOLVERS, PruneConfig
@@ -69,12 +69,24 @@ def explain_command(
     target: Annotated[
         str | None, typer.Option(help="Index or name of the class to explain; default: the predicted class.")
     ] = None,
+    draws: Annotated[
+        int,
+        typer.Option(
+            help="Sets of calibration images, each with traces of its own; maps are the means over a solver's traces."
+        ),
+    ] = 1,
+    smooth: Annotated[
+        bool,
+        typer.Option(
+            "--smooth", help="SmoothGrad: on the dense network (also beside its maps), inside the traces, and both."
+        ),
+    ] = False,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the HTML page, images, traces and report.")
     ] = Path("explanation"),
 ) -> None:
     """Explain the prediction for one photo, with the dense network and SPADE side by side."""
-    from spade_fast.cli.explain import METHODS, explain_photo
+    from spade_fast.cli.explain import METHODS, SmoothGrad, explain_photo
 
     if methods == "list":
         stdout.print("\n".join(METHODS))
@@ -89,7 +101,10 @@ def explain_command(
             solvers=tuple(SOLVERS) if solver == "both" else (solver,),
             methods=split(methods),
             target=target,
+            draws=draws,
+            smooth=SmoothGrad() if smooth else None,
             progress=report,
+            tell=lambda text: stderr.print(text, markup=False),
         )
     _print_result(explanation)
 
@@ -291,12 +306,8 @@ def _print_result(explanation: Explanation) -> None:
     table.add_section()
     table.add_row("total", f"{sum(explanation.seconds.values()):.2f}")
     stdout.print(table)
-    for network, prediction in explanation.report["predictions"].items():
-        best, target = prediction["top"][0], prediction["target"]
-        kept = "" if best["class"] == target["class"] else f", {target['name']} {target['probability']:.1%}"
-        stdout.print(
-            f"{SOLVERS.get(network, network):>9}: {best['name']} {best['probability']:.1%}{kept}", markup=False
-        )
+    for line in explanation.predictions():
+        stdout.print(line, markup=False)
     for message in explanation.warnings():
         warn(message)
     for path in explanation.files:

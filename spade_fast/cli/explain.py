@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import textwrap
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from spade_fast._util.checks import check_names
+from spade_fast._util.checks import check_names, integer
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import require
 from spade_fast._util.files import REPORT, whole_folder
@@ -22,39 +22,27 @@ from spade_fast._util.progress import Progress, no_progress, titled
 from spade_fast.attribution.drawing import Column, draw
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, unusable_methods
 from spade_fast.attribution.prepare import prepare_for_attribution
+from spade_fast.attribution.smoothgrad import SmoothGrad
 from spade_fast.cli.class_names import class_index
+from spade_fast.cli.columns import ExplainedTrace, make_columns, row_titles
 from spade_fast.cli.doctor import versions
+from spade_fast.cli.explanation import Explanation, report_prediction, report_trace
 from spade_fast.cli.page import render
-from spade_fast.cli.trace_photo import lost_decision, trace_image
+from spade_fast.inputs.augment import ImageAugmenter
 from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
+from spade_fast.inputs.pixels import Upright
 from spade_fast.inputs.setup import Setup
-from spade_fast.pruning.config import SOLVERS, PruneConfig
+from spade_fast.pruning.calibration import draw_id
+from spade_fast.pruning.config import AUTO, SOLVERS, PruneConfig
 from spade_fast.pruning.decision import Decision
+from spade_fast.pruning.goals import NOISY_COPIES, Goal, output_score, sample_goal
 from spade_fast.pruning.session import Session
-from spade_fast.pruning.traces import Trace
+from spade_fast.pruning.tracing import traces_by_level
 
 PAGE = "index.html"
 DEFAULT_METHODS = ("saliency", "integrated-gradients", "guided-gradcam", "gradcam")
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The files written (the page last), the seconds by stage, and the content of the JSON report."""
-
-    files: list[Path]
-    seconds: dict[str, float]
-    report: dict[str, Any]
-
-    def warnings(self) -> list[str]:
-        """Return a sentence for each method that was left out, and for each trace that lost the decision."""
-        best = {name: one["top"][0]["name"] for name, one in self.report["predictions"].items()}
-        return [f"left out: {reason}" for reason in self.report["left_out"].values()] + [
-            f"{lost_decision(SOLVERS[solver], best['dense'], best[solver])}; its maps do not explain the prediction"
-            for solver, one in self.report["traces"].items()
-            if not one["decision_kept"]
-        ]
 
 
 def explain_photo(
@@ -66,7 +54,10 @@ def explain_photo(
     solvers: Sequence[str] = tuple(SOLVERS),
     methods: Sequence[str] | None = None,
     target: int | str | None = None,
+    draws: int = 1,
+    smooth: SmoothGrad | None = None,
     progress: Progress = no_progress,
+    tell: Callable[[str], None] | None = None,
 ) -> Explanation:
     """Explain the prediction for one photo; write an HTML page, figures, traces and ``report.json`` to a folder.
 
@@ -78,7 +69,8 @@ def explain_photo(
         Folder for the results, created if it does not exist. Files appear in it only when all results are complete, and
         replace those of an earlier run.
     config
-        What to prune. Its solver is replaced by each of `solvers`; None in a field means the network's default.
+        What to prune. Its solver is replaced by each of `solvers`; None for its layers means the network's default.
+        With an automatic sparsity there is a trace for each of its `keep`.
     setup
         Network, device and number of calibration images.
     solvers
@@ -87,8 +79,16 @@ def explain_photo(
         Keys of `METHODS`; None for those of `DEFAULT_METHODS` that can be used on the network.
     target
         Index or name of the class to explain; None for the class that the dense network predicts.
+    draws
+        Number of sets of calibration images, each with traces of its own. A solver's maps are the means over all its
+        traces.
+    smooth
+        Also show SmoothGrad maps of the dense network, make those of the traces SmoothGrad maps too, calibrate the
+        traces on noisy images, and show the means of both.
     progress
         Called as ``progress(stage, done, total)``.
+    tell
+        Called with what the work amounts to before it begins.
 
     Returns
     -------
@@ -97,8 +97,8 @@ def explain_photo(
     Raises
     ------
     ValueError
-        A method, solver, model, layer, class or device does not exist, a sparsity is not between 0 and 1, or the file
-        is not an image.
+        A method, solver, model, layer, class or device does not exist, a sparsity is not between 0 and 1, the dense
+        network gives the class a probability of 0, or the file is not an image.
     FileNotFoundError, OSError
         The photo does not exist or cannot be read, or the folder cannot be written or has files that no earlier run
         wrote.
@@ -107,6 +107,7 @@ def explain_photo(
     """
     check_names("solver", solvers, SOLVERS, SOLVERS)
     check_names("method", DEFAULT_METHODS if methods is None else methods, METHODS)
+    integer("draws", draws, 1)
     require("captum", "explanations need")
     require("matplotlib", "pictures need")
     require("jinja2", "the page needs")
@@ -114,102 +115,207 @@ def explain_photo(
     with whole_folder(out) as folder:
         seconds: dict[str, float] = {}
         with _timed(seconds, "load model"):
-            model = setup.load_model()
-            pixels, drawn = model.preprocess(photo.image)
-            pixels = pixels.to(setup.device)
-            prepared = prepare_for_attribution(model.module, pixels)
-            dense = predict(prepared, pixels)
-            target = int(dense.argmax()) if target is None else _target(target, model, len(dense))
-            question = Question(prepared, pixels, target, model.black.to(pixels))
-            left_out = unusable_methods(DEFAULT_METHODS if methods is None else methods, question)
-            if left_out and methods is not None:
-                raise InvalidValueError(next(iter(left_out.values())))
-            methods = [name for name in methods or DEFAULT_METHODS if name not in left_out]
-            configs = {solver: fill_defaults(replace(config, solver=solver), prepared) for solver in solvers}
-            for one in configs.values():
-                Session(prepared, one, None)  # checks layers and sparsities before any map is made
-            setup.augmenter(model, config.seed)(pixels)
-
-        networks = {"dense": dense}
+            task = _prepare(photo, image.name, config, setup, solvers, methods, target, draws, smooth)
+        if tell is not None:
+            tell(task.cost())
         with _timed(seconds, "dense: attribution"):
-            maps = {"dense": _maps(methods, question, "Dense: attribution", progress)}
-        traces = {}
+            maps = _maps(task, None, "Dense: attribution", progress)
+        smooth_maps = None
+        if smooth is not None:
+            with _timed(seconds, "dense: SmoothGrad"):
+                smooth_maps = _maps(task, smooth, "Dense: SmoothGrad", progress)
+        traces = []
         for solver in solvers:
-            title = SOLVERS[solver]
-            report_stage = titled(progress, title)
-            made = trace_image(image.name, pixels, model, prepared, configs[solver], setup, report_stage)
-            seconds.update({f"{title}: {stage}": spent for stage, spent in made.header["seconds"].items()})
-            with _timed(seconds, f"{title}: attribution"), made.applied(prepared):
-                networks[solver] = predict(prepared, pixels)
-                maps[solver] = _maps(methods, question, f"{title}: attribution", progress)
-            made.decision = Decision.between(dense, networks[solver])
-            made.save(folder / f"trace-{solver}.safetensors")
-            traces[solver] = made
-
+            for draw_number in range(draws):
+                traces += _explain_draw(task, solver, draw_number, seconds, progress)
+        for one in traces:
+            one.trace.save(folder / f"trace-{one.name}.safetensors")
+        columns = make_columns(task.model, task.question.target, task.scores, maps, smooth_maps, traces)
         with _timed(seconds, "pictures"):
-            headings = {"dense": "Dense network", **{s: _heading(configs[s], traces[s]) for s in solvers}}
-            lost = {solver for solver, made in traces.items() if made.decision and not made.decision.kept}
-            columns = [
-                _column(headings[name], model, scores, target, maps[name], lost=name in lost)
-                for name, scores in networks.items()
-            ]
-            title = f"Why “{model.class_name(target)}”?"
-            subtitle = "Evidence for this class in the dense network, and in networks pruned for this photo alone"
-            titles = [METHODS[method].title for method in methods]
-            draw(folder / "overview.png", drawn, columns, titles, title, subtitle)
-            for row, method in enumerate(methods):
-                single = [replace(one, maps=[one.maps[row]]) for one in columns]
-                draw(folder / f"{method}.png", drawn, single, titles[row : row + 1], title, subtitle)
-        layers = next(iter(configs.values())).layers
-        report = {
-            "settings": {
-                "image": str(image),
-                **asdict(setup),
-                **{name: value for name, value in config.record().items() if name != "solver"},
-                "layers": None if layers is None else list(layers),
-                "solvers": list(solvers),
-                "methods": methods,
-                "target": target,
-            },
-            "reading": photo.notes(model.ground),
-            "left_out": left_out,
-            "preprocessing": model.preprocessing,
-            "notes": list(model.notes),
-            "versions": versions(),
-            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
-            "predictions": {name: _top(model, scores, target) for name, scores in networks.items()},
-            "page": PAGE,
-            "pictures": {name: f"{name}.png" for name in ("overview", *methods)},
-            "traces": {
-                solver: {
-                    "file": f"trace-{solver}.safetensors",
-                    "sparsity": configs[solver].record()["sparsity"],
-                    "network_sparsity": made.network_sparsity,
-                    "decision_kept": solver not in lost,
-                    "layers": [asdict(one) for one in made.reports],
-                }
-                for solver, made in traces.items()
-            },
-        }
+            _draw(folder, task, columns)
+        report = _report(task, image, columns, traces, seconds)
         names = sorted({path.name for path in folder.iterdir()} | {REPORT, PAGE})
         report["files"] = names
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        (folder / PAGE).write_text(render(report, drawn, maps), encoding="utf-8")
+        (folder / PAGE).write_text(render(report, task.drawn, columns), encoding="utf-8")
     return Explanation([out / name for name in sorted(names, key=lambda name: (name == PAGE, name))], seconds, report)
 
 
-def _maps(methods: Sequence[str], question: Question, stage: str, progress: Progress) -> list[np.ndarray]:
+@dataclass(frozen=True)
+class _Task:
+    """What is to be explained and how; everything in it is checked."""
+
+    name: str
+    photo: Upright
+    drawn: np.ndarray
+    model: LoadedModel
+    setup: Setup
+    question: Question
+    scores: Tensor
+    methods: list[str]
+    left_out: dict[str, str]
+    config: PruneConfig
+    configs: dict[str, PruneConfig]
+    augmenter: ImageAugmenter
+    goal: Goal | None
+    noisy: float | None
+    draws: int
+    smooth: SmoothGrad | None
+
+    @property
+    def levels(self) -> Sequence[float | None]:
+        """Shares to keep, with a trace for each; None for the one trace of a sparsity that is not automatic."""
+        return self.config.keeps if self.config.sparsity == AUTO else (None,)
+
+    def cost(self) -> str:
+        """Say how many calibrations, traces and maps there will be."""
+        traces = self.draws * len(self.levels)
+        solvers = " and ".join(SOLVERS[solver] for solver in self.configs)
+        copies = "" if self.smooth is None else f" of {_count('noisy copy', self.smooth.copies)}"
+        each = ", each" if len(self.configs) > 1 else ""
+        work = {"calibration": self.draws, "trace": traces, "map": traces * len(self.methods)}
+        return (
+            f"{solvers}{each}: {_count('draw', self.draws)} x {_count('level', len(self.levels))}: "
+            f"{', '.join(_count(what, number) for what, number in work.items())}{copies}"
+        )
+
+    def trace_name(self, solver: str, level: int, number: int) -> str:
+        """Name a trace by its solver and by what else tells it from the others."""
+        keep = f"-keep{self.levels[level]}" if len(self.levels) > 1 else ""
+        return f"{solver}{keep}{f'-draw{number}' if self.draws > 1 else ''}"
+
+
+def _prepare(
+    photo: Upright,
+    name: str,
+    config: PruneConfig,
+    setup: Setup,
+    solvers: Sequence[str],
+    methods: Sequence[str] | None,
+    target: int | str | None,
+    draws: int,
+    smooth: SmoothGrad | None,
+) -> _Task:
+    """Load the network and check everything before any map is made."""
+    model = setup.load_model()
+    pixels, drawn = model.preprocess(photo.image)
+    pixels = pixels.to(setup.device)
+    prepared = prepare_for_attribution(model.module, pixels)
+    scores = predict(prepared, pixels)
+    target = int(scores.argmax()) if target is None else _target(target, model, len(scores))
+    question = Question(prepared, pixels, target, model.black.to(pixels))
+    left_out = unusable_methods(DEFAULT_METHODS if methods is None else methods, question)
+    if left_out and methods is not None:
+        raise InvalidValueError(next(iter(left_out.values())))
+    usable = [one for one in methods or DEFAULT_METHODS if one not in left_out]
+    configs = {solver: fill_defaults(replace(config, solver=solver), prepared) for solver in solvers}
+    for one in configs.values():
+        Session(prepared, one, None)  # checks layers and sparsities
+    augmenter = setup.augmenter(model, config.seed, 0.0 if smooth is None else smooth.noise)
+    augmenter(pixels)  # checks what it needs
+    copies = () if smooth is None else augmenter.noisy(pixels, name, NOISY_COPIES).split(1)
+    score = output_score(prepared, pixels, target)
+    goal = sample_goal(name, score, pixels, copies) if config.sparsity == AUTO else None
+    noisy = math.fsum(map(score, copies)) / len(copies) if copies else None
+    return _Task(
+        name,
+        photo,
+        drawn,
+        model,
+        setup,
+        question,
+        scores,
+        usable,
+        left_out,
+        config,
+        configs,
+        augmenter,
+        goal,
+        noisy,
+        draws,
+        smooth,
+    )
+
+
+def _explain_draw(
+    task: _Task, solver: str, number: int, seconds: dict[str, float], progress: Progress
+) -> list[ExplainedTrace]:
+    """Make the traces of one calibration, one per level, and their maps."""
+    title, network, pixels = SOLVERS[solver], task.question.model, task.question.image
+    stages = titled(progress, title if task.draws == 1 else f"{title}, draw {number}")
+    sample_id = draw_id(task.name, number)
+    session = Session(network, task.configs[solver], stages)
+    (made,) = traces_by_level(session, [task.augmenter(pixels, sample_id)], [sample_id], [task.goal])
+    session.warn()
+    for stage, spent in made[0].header["seconds"].items():
+        seconds[f"{title}: {stage}"] = seconds.get(f"{title}: {stage}", 0.0) + spent
+    explained = []
+    for level, (keep, one) in enumerate(zip(task.levels, made, strict=True)):
+        with _timed(seconds, f"{title}: attribution"), one.applied(network):
+            scores = predict(network, pixels)
+            maps = _maps(task, task.smooth, f"{title}: attribution", progress)
+        one.decision = Decision.between(task.scores, scores)
+        name = task.trace_name(solver, level, number)
+        explained.append(ExplainedTrace(name, solver, keep, number, one, scores, maps))
+    return explained
+
+
+def _draw(folder: Path, task: _Task, columns: Sequence[Column]) -> None:
+    """Write a figure of all maps, and one per method."""
+    title = f"Why “{task.model.class_name(task.question.target)}”?"
+    subtitle = "Evidence for this class in the dense network, and in networks pruned for this photo alone"
+    rows = row_titles(task.methods, task.smooth is not None)
+    draw(folder / "overview.png", task.drawn, columns, rows, title, subtitle)
+    for row, method in enumerate(task.methods):
+        single = [replace(one, maps=[one.maps[row]]) for one in columns]
+        draw(folder / f"{method}.png", task.drawn, single, rows[row : row + 1], title, subtitle)
+
+
+def _report(
+    task: _Task,
+    image: Path,
+    columns: Sequence[Column],
+    traces: Sequence[ExplainedTrace],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    target, layers = task.question.target, next(iter(task.configs.values())).layers
+    networks = {"dense": task.scores, **{one.name: one.scores for one in traces}}
+    return {
+        "settings": {
+            "image": str(image),
+            **asdict(task.setup),
+            **{name: value for name, value in task.config.record().items() if name != "solver"},
+            "layers": None if layers is None else list(layers),
+            "draws": task.draws,
+            "smooth": None if task.smooth is None else asdict(task.smooth),
+            "solvers": list(task.configs),
+            "methods": task.methods,
+            "target": target,
+        },
+        "reading": task.photo.notes(task.model.ground),
+        "left_out": task.left_out,
+        "preprocessing": task.model.preprocessing,
+        "notes": list(task.model.notes),
+        "versions": versions(),
+        "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
+        "predictions": {name: report_prediction(task.model, scores, target) for name, scores in networks.items()},
+        "noisy_probability": task.noisy,
+        "page": PAGE,
+        "pictures": {name: f"{name}.png" for name in ("overview", *task.methods)},
+        "columns": [
+            {"heading": one.heading, "captions": list(one.captions), "warnings": list(one.warnings)} for one in columns
+        ],
+        "traces": {one.name: report_trace(one, task.configs[one.solver]) for one in traces},
+    }
+
+
+def _maps(task: _Task, smooth: SmoothGrad | None, stage: str, progress: Progress) -> list[Tensor]:
     maps = []
-    for index, method in enumerate(methods):
-        progress(stage, index, len(methods))
-        maps.append(attribution_map(method, question).numpy())
-    progress(stage, len(methods), len(methods))
+    for index, method in enumerate(task.methods):
+        progress(stage, index, len(task.methods))
+        maps.append(attribution_map(method, task.question, smooth))
+    progress(stage, len(task.methods), len(task.methods))
     return maps
-
-
-def _heading(config: PruneConfig, made: Trace) -> str:
-    share = made.sparsity if isinstance(config.sparsity, Mapping) else config.sparsity
-    return f"{SOLVERS[config.solver]}, {share:.0%} removed"
 
 
 def _target(given: int | str, model: LoadedModel, classes: int) -> int:
@@ -220,29 +326,9 @@ def _target(given: int | str, model: LoadedModel, classes: int) -> int:
     return target
 
 
-def _column(
-    heading: str, model: LoadedModel, scores: Tensor, target: int, maps: list[np.ndarray], *, lost: bool
-) -> Column:
-    best = int(scores.argmax())
-    captions = [f"{_short(model.class_name(best))} {scores[best]:.1%}"]
-    if best != target:
-        captions.append(f"({_short(model.class_name(target))} {scores[target]:.1%})")
-    return Column(heading, captions, maps, lost)
-
-
-def _short(name: str) -> str:
-    return textwrap.shorten(name, 30, placeholder="…")
-
-
-def _top(model: LoadedModel, scores: Tensor, target: int) -> dict[str, Any]:
-    best = scores.sort(descending=True, stable=True)  # the first of equal ones, as argmax
-    return {
-        "target": {"class": target, "name": model.class_name(target), "probability": float(scores[target])},
-        "top": [
-            {"class": index, "name": model.class_name(index), "probability": probability}
-            for probability, index in zip(best.values[:5].tolist(), best.indices[:5].tolist(), strict=True)
-        ],
-    }
+def _count(what: str, number: int) -> str:
+    plural = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    return f"{number} {what if number == 1 else plural}"
 
 
 @contextmanager

@@ -139,13 +139,14 @@ def _write(
     columns = []
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / f"{name}.png")
-        heading, captions, lost = "Dense network", [], False
+        heading, captions, warnings = "Dense network", [], []
         if name in traces:
             trace = traces[name]
             heading = f"{SOLVERS.get(trace.header['settings'].get('solver'), 'Pruned')} trace"
             captions = [f"sample {trace.sample_id}", _removed(trace)]
-            lost = trace.decision is not None and not trace.decision.kept
-        columns.append((Column(heading, captions, [], lost), picture))
+            if trace.decision is not None and not trace.decision.kept:
+                warnings = ["lost the decision"]
+        columns.append((Column(heading, captions, [], warnings), picture))
     title, subtitle = f"What excites {feature}", f"Network: {settings['model']}"
     draw_pictures(folder / FIGURE, columns, title, subtitle)
     page = render_template(

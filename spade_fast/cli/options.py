@@ -37,7 +37,8 @@ def pruning_options(
     keep: Annotated[
         str | None,
         typer.Option(
-            help=f"Share of the class's probability that automatic sparsity keeps. Default: {PruneConfig.keep}."
+            help="Share of the class's probability that automatic sparsity keeps; several, comma-separated, make a "
+            f"trace each where that is possible. Default: {PruneConfig.keep}."
         ),
     ] = None,
     layers: Annotated[

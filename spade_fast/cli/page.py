@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,36 +10,39 @@ from typing import Any
 import numpy as np
 
 from spade_fast._util.extras import extra_for
-from spade_fast.attribution.drawing import COLOURS, overlay
-from spade_fast.attribution.methods import METHODS
+from spade_fast.attribution.drawing import COLOURS, Column, overlay
+from spade_fast.cli.columns import row_titles
+from spade_fast.cli.error_limits import ErrorLimits, plot_limits
+from spade_fast.cli.explanation import noise_warnings, solver_warnings, trace_title, traces_of
 from spade_fast.cli.html_pages import data_url, render_template
 from spade_fast.pruning.config import SOLVERS
 
 
 @dataclass(frozen=True)
-class _Network:
-    """The content of the page for one network.
+class _Trace:
+    """The content of the page for one trace.
 
     Attributes
     ----------
     title
-        Name of the network.
+        Its solver, and what tells it from the other traces.
     target, top
-        The explained class and the most probable classes, each with ``name`` and ``probability``, from the report.
+        The explained class and the most probable classes, each with ``name`` and ``probability``.
     decision_kept
         Whether it predicts the same class as the dense network.
-    removed_of_network
-        Share of the whole network's weights that the pruned layers lack; 0 for the dense network.
+    removed, removed_of_network
+        Shares of zeros: among the weights of its layers, and among the whole network's.
     layers
-        Reports of its layers; None for the dense network.
+        Reports of its layers.
     """
 
     title: str
     target: Mapping[str, Any]
     top: Sequence[Mapping[str, Any]]
     decision_kept: bool
+    removed: float
     removed_of_network: float
-    layers: Sequence[Mapping[str, Any]] | None
+    layers: Sequence[Mapping[str, Any]]
 
     @property
     def best(self) -> Mapping[str, Any]:
@@ -49,17 +51,44 @@ class _Network:
     @property
     def pruned(self) -> list[Mapping[str, Any]]:
         """Reports of the layers that were not skipped."""
-        return [layer for layer in self.layers or () if not layer["note"]]
+        return [layer for layer in self.layers if not layer["note"]]
+
+
+@dataclass(frozen=True)
+class _Solver:
+    """The content of the page for one solver.
+
+    Attributes
+    ----------
+    name, title
+        Its key and its name.
+    traces
+        All its traces, the mildest of the first draw first.
+    found
+        How the automatic sparsities of the first draw were found, from the report; empty for another sparsity.
+    warnings
+        What is to be known of its traces.
+    """
+
+    name: str
+    title: str
+    traces: Sequence[_Trace]
+    found: Sequence[Mapping[str, Any]]
+    warnings: Sequence[str]
 
     @property
-    def removed(self) -> float:
-        """Share of zeros among the weights of the pruned layers."""
-        weights = [math.prod(layer["shape"]) for layer in self.pruned]
-        zeros = sum(layer["reached"] * count for layer, count in zip(self.pruned, weights, strict=True))
-        return zeros / sum(weights) if weights else 0.0
+    def plot(self) -> ErrorLimits | None:
+        return plot_limits(self.found) if self.found else None
+
+    @property
+    def description(self) -> str:
+        """What the plot shows, in words."""
+        chosen = [f"λ {one['error']:.3g} with {one['score']:.1%} to keep {one['keep']:.0%}" for one in self.found]
+        trials = self.plot.trials if self.plot else ()
+        return f"{len(trials)} trials. Dense network: {self.found[0]['dense']:.1%}. Chosen: {'; '.join(chosen)}."
 
 
-def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequence[np.ndarray]]) -> str:
+def render(report: Mapping[str, Any], photo: np.ndarray, columns: Sequence[Column]) -> str:
     """Render the page with all images embedded.
 
     Parameters
@@ -67,9 +96,8 @@ def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequ
     report
         Content of ``report.json``.
     photo : ndarray ``[H, W, 3]``, uint8
-    maps
-        For each network in the report's predictions, one attribution map ``[h, w]`` per method in the report's
-        settings.
+    columns
+        Columns of maps, each with one attribution map ``[h, w]`` per method in the report's settings.
 
     Returns
     -------
@@ -80,28 +108,42 @@ def render(report: Mapping[str, Any], photo: np.ndarray, maps: Mapping[str, Sequ
         from matplotlib import colormaps
 
     settings = dict(report["settings"])
-    settings["solvers"] = [f"{SOLVERS[solver]} ({solver})" for solver in report["traces"]]
-    networks = [
-        _Network(
-            SOLVERS.get(name, "Dense network"),
-            prediction["target"],
-            prediction["top"],
-            name not in report["traces"] or report["traces"][name]["decision_kept"],
-            report["traces"][name]["network_sparsity"] if name in report["traces"] else 0.0,
-            report["traces"][name]["layers"] if name in report["traces"] else None,
-        )
-        for name, prediction in report["predictions"].items()
-    ]
+    settings["solvers"] = [f"{SOLVERS[solver]} ({solver})" for solver in settings["solvers"]]
     rows = [
-        (METHODS[method].title, [data_url(overlay(photo, maps[name][row])) for name in report["predictions"]])
-        for row, method in enumerate(settings["methods"])
+        (title, [data_url(overlay(photo, column.maps[row])) for column in columns])
+        for row, title in enumerate(row_titles(settings["methods"], settings["smooth"] is not None))
     ]
+    solvers = [_solver(solver, report) for solver in report["settings"]["solvers"]]
+    predictions = [("Dense network", report["predictions"]["dense"]["top"])]
+    predictions += [(solver.traces[0].title, solver.traces[0].top) for solver in solvers]
     return render_template(
         "page.html",
         report=report,
         settings={**settings, "image": Path(settings["image"]).name},
-        networks=networks,
+        dense=report["predictions"]["dense"],
+        solvers=solvers,
+        noise_warnings=noise_warnings(report),
+        predictions=predictions,
+        columns=columns,
         photo=data_url(photo / 255),
         rows=rows,
         scale=data_url(colormaps[COLOURS](np.linspace(0, 1, 256))[None, :, :3]),
     )
+
+
+def _solver(solver: str, report: Mapping[str, Any]) -> _Solver:
+    own = traces_of(solver, report)
+    traces = [
+        _Trace(
+            trace_title(one, own),
+            report["predictions"][name]["target"],
+            report["predictions"][name]["top"],
+            one["decision_kept"],
+            one["removed"],
+            one["network_sparsity"],
+            one["layers"],
+        )
+        for name, one in own.items()
+    ]
+    found = [one["auto"] for one in own.values() if one["draw"] == 0 and one["auto"] is not None]
+    return _Solver(solver, SOLVERS[solver], traces, found, solver_warnings(solver, report))

@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from spade_fast._util.files import check_file
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.inputs.defaults import fill_defaults
-from spade_fast.inputs.networks import LoadedModel
+from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
 from spade_fast.inputs.pixels import Upright
 from spade_fast.inputs.setup import Setup
@@ -26,7 +26,7 @@ def trace_photo(
     config: PruneConfig,
     setup: Setup,
     progress: Progress = no_progress,
-    warn: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Trace:
     """Prune a network for one photo and save the trace.
 
@@ -37,7 +37,7 @@ def trace_photo(
     out
         File for the trace, in an existing folder.
     config
-        What to prune; None in a field means the network's default.
+        What to prune; None for its layers means the network's default.
     setup
         Network, device and number of calibration images.
     progress
@@ -54,12 +54,13 @@ def trace_photo(
     photo = read_photo(image)
     model = setup.load_model()
     pixels = seen(photo, image, model).to(setup.device)
+    predict(model.module, pixels)  # checks that it returns logits
     config = fill_defaults(config, model.module)
-    made = trace_image(image.name, pixels, model, model.module, config, setup, progress)
-    decision = made.record_decision(model.module, pixels)
+    batches = setup.augmenter(model, config.seed)(pixels, image.name)
+    made = trace(model.module, batches, inputs=pixels, sample_id=image.name, progress=progress, **config.options())
     made.save(out)
-    if warn is not None and not decision.kept:
-        classes = (decision.class_before, decision.class_after)
+    if made.decision is not None and not made.decision.kept:
+        classes = (made.decision.class_before, made.decision.class_after)
         warn(lost_decision(f"the {SOLVERS[config.solver]} trace", *map(model.class_name, classes)))
     return made
 
@@ -74,17 +75,3 @@ def seen(photo: Upright, path: Path, model: LoadedModel) -> Tensor:
 def lost_decision(trace: str, before: str, after: str) -> str:
     """Say that a trace predicts another class than the dense network."""
     return f"{trace} lost the decision: it predicts “{after}” instead of “{before}”"
-
-
-def trace_image(
-    name: str,
-    image: Tensor,
-    model: LoadedModel,
-    module: nn.Module,
-    config: PruneConfig,
-    setup: Setup,
-    progress: Progress,
-) -> Trace:
-    """Trace `module`, the network or its prepared copy, for an input ``[1, C, H, W]`` made from a photo."""
-    batches = setup.augmenter(model, config.seed)(image, name)
-    return trace(module, batches, sample_id=name, progress=progress, **config.options())

@@ -43,10 +43,11 @@ class Setup:
         loaded.module.to(self.device)
         return loaded
 
-    def augmenter(self, model: LoadedModel, seed: int | None) -> ImageAugmenter:
+    def augmenter(self, model: LoadedModel, seed: int | None, noise: float = 0.0) -> ImageAugmenter:
         """Return the augmenter that makes calibration images for a network; a seed of None means 0.
 
-        The hue is shifted only if the network takes three channels.
+        The hue is shifted only if the network takes three channels. `noise` is that of `ImageAugmenter`.
         """
         hue = HUE if len(model.mean) == 3 else 0.0
-        return ImageAugmenter(self.augmentations, model.mean, model.std, 0 if seed is None else seed, hue=hue)
+        seed = 0 if seed is None else seed
+        return ImageAugmenter(self.augmentations, model.mean, model.std, seed, hue=hue, noise=noise)

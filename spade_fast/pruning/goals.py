@@ -23,7 +23,7 @@ Score = Callable[[Any], Any]
 Goal = Callable[[], tuple[float, ...]]
 
 NOISY_COPIES = 4
-_LEAST_WITH_NOISE = 0.05  # of the dense network's score on the sample itself
+LEAST_WITH_NOISE = 0.05  # of the dense network's score on the sample itself
 
 
 def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: Sequence[Any] = ()) -> Goal:
@@ -61,7 +61,7 @@ def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: S
     if not copies:
         return lambda: (score(sample),)
     noisy = on_copies()
-    if noisy < _LEAST_WITH_NOISE * dense:
+    if noisy < LEAST_WITH_NOISE * dense:
         warnings.warn(
             f"sample {name!r}: with the noise, the dense network's score falls from {dense:.3g} to {noisy:.3g}: its "
             "trace keeps the score without noise only",

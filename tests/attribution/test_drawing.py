@@ -66,18 +66,18 @@ def test_a_users_tex_setting_is_ignored(tmp_path):
         test_names_are_drawn_as_they_are(tmp_path, "a_b")
 
 
-def test_a_lost_decision_is_marked(tmp_path):
+def test_warnings_are_marked(tmp_path):
     photo = np.zeros((16, 16, 3), dtype=np.uint8)
 
-    def orange(lost):
-        columns = [Column("Dense", ["cat"], [np.eye(16)]), Column("SPADE", ["dog"], [np.eye(16)], lost)]
+    def orange(*warnings):
+        columns = [Column("Dense", ["cat"], [np.eye(16)]), Column("SPADE", ["dog"], [np.eye(16)], warnings)]
         draw(tmp_path / "figure.png", photo, columns, ["Saliency"], "Why?")
         with Image.open(tmp_path / "figure.png") as figure:
             head = np.array(figure.convert("RGB"), int)[:200]
         found = (np.abs(head - [0xB3, 0x4A, 0]).max(2) < 20).any(0)
         return found[: len(found) * 2 // 3].any(), found[len(found) * 2 // 3 :].any()
 
-    assert orange(lost=False) == (False, False) and orange(lost=True) == (False, True)
+    assert orange() == (False, False) and orange("lost the decision", "kept less") == (False, True)
 
 
 def test_pictures_side_by_side(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import json
+import re
 import sys
 import warnings
 
@@ -22,12 +23,16 @@ from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast import ops  # noqa: E402
 from spade_fast._util.versions import library_version  # noqa: E402
+from spade_fast.attribution.drawing import overlay  # noqa: E402
+from spade_fast.attribution.maps import mean_map  # noqa: E402
 from spade_fast.attribution.methods import METHODS  # noqa: E402
 from spade_fast.attribution.prepare import prepare_for_attribution  # noqa: E402
+from spade_fast.attribution.smoothgrad import SmoothGrad  # noqa: E402
 from spade_fast.cli import doctor  # noqa: E402
 from spade_fast.cli import explain as module  # noqa: E402
 from spade_fast.cli.app import app  # noqa: E402
-from spade_fast.inputs.networks import demo_photo, load_model  # noqa: E402
+from spade_fast.cli.html_pages import data_url  # noqa: E402
+from spade_fast.inputs.networks import demo_photo, load_model, predict  # noqa: E402
 from spade_fast.pruning.traces import Trace  # noqa: E402
 
 HAS_DEMO = all(importlib.util.find_spec(name) for name in ("efficientnet_lite_pytorch", "foolbox"))
@@ -35,6 +40,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 needs_demo = pytest.mark.skipif(not HAS_DEMO, reason="packages of the extra 'demo' are not installed")
 
 # The whole explanation
+
+
+def decoded_maps(out):
+    """Return the addresses of the pictures of a page by their descriptions."""
+    page = html.unescape((out / "index.html").read_text())
+    return {alt.partition(":")[0]: source for source, alt in re.findall(r'<img src="([^"]*)" alt="([^"]*)"', page)}
 
 
 def run(small, photo, out, **changes):
@@ -72,6 +83,41 @@ def test_results(small, photo, tmp_path):
     assert report["versions"]["torch"] == torch.__version__
     assert {stage for stage, *_ in stages} >= {"Dense: attribution", "SPADE: calibrate", "FastSPADE: solve"}
     assert all(0 <= done <= total for _, done, total in stages)
+
+
+def test_automatic_traces_of_several_levels_and_draws(small, photo, tmp_path):
+    out = tmp_path / "out"
+    options = {"keep": (0.5, 0.9), "draws": 2, "solvers": ("sparsegpt",), "methods": ("saliency",), "layers": "*"}
+    told = []
+    explanation = run(small, photo, out, **options, tell=told.append)
+    assert told == ["FastSPADE: 2 draws x 2 levels: 2 calibrations, 4 traces, 4 maps"]
+    report = json.loads((out / "report.json").read_text())
+    names = [f"sparsegpt-keep{keep}-draw{draw}" for draw in (0, 1) for keep in (0.9, 0.5)]
+    assert list(report["traces"]) == names and list(report["predictions"]) == ["dense", *names]
+    assert report["settings"]["sparsity"] == "auto" and report["settings"]["keep"] == [0.9, 0.5]
+    loaded = load_model(small)
+    prepared = prepare_for_attribution(loaded.module)
+    image, pixels = loaded.preprocess(Image.open(photo))
+    target = report["settings"]["target"]
+    question = module.Question(prepared, image, target, loaded.black)
+    maps = []
+    for name in names:
+        entry, made = report["traces"][name], Trace.load(out / f"trace-{name}.safetensors")
+        assert made.auto is not None and entry["auto"] == json.loads(json.dumps(made.auto.entries()))
+        assert entry["sparsity"] == "auto" and entry["keep"] == made.auto.keep
+        shares = {point.error: point.sparsity for point in made.auto.curve}
+        assert abs(entry["removed"] - shares[made.auto.error]) < 1e-6
+        assert made.sample_id == ("photo.png/draw1" if entry["draw"] else "photo.png")
+        with made.applied(prepared):
+            kept = float(predict(prepared, image)[target])
+            maps.append(module.attribution_map("saliency", question))
+        assert abs(report["predictions"][name]["target"]["probability"] - kept) < 1e-6
+        assert kept >= entry["keep"] * report["predictions"]["dense"]["target"]["probability"] - 1e-6
+    mean = sum(one / one.sum() for one in maps)
+    assert decoded_maps(out)["Saliency map of FastSPADE"] == data_url(overlay(pixels, mean.numpy()))
+    heading, captions = report["columns"][1]["heading"], report["columns"][1]["captions"]
+    assert heading == "FastSPADE" and captions[0].startswith("mean of 4 traces, ")
+    assert len(explanation.predictions()) == 5
 
 
 def test_same_seed_same_report(small, photo, tmp_path):
@@ -191,7 +237,14 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"--solver": "fastspade"}, "did you mean 'sparsegpt' (FastSPADE)? Choose from exact, sparsegpt, both"),
         ({"--precision": "fp32"}, "did you mean 'float32' (fp32)?"),
         ({"--sparsity": "50"}, "sparsity must lie between 0 and 1, got 50.0: did you mean 0.5?"),
-        ({"--sparsity": "50%"}, "sparsity must be a number or a file FILE.yaml, got '50%': did you mean 0.5?"),
+        ({"--sparsity": "50%"}, "sparsity must be a number, a file FILE.yaml or auto, got '50%': did you mean 0.5?"),
+        ({"--keep": "0"}, "keep must be above 0 and at most 1, got 0.0"),
+        ({"--keep": "1.5"}, "keep must be above 0 and at most 1, got 1.5"),
+        ({"--keep": "90%"}, "keep must be a number, got '90%': did you mean 0.9?"),
+        ({"--keep": "0.9,"}, "keep must be a number, got ''"),
+        ({"--keep": "0.5", "--sparsity": "0.5"}, "keep has no effect with sparsity 0.5: it is for --sparsity auto"),
+        ({"--draws": "0"}, "draws must be at least 1, got 0"),
+        ({"--model": "small_network:sure", "--target": "ant"}, "sample 'photo.png': the dense network's score is 0"),
         ({"--layers": "O"}, "matches no layer"),
         ({"--target": "dig"}, "the network has no class 'dig': did you mean 'dog' (3)?"),
         ({"--target": "-1"}, "target must be a class from 0 to 3, got -1"),
@@ -236,6 +289,7 @@ def test_trace_command_makes_the_trace_of_the_explanation(small, photo, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"--keep": "0.9,0.5"}, "keep must be one number"),
         ({"--solver": "both"}, "unknown solver 'both': choose from exact, sparsegpt"),
         ({"--sparsity": "2"}, "sparsity must lie between 0 and 1"),
         ({"--device": "cuda:99"}, "device 'cuda:99' cannot be used"),
@@ -297,7 +351,9 @@ def test_target_by_name(small, photo, tmp_path, given):
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])
 def test_a_lost_decision_is_said(small, photo, tmp_path, monkeypatch, sparsity):
     drawn = []
-    monkeypatch.setattr(module, "draw", lambda path, pixels, columns, *_: drawn.append([one.lost for one in columns]))
+    monkeypatch.setattr(
+        module, "draw", lambda path, pixels, columns, *_: drawn.append([one.warnings for one in columns])
+    )
     options = ["--model", small, "--augmentations", 4, "--solver", "sparsegpt", "--sparsity", sparsity]
     options += ["--layers", "*"]
     explained = invoke("explain", photo, *options, "--methods", "saliency", "--out", tmp_path / "out")
@@ -307,10 +363,63 @@ def test_a_lost_decision_is_said(small, photo, tmp_path, monkeypatch, sparsity):
     before, after = (predictions[name]["top"][0]["name"] for name in ("dense", "sparsegpt"))
     said = f"lost the decision: it predicts “{after}” instead of “{before}”"
     lost = sparsity == 1
-    assert (before != after) == lost and drawn == [[False, lost], [False, lost]]
+    assert (before != after) == lost and drawn == 2 * [[(), ["lost the decision"] * lost]]
     assert (f"warning: FastSPADE {said}; its maps do not explain the prediction\n" in explained.stderr) == lost
     assert (f"warning: the FastSPADE trace {said}\n" in traced.stderr) == lost
     assert ("lost the decision" in explained.output + traced.output) == lost
+
+
+def test_smoothgrad_beside_and_inside_traces(small, photo, tmp_path):
+    out, smooth = tmp_path / "out", SmoothGrad(noise=0.1, copies=3)
+    told = []
+    explanation = run(small, photo, out, smooth=smooth, solvers=("sparsegpt",), layers="*", tell=told.append)
+    assert told == ["FastSPADE: 1 draw x 1 level: 1 calibration, 1 trace, 2 maps of 3 noisy copies"]
+    titles = ("Dense network", "Dense network, SmoothGrad", "FastSPADE, SmoothGrad", "Mean of FastSPADE and SmoothGrad")
+    assert tuple(one["heading"] for one in explanation.report["columns"]) == titles
+    assert explanation.report["settings"]["smooth"] == {"noise": 0.1, "copies": 3}
+    loaded = load_model(small)
+    image, pixels = loaded.preprocess(Image.open(photo))
+    prepared = prepare_for_attribution(loaded.module, image)
+    question = module.Question(prepared, image, explanation.report["settings"]["target"], loaded.black)
+    made = Trace.load(out / "trace-sparsegpt.safetensors")
+    drawn = decoded_maps(out)
+    for name, title in (("saliency", "Saliency"), ("gradcam", "Grad-CAM (plain)")):
+        maps = [module.attribution_map(name, question, one) for one in (None, smooth)]
+        with made.applied(prepared):
+            maps.append(mean_map([module.attribution_map(name, question, smooth)]))
+        maps.append(mean_map([maps[1], maps[2]]))
+        for column, one in zip(titles, maps, strict=True):
+            assert drawn[f"{title} map of {column}"] == data_url(overlay(pixels, one.numpy())), (name, column)
+    plain = Trace.load(run(small, photo, tmp_path / "plain", solvers=("sparsegpt",), layers="*").files[-2])
+    assert not torch.equal(made.weight("2"), plain.weight("2")), "not calibrated on noisy images"
+
+
+@pytest.mark.parametrize("sparsity", ["auto", "0.5"])
+def test_noise_that_destroys_the_class_is_said(small, photo, tmp_path, monkeypatch, sparsity):
+    monkeypatch.setattr("spade_fast.cli.explanation.LEAST_WITH_NOISE", 1.5)
+    options = ["--model", small, "--augmentations", 4, "--solver", "sparsegpt", "--methods", "saliency"]
+    result = invoke("explain", photo, *options, "--sparsity", sparsity, "--smooth", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("warning: the noise of SmoothGrad destroys “cat”") == 1
+    assert "destroys “cat”" in (tmp_path / "out/index.html").read_text()
+
+
+@pytest.mark.filterwarnings("default:kept less")
+def test_traces_that_keep_less_than_asked(small, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr("spade_fast.pruning.auto_sparsity.LIMITS", (0.7,))
+    options = ["--model", small, "--augmentations", 4, "--layers", "*", "--keep", 1]
+    result = invoke("trace", photo, *options, "--out", tmp_path / "trace.safetensors")
+    assert result.exit_code == 0 and result.stderr.count("warning: kept less than asked for") == 1
+    options += ["--methods", "saliency", "--out", tmp_path / "out", "--target", "cat"]
+    result = invoke("explain", photo, *options, "--draws", 2)
+    assert result.exit_code == 0 and result.stderr.count("warning: kept less than asked for") == 4
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert [one["auto"]["kept"] for one in report["traces"].values()] == 4 * [False]
+    for solver, column in zip(("SPADE", "FastSPADE"), report["columns"][1:], strict=True):
+        assert column["warnings"][-1] == "2 of 2 traces kept less than asked"
+        said = f"2 of 2 {solver} traces keep less than asked for, but are the mildest tried: draw 0; draw 1"
+        assert said in (tmp_path / "out/index.html").read_text()
+    assert "warning: 2 of 2 FastSPADE traces lost the decision: they predict “dog” instead of “cat”" in result.stderr
 
 
 def test_equal_probabilities_are_no_lost_decision(photo, tmp_path, small):

@@ -47,8 +47,8 @@ def test_defaults_are_those_of_the_configuration():
     for options, config in ((pruning_options, PruneConfig), (setup_options, Setup)):
         defaults = {field.name: field.default for field in fields(config)}
         for name, one in inspect.signature(options).parameters.items():
-            # The commands number their augmentations from a seed; the sparsity has no default in Python.
-            assert name in ("seed", "sparsity") or one.default == defaults[name]
+            # The commands number their augmentations from a seed, and tell whether --keep was given.
+            assert name in ("seed", "keep") or one.default == defaults[name]
 
 
 def test_only_errors_of_the_user_become_one_line():

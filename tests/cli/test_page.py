@@ -22,7 +22,7 @@ Image = pytest.importorskip("PIL.Image")
 
 from explaining import explain  # noqa: E402
 
-from spade_fast.attribution.drawing import overlay  # noqa: E402
+from spade_fast.attribution.drawing import Column, overlay  # noqa: E402
 from spade_fast.cli.page import render  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
@@ -78,10 +78,19 @@ def layer(name, reached, error=0.1, note=""):
 def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings):
     layers = [layer("body.0", 0.25), layer("body.1", 0.75)] if layers is None else layers
     return {
-        "settings": {"image": "/photos/dog.jpg", "model": "demo", "sparsity": None, "methods": METHODS, **settings},
+        "settings": {
+            "image": "/photos/dog.jpg",
+            "model": "demo",
+            "methods": METHODS,
+            "solvers": ["exact", "sparsegpt"],
+            "draws": 1,
+            "smooth": None,
+            **settings,
+        },
         "reading": ["The photo was turned upright."],
         "left_out": {"lime": "LIME cannot be used on <this>"},
         "preprocessing": {"resize": 256, "crop": [224, 224], "mean": [0.5, 0.5, 0.5]},
+        "noisy_probability": None if settings.get("smooth") is None else 0.25,
         "notes": ["demo returns <one> logit"],
         "versions": {"spade_fast": "0.1.0"},
         "seconds": {"load model": 1.25, "pictures": 0.5},
@@ -91,19 +100,49 @@ def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings
             "sparsegpt": prediction(sparsegpt, target),
         },
         "traces": {
-            name: {"layers": layers, "network_sparsity": 0.125, "decision_kept": found == dense}
+            name: {
+                "solver": name,
+                "keep": None,
+                "draw": 0,
+                "auto": None,
+                "layers": layers,
+                "removed": 0.5,
+                "network_sparsity": 0.125,
+                "decision_kept": found == dense,
+            }
             for name, found in (("exact", exact), ("sparsegpt", sparsegpt))
         },
     }
 
 
-def make_maps():
+def make_auto(keep, error, score, kept=True):
+    curve = [[0.01, 0.6, 0.2], [0.1, 0.5, 0.5], [0.3, 0.2, 0.8]]
+    return {"keep": keep, "error": error, "dense": 0.6, "score": score, "kept": kept, "curve": curve}
+
+
+def make_report_of_several(keeps=(0.9, 0.5), draws=2, **settings):
+    """Report on automatic traces of two levels and draws, the last of which lost the decision and kept too little."""
+    report = make_report(draws=draws, **settings)
+    found = {keep: (error, score) for keep, error, score in ((0.9, 0.01, 0.6), (0.5, 0.1, 0.5))}
+    single = report["traces"]
+    report["traces"], report["predictions"] = {}, {"dense": report["predictions"]["dense"]}
+    for solver, (draw, keep) in itertools.product(single, itertools.product(range(draws), keeps)):
+        last, name = (draw, keep) == (draws - 1, keeps[-1]), f"{solver}-keep{keep}-draw{draw}"
+        auto = make_auto(keep, *found[keep], kept=not last)
+        entry = {"keep": keep, "draw": draw, "auto": auto, "decision_kept": not last}
+        report["traces"][name] = {**single[solver], **entry}
+        report["predictions"][name] = prediction(1 if last else 0)
+    return report
+
+
+def make_columns(names=("Dense network", "SPADE", "FastSPADE"), warnings=None):
     generator = np.random.default_rng(1)
-    return {name: [generator.random((16, 16)) for _ in METHODS] for name in ("dense", "exact", "sparsegpt")}
+    maps = {name: [generator.random((16, 16)) for _ in METHODS] for name in names}
+    return [Column(name, [], one, (warnings or {}).get(name, ())) for name, one in maps.items()]
 
 
-def make_page(report=None):
-    return render(report or make_report(), PHOTO, make_maps())
+def make_page(report=None, columns=None):
+    return render(report or make_report(), PHOTO, columns or make_columns())
 
 
 def decoded(address):
@@ -164,11 +203,11 @@ def test_pictures():
     assert all(one["alt"] for one in images)
     found = {one["alt"].partition(":")[0]: decoded(one["src"]) for one in images}
     assert np.abs(found.pop("The photo dog.jpg as the network sees it") - PHOTO.astype(float)).mean() < 10
-    maps, titles = make_maps(), {"dense": "Dense network", "exact": "SPADE", "sparsegpt": "FastSPADE"}
-    for name, title in titles.items():
-        for one, method in zip(maps[name], ("Saliency", "Grad-CAM"), strict=True):
-            error = np.abs(found.pop(f"{method} map of {title}") / 255 - overlay(PHOTO, one)).mean()
-            other = np.abs(overlay(PHOTO, maps["dense"][0]) - overlay(PHOTO, maps["dense"][1])).mean()
+    columns = make_columns()
+    other = np.abs(overlay(PHOTO, columns[0].maps[0]) - overlay(PHOTO, columns[0].maps[1])).mean()
+    for column in columns:
+        for one, method in zip(column.maps, ("Saliency", "Grad-CAM"), strict=True):
+            error = np.abs(found.pop(f"{method} map of {column.heading}") / 255 - overlay(PHOTO, one)).mean()
             assert error < 0.03 < other / 3
     assert list(found) == ["Colour scale from black, no evidence, to bright yellow, strongest evidence"]
 
@@ -188,13 +227,71 @@ def test_warning_where_the_decision_is_lost(decisions, target, warned):
     parsed = Parsed(make_page(make_report(*decisions, target)))
     names = dict(zip(("Dense network", "SPADE", "FastSPADE"), decisions, strict=True))
     for text, (title, best) in zip(parsed.texts("article"), names.items(), strict=True):
-        lost = f"no longer predicts “{CLASSES[decisions[0]]}” but “{CLASSES[best]}” (60.0%)"
+        lost = f"it predicts “{CLASSES[best]}” instead of “{CLASSES[decisions[0]]}”"
         assert text.startswith(title) and ("Warning:" in text) == (title in warned) == (lost in text)
         assert (f"redicts “{CLASSES[best]}”" in text.replace(lost, "")) == (title not in warned)
-    heads = [f"{title} lost the decision" if title in warned else title for title in names]
-    assert parsed.texts("th")[:3] == heads
     aside = "the maps nevertheless show the evidence for “ant”"
     assert (aside in parsed.texts("article")[0]) == (decisions[0] != target)
+
+
+def test_warnings_stand_in_the_heads_of_columns():
+    warnings = {"SPADE": ["lost the decision", "kept less than asked"]}
+    parsed = Parsed(make_page(columns=make_columns(warnings=warnings)))
+    assert parsed.texts("th")[:3] == ["Dense network", "SPADE lost the decision kept less than asked", "FastSPADE"]
+    marked = [attributes["data-heading"] for _, attributes, _ in parsed.all("td") if "data-heading" in attributes]
+    assert marked == 2 * ["Dense network", "SPADE: lost the decision: kept less than asked", "FastSPADE"]
+
+
+def test_several_traces():
+    parsed = Parsed(make_page(make_report_of_several()))
+    assert parsed.texts("h3") == ["Dense network", "SPADE: 4 traces", "FastSPADE: 4 traces"]
+    rows = [text for text in parsed.texts("tr") if text.startswith("keep ")]
+    assert len(rows) == 8 and rows[0] == "keep 0.9, draw 0 60.0% 50.0%"
+    warnings = parsed.texts("p", style="warning")
+    assert len(warnings) == 4 and "1 of 4 SPADE traces lost the decision: they predict “bee”" in warnings[0]
+    less = "1 of 4 SPADE traces keep less than asked for, but are the mildest tried: keep 0.5, draw 1."
+    assert warnings[1] == f"Warning: {less}"
+    notes = parsed.texts("p", style="note")
+    assert any("mean over its traces" in note for note in notes) and any("those of draw 0" in note for note in notes)
+    first = ["SPADE, keep 0.9, draw 0", "FastSPADE, keep 0.9, draw 0"]
+    assert parsed.texts("caption")[:5] == [*first, "Dense network", *first]
+    single = Parsed(make_page())
+    assert not any("mean over" in note or "draw 0" in note for note in single.texts("p", style="note"))
+
+
+@pytest.mark.parametrize(("score", "said"), [(0.3, "only 50.0%"), (0.59, "on noisy copies of the photo")])
+def test_a_trace_that_keeps_less_than_asked(score, said):
+    report = make_report()
+    report["traces"]["exact"]["auto"] = make_auto(0.9, 0.01, score, kept=False)
+    (warning,) = Parsed(make_page(report)).texts("p", style="warning")
+    assert f"SPADE keeps less than 90% of the dense network's probability of “ant”, {said}" in warning
+
+
+def test_curve_of_automatic_sparsity():
+    assert not Parsed(make_page()).all("svg") and "λ" not in make_page()
+    parsed = Parsed(make_page(make_report_of_several()))
+    assert len(parsed.all("svg")) == 2 and len(parsed.all("circle", style="trial")) == 2 * 3
+    assert len(parsed.all("circle", style="chosen")) == 2 * 2
+    identifiers = {attributes.get("id"): text for _, attributes, text in parsed.all("title", "desc")}
+    for _, attributes, _ in parsed.all("svg"):
+        title, description = attributes["aria-labelledby"].split()
+        assert attributes["role"] == "img" and "Probability of “ant” against λ" in identifiers[title]
+        assert "3 trials" in identifiers[description] and "λ 0.1 with 50.0% to keep 50%" in identifiers[description]
+    assert any("λ: largest relative output error allowed in a layer" in note for note in parsed.texts("p"))
+    (caption, _) = [text for text in parsed.texts("figcaption") if "λ" in text]
+    assert "keep 0.9: λ 0.01, probability 60.0%" in caption and "keep 0.5: λ 0.1, probability 50.0%" in caption
+
+
+def test_rows_without_smoothgrad_are_marked():
+    report = make_report(smooth={"noise": 0.2, "copies": 16})
+    parsed = Parsed(make_page(report))
+    assert parsed.texts("th")[3:5] == ["Saliency", "Grad-CAM (plain)"]
+    (note,) = [text for text in parsed.texts("p") if "SmoothGrad" in text]
+    assert "16 copies" in note and "plain" in note and "probability of “ant” is 25.0%" in note
+    assert not parsed.texts("p", style="warning")
+    report["noisy_probability"] = 0.02
+    (warning,) = Parsed(make_page(report)).texts("p", style="warning")
+    assert "the noise of SmoothGrad destroys “ant”" in warning and "is 2.0%, not 60.0%" in warning
 
 
 def test_layers():
@@ -209,14 +306,14 @@ def test_layers():
         if "bar" in attributes.get("class", "").split()
     ]
     assert styles[:4] == ["width: 0.00%", "width: 0.00%", "width: 50.00%", "width: 100.00%"]
-    assert "25.0% of the weights in 2 layers removed, 12.5% of the network" in parsed.texts("article")[1]
+    assert "50.0% of the weights in 2 layers removed, 12.5% of the network" in parsed.texts("article")[1]
     only = make_page(make_report(layers=[layer("c", 0.5, note="no inputs")]))
     assert "No layer pruned. Still predicts “ant”." in Parsed(only).texts("article")[1]
 
 
 def test_outline():
     parsed = Parsed(make_page())
-    assert parsed.all("html")[0][1] == {"lang": "en"} and parsed.texts("title") == ["Why “ant”? dog.jpg"]
+    assert parsed.all("html")[0][1] == {"lang": "en"} and parsed.texts("title")[0] == "Why “ant”? dog.jpg"
     levels = [int(tag[1]) for tag, _, _ in parsed.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
@@ -257,6 +354,7 @@ return {
   bars: shown.filter(e => e.matches('.bar')).map(e => contrast(ground(e), ground(e.parentElement))),
   layers: [...document.querySelectorAll('.layers')].map(table => [...table.tBodies[0].rows].map(
     row => [row.cells[0].textContent, ...[...row.querySelectorAll('.bar')].map(share)])),
+  plots: [...document.querySelectorAll('svg.plot')].map(plot => plot.getBoundingClientRect().width),
   resources: performance.getEntriesByType('resource').map(r => r.name),
 };
 """
@@ -332,14 +430,17 @@ def test_explanation_as_rendered(small, photo, tmp_path, browser, width):
 def test_awkward_page_as_rendered(tmp_path, monkeypatch, browser, width):
     monkeypatch.setattr("test_page.CLASSES", (HOSTILE, "b" * 90, "cat"))
     layers = [layer("backbone" + ".encoder_block" * 12, 0.9, 3.0), layer("x" * 90, 0, note="y" * 90)]
-    report = make_report(0, 1, layers=layers, image="z" * 90, sparsity={"w" * 90: 0.5})
-    (tmp_path / "page.html").write_text(make_page(report), encoding="utf-8")
+    report = make_report_of_several(layers=layers, image="z" * 90, sparsity={"w" * 90: 0.5})
+    names = ("Dense network", "Dense network, SmoothGrad", "SPADE, SmoothGrad", "Mean of SPADE and SmoothGrad")
+    columns = make_columns(names, {names[2]: ["1 of 4 traces lost the decision"]})
+    (tmp_path / "page.html").write_text(make_page(report, columns), encoding="utf-8")
     show(browser, tmp_path / "page.html", width)
     screenshot(browser, SCREENSHOTS / f"awkward-{width}.png")
     seen = browser.execute_script(LOOK)
     check(seen)
-    ((warning, visible),) = seen["warnings"]
-    assert visible and "its maps do not explain" in warning
+    assert len(seen["warnings"]) == 4 and all(visible for _, visible in seen["warnings"])
+    assert "do not explain the prediction" in seen["warnings"][0][0]
+    assert len(seen["plots"]) == 2 and all(250 < plot < width for plot in seen["plots"])
 
 
 @pytest.mark.parametrize("width", [1280, 400])
