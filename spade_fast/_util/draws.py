@@ -41,7 +41,8 @@ def add_noise(images: Tensor, deviation: Tensor, names: Sequence[str], dtype: to
     ValueError
         The results are too large for the dtype.
     """
-    draws = torch.stack([torch.randn(images.shape[1:], generator=generator_of(name)) for name in names])
+    shape = images.shape[1:]
+    draws = torch.stack([torch.randn(shape, generator=generator_of(name), dtype=torch.float32) for name in names])
     noisy = (images + deviation * draws.to(images.device)).to(dtype)
     if not bool(torch.isfinite(noisy).all()):
         raise InvalidValueError(f"noise with standard deviation {float(deviation):g} is too large for {dtype}")
