@@ -294,7 +294,7 @@ def test_memory_limit_and_zeros_of_dense_weights(data):
 
 def test_tune_warns_too(data):
     with pytest.warns(FallbackWarning, match=r"part\.cell\.weight_ih_l0"):
-        tuning = tune(recurrent(nn.LSTM), [data], lambda model, i: 0.0, candidates=[0.5])
+        tuning = tune(recurrent(nn.LSTM), [data], lambda model, i: 0.0, candidates=[0.5], stages="blocks")
     assert list(tuning.sparsity) == ["head"]
 
 

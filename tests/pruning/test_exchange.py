@@ -172,7 +172,7 @@ def test_nothing_is_pruned_while_a_trace_is_applied(model, made):
     def prune() -> None:
         for action in (
             lambda: trace(model, x, sparsity=0.5),
-            lambda: tune(model, [x], lambda network, sample: 0.0, candidates=[0.5]),
+            lambda: tune(model, [x], lambda network, sample: 0.0, candidates=[0.5], stages="blocks"),
         ):
             with pytest.raises(TraceAppliedError, match="a trace is applied to this model: prune it after"):
                 action()
