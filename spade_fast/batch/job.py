@@ -23,7 +23,6 @@ from spade_fast.attribution.methods import METHODS, Question, make_recipe
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.batch.samples import Photos, Source
 from spade_fast.inputs.augment import ImageAugmenter
-from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, load_model, predict
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.calibration import gram_bytes
@@ -113,7 +112,7 @@ def make_job(
     Parameters
     ----------
     config
-        What to prune; None in it stands for the network's defaults.
+        What to prune.
     methods, draws, threads
         As in `spade_fast.batch.run`.
     here
@@ -145,7 +144,7 @@ def make_job(
         model.check_takes_photos()
     facts = {
         **asdict(setup),
-        **fill_defaults(config, model.module).record(),
+        **config.record(),
         "methods": list(methods),
         "draws": draws,
         "threads": threads,

@@ -29,7 +29,6 @@ from spade_fast.cli.doctor import versions
 from spade_fast.cli.explanation import Explanation, report_prediction, report_trace
 from spade_fast.cli.page import render
 from spade_fast.inputs.augment import ImageAugmenter
-from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
 from spade_fast.inputs.pixels import Upright
@@ -69,7 +68,7 @@ def explain_photo(
         Folder for the results, created if it does not exist. Files appear in it only when all results are complete, and
         replace those of an earlier run.
     config
-        What to prune. Its solver is replaced by each of `solvers`; None for its layers means the network's default.
+        What to prune. Its solver is replaced by each of `solvers`.
         With an automatic sparsity there is a trace for each of its `keep`.
     setup
         Network, device and number of calibration images.
@@ -208,7 +207,7 @@ def _prepare(
     if left_out and methods is not None:
         raise InvalidValueError(next(iter(left_out.values())))
     usable = [one for one in methods or DEFAULT_METHODS if one not in left_out]
-    configs = {solver: fill_defaults(replace(config, solver=solver), prepared) for solver in solvers}
+    configs = {solver: replace(config, solver=solver) for solver in solvers}
     for one in configs.values():
         Session(prepared, one, None)  # checks layers and sparsities
     augmenter = setup.augmenter(model, config.seed, 0.0 if smooth is None else smooth.noise)

@@ -43,9 +43,7 @@ def pruning_options(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(
-            help="Comma-separated name patterns, '*' for all; default: layers with 100 or more weights per output."
-        ),
+        typer.Option(help="Comma-separated name patterns; default: all layers that can be pruned."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the augmentations.")] = 0,
     precision: Annotated[

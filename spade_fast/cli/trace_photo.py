@@ -10,7 +10,6 @@ from torch import Tensor
 
 from spade_fast._util.files import check_file
 from spade_fast._util.progress import Progress, no_progress
-from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
 from spade_fast.inputs.pixels import Upright
@@ -37,7 +36,7 @@ def trace_photo(
     out
         File for the trace, in an existing folder.
     config
-        What to prune; None for its layers means the network's default.
+        What to prune.
     setup
         Network, device and number of calibration images.
     progress
@@ -55,7 +54,6 @@ def trace_photo(
     model = setup.load_model()
     pixels = seen(photo, image, model).to(setup.device)
     predict(model.module, pixels)  # checks that it returns logits
-    config = fill_defaults(config, model.module)
     batches = setup.augmenter(model, config.seed)(pixels, image.name)
     made = trace(model.module, batches, inputs=pixels, sample_id=image.name, progress=progress, **config.options())
     made.save(out)

@@ -21,7 +21,6 @@ from spade_fast.attribution.methods import METHODS, Question, attribution_map, m
 from spade_fast.attribution.metrics import auc, deletion_curve, insertion_curve, localisation_auc
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.cli.trace_photo import seen
-from spade_fast.inputs.defaults import fill_defaults
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_mask, read_photo
 from spade_fast.inputs.setup import Setup
@@ -62,8 +61,8 @@ def tune_photos(
     out
         YAML file for the result, in an existing folder.
     config
-        What to prune; None for its layers means the network's default. Its sparsity is not used; its `keep` is the mean
-        share of the classes' probabilities that the traces keep.
+        What to prune. Its sparsity is not used; its `keep` is the mean share of the classes' probabilities that the
+        traces keep.
     setup
         Network, device and number of calibration images.
     score
@@ -118,7 +117,7 @@ def tune_photos(
         else:
             scored = _localisation(method, questions, [_seen(*one, model) for one in drawn])
     augmenter = setup.augmenter(model, config.seed)
-    options = fill_defaults(config, module).options()
+    options = config.options()
     del options["sparsity"]
     tuning = tune(
         module,

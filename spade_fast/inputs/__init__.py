@@ -1,7 +1,6 @@
 """Networks loaded by name, photos, and the calibration images made from a photo."""
 
 from spade_fast.inputs.augment import ImageAugmenter
-from spade_fast.inputs.defaults import wide_layers
 from spade_fast.inputs.logits import two_classes
 from spade_fast.inputs.networks import LoadedModel, demo_photo, load_model, predict
 from spade_fast.inputs.photo import open_photo
@@ -14,5 +13,4 @@ __all__ = [
     "open_photo",
     "predict",
     "two_classes",
-    "wide_layers",
 ]

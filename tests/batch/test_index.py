@@ -129,7 +129,7 @@ def test_fallbacks_and_warnings(small, tmp_path):
         "    loaded.module[2].register_module('idle', torch.nn.Linear(200, 2))\n"
         "    return loaded\n"
     )
-    run_small([torch.full((3, 16, 16), 9.0)], tmp_path / "out", "idle_network:loaded")
+    run_small([torch.full((3, 16, 16), 9.0)], tmp_path / "out", "idle_network:loaded", layers=["2", "2.idle"])
     (row,) = parquet.read_table(tmp_path / "out/index.parquet").to_pylist()
     assert row["id"] == "0" and row["fallbacks"] == 1 and row["layers"] == 1
     assert "lie outside 0-1" in row["warnings"]

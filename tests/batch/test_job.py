@@ -17,7 +17,7 @@ from spade_fast.batch.job import bytes_per_sample
 from spade_fast.inputs import load_model
 from spade_fast.pruning.ladders import LEVELS
 
-NUMEL, GRAM = 12 * 12 * 9, 4 * (12 * 9) ** 2  # of the only wide layer
+NUMEL, GRAM = 12 * 12 * 9, 4 * (12 * 9) ** 2  # of layer 2
 
 
 def packed(sparsity: float) -> float:

@@ -78,7 +78,7 @@ def test_results(small, photo, tmp_path):
         best = report["predictions"][solver]["top"][0]
         assert best["class"] == int(scores.argmax()) and abs(best["probability"] - float(scores.max())) < 1e-6
         assert best["name"] == loaded.class_name(best["class"])
-        assert [layer["name"] for layer in report["traces"][solver]["layers"]] == ["2"], "only the wide layer"
+        assert [layer["name"] for layer in report["traces"][solver]["layers"]] == ["0", "2", "6"]
     assert "SPADE: solve" in report["seconds"] and "FastSPADE: attribution" in report["seconds"]
     assert report["versions"]["torch"] == torch.__version__
     assert {stage for stage, *_ in stages} >= {"Dense: attribution", "SPADE: calibrate", "FastSPADE: solve"}
@@ -279,7 +279,8 @@ def test_trace_command_makes_the_trace_of_the_explanation(small, photo, tmp_path
     settings = {"solvers": (solver,), "methods": ("saliency",), "seed": 3, "sparsity": 0.5}
     run(small, photo, tmp_path / "explained", **settings)
     other = Trace.load(tmp_path / "explained" / f"trace-{solver}.safetensors")
-    assert made.layers == other.layers == ("2",) and torch.equal(made.weight("2"), other.weight("2"))
+    assert made.layers == other.layers == ("0", "2", "6")
+    assert all(torch.equal(made.weight(name), other.weight(name)) for name in made.layers)
     assert made.header["settings"] == other.header["settings"] and made.model_hash == other.model_hash
     assert made.sample_id == other.sample_id == "photo.png" and made.header["settings"]["seed"] == 3
     given = invoke("trace", photo, *options, "--out", out, "--layers", "6,0")

@@ -120,7 +120,7 @@ def test_other_commands_take_the_file(small, photos, tmp_path):
     image, _ = loaded.preprocess(Image.open(photos[0]))
     batches = ImageAugmenter(4, loaded.mean, loaded.std, 0)(image, "photo.png")
     expected = trace(loaded.module, batches, sparsity={"6": 0.5, "0": 0.25})
-    assert made.layers == expected.layers == ("0", "6")  # those of the file, though they are not wide
+    assert made.layers == expected.layers == ("0", "6")  # those of the file
     assert all(torch.equal(made.weight(name), expected.weight(name)) for name in made.layers)
     result = invoke("explain", photos[0], *options, "--methods", "saliency", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -8,10 +8,8 @@ from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
-from torch import nn
 
 from spade_fast import PruneConfig
-from spade_fast.inputs.defaults import fill_defaults, wide_layers
 
 
 def test_it_is_checked_once_and_frozen() -> None:
@@ -64,16 +62,6 @@ def test_the_record_is_json_and_makes_the_same_configuration() -> None:
     assert PruneConfig(**json.loads(json.dumps(config.record()))) == config
     assert PruneConfig(sparsity=lambda name: 0.5).record()["sparsity"] == "function"
     assert PruneConfig(**config.options()) == config
-
-
-def test_defaults_of_a_network() -> None:
-    model = nn.Sequential(nn.Linear(99, 100), nn.Linear(100, 8))
-    filled = fill_defaults(PruneConfig(solver="sparsegpt"), model)
-    assert filled.layers == ("1",) == tuple(wide_layers(model)) and filled.sparsity == "auto"
-    mapping = PruneConfig(sparsity={"0": 0.5})
-    assert fill_defaults(mapping, model) == mapping
-    assert fill_defaults(PruneConfig(sparsity=0.1, layers="0"), model).layers == ("0",)
-    assert wide_layers(nn.Linear(99, 1)) is None
 
 
 def test_shares_to_keep() -> None:
