@@ -1,0 +1,228 @@
+"""Makes the maps of all rows for a case: solves ladders, searches, applies weights, runs methods, averages."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spade_fast import prepare_for_attribution
+from spade_fast.attribution import attribution_map
+from spade_fast.attribution.maps import mean_map
+from spade_fast.attribution.methods import Question
+from spade_fast.attribution.smooth_grad import SmoothGrad
+from spade_fast.inputs.networks import LoadedModel
+from spade_fast.pruning.auto_sparsity import Search
+from spade_fast.pruning.exchange import WeightsApplied
+from spade_fast.pruning.goals import Goal, output_goal
+from spade_fast.pruning.ladders import Level
+from spade_fast.pruning.pruned_layer import PrunedLayer
+from studies.shared.cases import Case, probabilities
+from studies.shared.ladders import Calibration, Ladders, make_ladders
+from studies.shared.pathways import neuron_contributions, silenced_but, strongest
+from studies.shared.plain_maps import PLAIN_MAPS
+from studies.shared.rows import DENSE, Row, Rows, Source, Weights
+
+_PATHWAY_SHARES = tuple(0.97**step for step in range(150))  # of the neurons to keep: from all to 1 %
+_NOISY_COPIES, _LEAST_NOISY_SHARE = 4, 0.05
+_LADDERS_HELD = 12
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another image whose trace is tried: its name, input of the network and class."""
+
+    name: str
+    image: Tensor
+    target: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """Weights that were made for a case: what is known about them, and a context in which the network has them."""
+
+    facts: dict[str, Any]
+    applied: Callable[[], AbstractContextManager[object]]
+
+
+class Maker:
+    """Makes the maps of rows. Ladders are kept for a while, since several cases need the same.
+
+    Parameters
+    ----------
+    network, example
+        The dense network and one of its inputs.
+    others
+        By the word for them in `Weights`: for each sample another image.
+    neurons
+        Names of the modules whose inputs are the neurons of pathways.
+    """
+
+    def __init__(
+        self,
+        network: LoadedModel,
+        example: Tensor,
+        others: Mapping[str, Mapping[str, Other]] | None = None,
+        neurons: Sequence[str] = (),
+    ) -> None:
+        self.network, self.others, self.neurons = network, others or {}, neurons
+        self.prepared = prepare_for_attribution(network.module, example)
+        self._images: dict[str, Tensor] = {}
+        self._ladders = lru_cache(maxsize=_LADDERS_HELD)(self._make_ladders)
+
+    def maps(self, case: Case, rows: Rows) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Any]]]:
+        """Yield for each row its name, its map for each method, and what is known about its networks."""
+        self._images = {case.sample: case.image, **{one.name: one.image for one in self._others_of(case)}}
+        wanted: dict[Weights, dict[tuple[bool, str], None]] = defaultdict(dict)
+        for one in rows.values():
+            for source in one.sources():
+                wanted[source.weights].update(dict.fromkeys((source.smooth, method) for method in one.methods))
+        kinds = _kinds_by_ladder(wanted)
+        made, found, seconds = {}, {}, {}
+        for weights, maps in wanted.items():
+            made[weights] = self._made(case, weights, kinds)
+            with made[weights].applied():
+                made[weights].facts.update(self._decision(case))
+                for smooth, method in maps:
+                    start = time.perf_counter()
+                    found[weights, smooth, method] = self._map(case, method, smooth)
+                    seconds[weights, smooth, method] = time.perf_counter() - start
+        for name, one in rows.items():
+            if one.plain:
+                yield name, dict.fromkeys(one.methods, PLAIN_MAPS[one.plain](case.image)), {}
+                continue
+            of_methods = {method: _mean(one, method, found) for method in one.methods}
+            networks = list(dict.fromkeys(source.weights for source in one.sources()))
+            facts = _together([made[weights].facts for weights in networks])
+            spent = sum(seconds[s.weights, s.smooth, method] for s in one.sources() for method in one.methods)
+            yield name, of_methods, {**facts, "seconds of maps": spent / len(one.methods)}
+
+    def _map(self, case: Case, method: str, smooth: bool) -> Tensor:
+        question = Question(self.prepared, case.image, case.target, self.network.black)
+        return attribution_map(method, question, smooth=SmoothGrad() if smooth else None)
+
+    @torch.no_grad()
+    def _decision(self, case: Case) -> dict[str, Any]:
+        found = self.prepared(case.image).softmax(1)[0]
+        return {"probability": float(found[case.target]), "predicted": int(found.argmax()) == case.target}
+
+    def _made(self, case: Case, weights: Weights, kinds: Mapping[tuple[str, Calibration], frozenset[str]]) -> Made:
+        start = time.perf_counter()
+        if weights == DENSE:
+            return Made({}, nullcontext)
+        if weights.kind == "pathway":
+            made = self._pathway(case, weights)
+        else:
+            sample = case.sample if weights.whose == "own" else self.others[weights.whose][case.sample].name
+            ladders = self._ladders(sample, kinds[weights.whose, weights.calibration], weights.calibration)
+            made = self._pruned(case, weights, ladders[weights.kind])
+        made.facts["seconds"] = time.perf_counter() - start
+        return made
+
+    def _make_ladders(self, sample: str, kinds: frozenset[str], calibration: Calibration) -> dict[str, Ladders]:
+        return make_ladders(self.network, self._images[sample], sample, kinds, calibration)
+
+    def _pruned(self, case: Case, weights: Weights, ladders: Ladders) -> Made:
+        facts: dict[str, Any] = {}
+        if weights.keep is None:
+            shares = dict(weights.sparsity) if isinstance(weights.sparsity, tuple) else {}
+            levels = {name: _level_at(ladder, shares.get(name, weights.sparsity)) for name, ladder in ladders.items()}
+        else:
+            search = Search(ladders, self._goal(case, weights), self._applied)
+            (result,) = search.run([weights.keep])
+            levels = {name: ladders[name][index] for name, index in result.levels.items()}
+            facts = {"limit": result.auto.error, "kept": result.auto.kept}
+        reports = [level.report for level in levels.values()]
+        facts["sparsity"] = sum(one.reached * math.prod(one.shape) for one in reports)
+        facts["sparsity"] /= sum(math.prod(one.shape) for one in reports)
+        facts["layer error"] = fmean(report.measured_error for report in reports)
+        pruned = [level.pruned for level in levels.values() if level.pruned is not None]
+        return Made(facts, lambda: self._applied(pruned))
+
+    def _applied(self, pruned: Sequence[PrunedLayer]) -> AbstractContextManager[object]:
+        return WeightsApplied(self.network.module, pruned)
+
+    def _goal(self, case: Case, weights: Weights) -> Goal:
+        """Return what is to be kept: of the image itself, and of noisy copies if the calibration is noisy."""
+        image, target, name = case.image, case.target, case.sample
+        if weights.goal == "rival":
+            assert case.rival is not None
+            target = case.rival
+        elif weights.goal == "theirs":
+            other = self.others[weights.whose][case.sample]
+            image, target, name = other.image, other.target, other.name
+        module = self.network.module
+        plain = output_goal(module, image, target)
+        if not weights.calibration.noise:
+            return plain
+        copies = weights.calibration.augmenter(self.network).noisy(image, name, _NOISY_COPIES)
+
+        def mean_of_copies() -> float:
+            return fmean(output_goal(module, copy[None], target)()[0] for copy in copies)
+
+        if mean_of_copies() < _LEAST_NOISY_SHARE * plain()[0]:
+            return plain
+        return lambda: (*plain(), mean_of_copies())
+
+    def _pathway(self, case: Case, weights: Weights) -> Made:
+        contributions = neuron_contributions(self.prepared, case.image, case.target, self.neurons)
+        least = weights.keep * float(probabilities(self.network, case.image)[case.target])
+
+        def keeps(share: float) -> bool:
+            with silenced_but(self.prepared, strongest(contributions, share)):
+                return self._decision(case)["probability"] >= least
+
+        share = smallest_that_holds(_PATHWAY_SHARES, keeps)
+        neurons = strongest(contributions, share)
+        facts = {"sparsity": 1 - share, "kept": keeps(share)}
+        return Made(facts, lambda: silenced_but(self.prepared, neurons))
+
+    def _others_of(self, case: Case) -> Iterator[Other]:
+        return (of_sample[case.sample] for of_sample in self.others.values() if case.sample in of_sample)
+
+
+def smallest_that_holds(descending: Sequence[float], holds: Callable[[float], bool]) -> float:
+    """Return the last of descending values that holds, by bisection; the first if none does."""
+    held, failed = 0, len(descending)
+    while failed - held > 1:
+        middle = (held + failed) // 2
+        held, failed = (middle, failed) if holds(descending[middle]) else (held, middle)
+    return descending[held]
+
+
+def _kinds_by_ladder(wanted: Iterable[Weights]) -> dict[tuple[str, Calibration], frozenset[str]]:
+    """Return which ladders are made from the same calibration, by whose image it is and how it is made."""
+    kinds: dict[tuple[str, Calibration], set[str]] = defaultdict(set)
+    for weights in wanted:
+        if weights.kind not in ("", "pathway"):
+            kinds[weights.whose, weights.calibration].add(weights.kind)
+    return {key: frozenset(of_key) for key, of_key in kinds.items()}
+
+
+def _level_at(ladder: Sequence[Level], sparsity: float | None) -> Level:
+    """Return the level of a sparsity; the dense one for None."""
+    return next(level for level in ladder if level.report.sparsity == (sparsity or 0.0))
+
+
+def _mean(row: Row, method: str, found: Mapping[tuple[Weights, bool, str], Tensor]) -> Tensor:
+    groups = [[found[source.weights, source.smooth, method] for source in group] for group in row.groups]
+    return mean_map([mean_map(group) if len(group) > 1 else group[0] for group in groups])
+
+
+def _together(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Average what is known about several networks; of the dense one only what it predicts counts, if it is alone."""
+    pruned = [one for one in facts if "seconds" in one] or facts
+    names = dict.fromkeys(name for one in pruned for name in one)
+    together = {name: fmean(float(one[name]) for one in pruned if name in one) for name in names}
+    if "seconds" in together:
+        together["seconds"] *= len(pruned)
+    return together
