@@ -36,6 +36,7 @@ from spade_fast._util.ranges import emit_nvtx_if_asked_for
 from spade_fast.attribution import Feature, prepare_for_attribution, visualize
 from spade_fast.inputs import ImageAugmenter, load_model
 from spade_fast.pruning import (
+    AutoSparsity,
     Decision,
     LayerReport,
     PruneConfig,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AssumptionWarning",
+    "AutoSparsity",
     "ClusterError",
     "Decision",
     "DecisionWarning",

@@ -21,7 +21,7 @@ from spade_fast.batch.schedule import Schedule
 from spade_fast.batch.store import Store
 from spade_fast.batch.worker import Outcome, patiently
 from spade_fast.inputs.setup import Setup
-from spade_fast.pruning.config import PruneConfig, PruneOptions
+from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -73,7 +73,7 @@ def run(
     out: str | Path,
     *,
     model: str = Setup.model,
-    sparsity: float | Mapping[str, float] | None = None,
+    sparsity: float | Mapping[str, float] | str = AUTO,
     methods: Sequence[str] = (),
     augmentations: int = Setup.augmentations,
     device: str = Setup.device,
@@ -105,8 +105,7 @@ def run(
     model
         Name of the network, for `spade_fast.load_model`.
     sparsity
-        A number or mapping as in `spade_fast.PruneConfig`; None for the default of the solver and, unless `layers` is
-        given, only layers of 100 weights per output or more.
+        ``"auto"``, a number or a mapping, as in `spade_fast.PruneConfig`.
     methods
         Keys of `spade_fast.attribution.METHODS`: each sample is also explained, on the dense network and on its trace,
         for the class that the dense network predicts.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 from spade_fast._util.errors import InvalidValueError, UserError
 from spade_fast._util.extras import extra_for
 from spade_fast.inputs.setup import Setup
-from spade_fast.pruning.config import PruneConfig
+from spade_fast.pruning.config import AUTO, PruneConfig
 
 with extra_for("spade-fast needs"):
     import typer
@@ -31,11 +31,12 @@ _EXIT_STATUS = 2
 def pruning_options(
     solver: Annotated[str, typer.Option(help="Solver: exact (SPADE) or sparsegpt (FastSPADE).")] = PruneConfig.solver,
     sparsity: Annotated[
-        str | None,
-        typer.Option(
-            help="Share of weights to remove, or a file FILE.yaml from tune; the default depends on the solver."
-        ),
-    ] = None,
+        str,
+        typer.Option(help="Share of weights to remove, a file FILE.yaml from tune, or auto: as many as --keep allows."),
+    ] = AUTO,
+    keep: Annotated[
+        str, typer.Option(help="Share of the class's probability that automatic sparsity keeps.")
+    ] = f"{PruneConfig.keep:g}",
     layers: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +49,10 @@ def pruning_options(
     ] = PruneConfig.precision,
 ) -> PruneConfig:
     """Make the pruning configuration from a command's options."""
-    return PruneConfig(sparsity=_shares(sparsity), solver=solver, layers=split(layers), seed=seed, precision=precision)
+    shares = [number("keep", share) for share in split(keep) or ()]
+    return PruneConfig(
+        sparsity=_shares(sparsity), keep=shares, solver=solver, layers=split(layers), seed=seed, precision=precision
+    )
 
 
 def setup_options(
@@ -132,15 +136,15 @@ def number(what: str, text: str, alternative: str = "") -> float:
         raise InvalidValueError(f"{what} must be a number{alternative}, got {text!r}{hint}") from None
 
 
-def _shares(sparsity: str | None) -> float | dict[str, float] | None:
-    """Convert the option ``--sparsity`` to a number, or read it as a sparsity file."""
-    if sparsity is None:
-        return None
+def _shares(sparsity: str) -> float | dict[str, float] | str:
+    """Convert the option ``--sparsity`` to a number, or read it as a sparsity file; ``auto`` stays."""
+    if sparsity == AUTO:
+        return AUTO
     if sparsity.endswith((".yaml", ".yml")):
         from spade_fast.pruning.tuning_result import load_sparsity
 
         return load_sparsity(sparsity)
-    return number("sparsity", sparsity, " or a file FILE.yaml")
+    return number("sparsity", sparsity, ", a file FILE.yaml or auto")
 
 
 @contextmanager

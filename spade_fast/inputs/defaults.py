@@ -10,24 +10,20 @@ from torch import nn
 from spade_fast.pruning.config import PruneConfig
 from spade_fast.pruning.layers import find_layers
 
-# Up to about these sparsities, traces of the demo network predicted the same class as the dense network on the demo
-# package's photos, provided that narrow layers (mostly depthwise, with 9 or 25 weights per output) were skipped.
-_SPARSITY = {"exact": 0.8, "sparsegpt": 0.6}
 _LEAST_COLUMNS = 100
 # More images do not improve localisation (docs/evidence.md): 16 to 512 gave the same result within the noise.
 AUGMENTATIONS = 64
 
 
 def fill_defaults(config: PruneConfig, model: nn.Module) -> PruneConfig:
-    """Replace None for sparsity or layers in a configuration by the defaults of its solver and of the model.
+    """Replace None for the layers in a configuration by the defaults of the model.
 
     The default layers are all layers if `sparsity` is a mapping, which then selects among them, and otherwise the wide
     ones (:func:`wide_layers`).
     """
-    layers, sparsity = config.layers, config.sparsity
-    if layers is None and not isinstance(sparsity, Mapping):
-        layers = wide_layers(model)
-    return replace(config, layers=layers, sparsity=_SPARSITY[config.solver] if sparsity is None else sparsity)
+    if config.layers is not None or isinstance(config.sparsity, Mapping):
+        return config
+    return replace(config, layers=wide_layers(model))
 
 
 def wide_layers(model: nn.Module) -> list[str] | None:

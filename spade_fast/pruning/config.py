@@ -12,7 +12,9 @@ from spade_fast._util.checks import check_names, integer, is_number
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.pruning.layers import match_names
 
-Sparsity = float | Mapping[str, float] | Callable[[str], float]
+# A share of the weights to remove, shares by layer, or "auto".
+Sparsity = float | Mapping[str, float] | Callable[[str], float] | str
+AUTO = "auto"
 
 # Each solver, and the name of the published method that uses it.
 SOLVERS = {"exact": "SPADE", "sparsegpt": "FastSPADE"}
@@ -28,12 +30,18 @@ class PruneConfig:
 
     Attributes
     ----------
-    sparsity : float, mapping, function or None
-        Share of each layer's weights to remove, between 0 and 1. A mapping assigns shares to layer names or patterns: a
-        layer takes the share of the first pattern it matches, or 0 if it matches none. A function takes the layer's
-        name and returns the share; it is also asked for weights that cannot be pruned, such as those of an `nn.LSTM`.
-        Layers with a share of 0 are skipped. The commands and `spade_fast.batch.run` also accept None, the default for
-        a network (`spade_fast.inputs.defaults.fill_defaults`).
+    sparsity : "auto", float, mapping or function
+        Share of each layer's weights to remove, between 0 and 1. ``"auto"`` finds it for each sample and layer: all
+        layers get the same limit of their relative output error, the largest at which the trace keeps a share `keep` of
+        the dense network's score on the sample (:class:`AutoSparsity`). A mapping assigns shares to layer names or
+        patterns: a layer takes the share of the first pattern it matches, or 0 if it matches none. A function takes the
+        layer's name and returns the share; it is also asked for weights that cannot be pruned, such as those of an
+        `nn.LSTM`.
+        Layers with a share of 0 are skipped.
+    keep : float or iterable of float
+        Share of the dense network's score, above 0 and at most 1, that automatic sparsity keeps. Several shares make a
+        trace for each, where that is possible: in `Spade`, ``explain`` and batches. They are stored in descending
+        order.
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
     layers : str, iterable of str or None
@@ -75,7 +83,8 @@ class PruneConfig:
     2000000000
     """
 
-    sparsity: Sparsity | None
+    sparsity: Sparsity = AUTO
+    keep: float | Iterable[float] = 0.9
     solver: str = "exact"
     layers: str | Iterable[str] | None = None
     block: int | None = None
@@ -90,7 +99,9 @@ class PruneConfig:
         check_names("precision", [self.precision], PRECISIONS, PRECISIONS)
         if isinstance(self.sparsity, Mapping):
             check_shares({f"sparsity[{pattern!r}]": share for pattern, share in self.sparsity.items()})
-        elif self.sparsity is not None and not callable(self.sparsity):
+        elif self.sparsity != AUTO and not callable(self.sparsity):
+            if isinstance(self.sparsity, str):
+                raise InvalidValueError(f"sparsity must be a number between 0 and 1 or {AUTO!r}, got {self.sparsity!r}")
             check_shares({"sparsity": self.sparsity})
         if self.block is not None:
             integer("block", self.block, 1)
@@ -103,10 +114,16 @@ class PruneConfig:
         # One form of each value, which nobody else can change.
         if isinstance(self.sparsity, Mapping):
             object.__setattr__(self, "sparsity", dict(self.sparsity))
+        object.__setattr__(self, "keep", _checked_keep(self.keep))
         if self.memory_limit is not None:
             object.__setattr__(self, "memory_limit", parse_bytes(self.memory_limit))
         if self.layers is not None:
             object.__setattr__(self, "layers", _patterns(self.layers))
+
+    @property
+    def keeps(self) -> tuple[float, ...]:
+        """The shares to keep, in descending order; one also where `keep` is a number."""
+        return self.keep if isinstance(self.keep, tuple) else (self.keep,)
 
     def options(self) -> dict[str, Any]:
         """Return the fields as keyword arguments."""
@@ -117,8 +134,9 @@ class PruneConfig:
         record = self.options()
         if isinstance(self.sparsity, Mapping):
             record["sparsity"] = {pattern: float(share) for pattern, share in self.sparsity.items()}
-        elif self.sparsity is not None:
+        elif self.sparsity != AUTO:
             record["sparsity"] = "function" if callable(self.sparsity) else float(self.sparsity)
+        record["keep"] = list(self.keeps) if len(self.keeps) > 1 else self.keeps[0]
         record["layers"] = None if self.layers is None else list(self.layers)
         record["damping"] = float(self.damping)
         return record
@@ -127,6 +145,7 @@ class PruneConfig:
 class PruneOptions(TypedDict, total=False):
     """The fields of `PruneConfig` except `sparsity`, as keyword arguments for type checkers."""
 
+    keep: float | Iterable[float]
     solver: str
     layers: str | Iterable[str] | None
     block: int | None
@@ -141,6 +160,22 @@ def _patterns(layers: Any) -> tuple[str, ...]:
     if not isinstance(layers, Iterable) or isinstance(layers, bytes):
         raise InvalidTypeError(f"layers must be names or patterns, got {layers!r}")
     return (layers,) if isinstance(layers, str) else tuple(layers)
+
+
+def _checked_keep(keep: Any) -> float | tuple[float, ...]:
+    """Return the share to keep, or several in descending order; TypeError or ValueError if one is out of range."""
+    several = isinstance(keep, Iterable) and not isinstance(keep, (str, bytes))
+    shares = list(keep) if several else [keep]
+    if not shares:
+        raise InvalidValueError("keep is empty: give at least one share")
+    for share in shares:
+        if not is_number(share):
+            raise InvalidTypeError(f"keep must be a number above 0 and at most 1, got {share!r}")
+        if not 0 < share <= 1:
+            percent = f": did you mean {share / 100:g}?" if 2 <= share <= 100 else ""
+            raise InvalidValueError(f"keep must be above 0 and at most 1, got {share!r}{percent}")
+    ordered = sorted({float(share) for share in shares}, reverse=True)
+    return tuple(ordered) if len(ordered) > 1 else ordered[0]
 
 
 def parse_bytes(size: int | str) -> int:
@@ -163,13 +198,13 @@ def parse_bytes(size: int | str) -> int:
     return size
 
 
-def sparsity_by_layer(sparsity: Sparsity | None, names: Sequence[str], every: Sequence[str]) -> dict[str, float]:
+def sparsity_by_layer(sparsity: Sparsity, names: Sequence[str], every: Sequence[str]) -> dict[str, float]:
     """Return the share of weights to remove from each of the layers `names`.
 
     Parameters
     ----------
     sparsity
-        As in :class:`PruneConfig`, but not None.
+        As in :class:`PruneConfig`, but not ``"auto"``.
     names
         Layers to prune.
     every
@@ -182,8 +217,6 @@ def sparsity_by_layer(sparsity: Sparsity | None, names: Sequence[str], every: Se
     UnknownLayerError
         A name or pattern matches no layer.
     """
-    if sparsity is None:
-        raise InvalidTypeError("sparsity must be a number, a mapping or a function, got None")
     if isinstance(sparsity, Mapping):
         shares = list(sparsity.values())
         first = match_names(list(sparsity), every)
@@ -192,7 +225,7 @@ def sparsity_by_layer(sparsity: Sparsity | None, names: Sequence[str], every: Se
         given = {name: sparsity(name) for name in names}
         check_shares({f"sparsity({name!r})": share for name, share in given.items()})
     else:
-        given = dict.fromkeys(names, sparsity)
+        given = dict.fromkeys(names, float(sparsity))
     return {name: float(share) for name, share in given.items()}
 
 

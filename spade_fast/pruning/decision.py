@@ -83,10 +83,15 @@ def predict(network: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> T
 
     Random numbers that it draws are the same in each call, and the global random state is restored.
     """
+    return probabilities(repeatable(network, *inputs, **named_inputs))
+
+
+def repeatable(network: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> Any:
+    """Return a network's output; random numbers are as in :func:`predict`."""
     tensors = (one for one in tree_leaves((inputs, named_inputs)) if isinstance(one, Tensor))
     with torch.random.fork_rng({one.device for one in tensors if one.is_cuda}):
         torch.manual_seed(0)
-        return probabilities(network(*inputs, **named_inputs))
+        return network(*inputs, **named_inputs)
 
 
 def probabilities(output: Any) -> Tensor:

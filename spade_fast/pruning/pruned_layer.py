@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spade_fast._util.errors import InvalidValueError
@@ -57,9 +56,8 @@ class PrunedLayer:
         """Pack a weight of the parameter's shape; its zeros are the removed weights."""
         weight = weight.detach().flatten()
         survives = weight != 0
-        bits = F.pad(survives, (0, -survives.numel() % 8)).unflatten(0, (-1, 8))
-        mask = (bits << torch.arange(7, -1, -1, dtype=torch.uint8, device=weight.device)).sum(1, dtype=torch.uint8)
-        return cls(layer.name, layer.parameter, layer.shape, weight.dtype, mask.cpu(), weight[survives].cpu())
+        mask = torch.from_numpy(np.packbits(survives.cpu().numpy()))
+        return cls(layer.name, layer.parameter, layer.shape, weight.dtype, mask, weight[survives].cpu())
 
     @classmethod
     def from_solution(cls, layer: Layer, solution: Tensor, dtype: torch.dtype) -> PrunedLayer:
@@ -74,10 +72,8 @@ class PrunedLayer:
     def survivors(self) -> Tensor:
         """Return a boolean tensor of the parameter's shape, True where the weight survives."""
         bits = np.unpackbits(self.mask.numpy(), count=self.numel)
-        return torch.from_numpy(bits).bool().reshape(self.shape)
+        return torch.from_numpy(bits).view(torch.bool).reshape(self.shape)
 
     def dense(self) -> Tensor:
         """Return the pruned weight in the parameter's shape."""
-        weight = torch.zeros(self.shape, dtype=self.dtype)
-        weight[self.survivors()] = self.values
-        return weight
+        return torch.zeros(self.shape, dtype=self.dtype).masked_scatter_(self.survivors(), self.values)

@@ -17,7 +17,7 @@ from torch import nn
 from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidValueError
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.pruning.calibration import Batches, Calibration, calibrate, device_of, gram_bytes, split_batches
-from spade_fast.pruning.config import PruneConfig, sparsity_by_layer
+from spade_fast.pruning.config import AUTO, PruneConfig, sparsity_by_layer
 from spade_fast.pruning.counts import count_zeros
 from spade_fast.pruning.dense_weights import DenseWeight
 from spade_fast.pruning.exchange import weights_held
@@ -31,10 +31,11 @@ logger = logging.getLogger("spade_fast")
 
 @dataclass(frozen=True)
 class Plan:
-    """The layers calibrated in each pass over the data, and the samples solved together."""
+    """The layers calibrated in each pass over the data, the samples solved together, and the counter of batches."""
 
     passes: list[list[Layer]]
     chunks: list[range]
+    counter: Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,11 @@ class Session:
     ----------
     layers : list of Layer
         Layers that can be pruned and have a sparsity above 0.
+    auto
+        Whether sparsities are to be found automatically.
     sparsity, blocks, zeros
-        By layer name: share of weights to remove, number of columns per block, number of zero weights in each column.
+        By layer name: share of weights to remove (1 for all with automatic sparsity), number of columns per block,
+        number of zero weights in each column.
     order
         Names of all requested weights, those that cannot be pruned last.
     skipped
@@ -81,7 +85,9 @@ class Session:
         found, dense = (every, every_dense) if config.layers is None else find_layers(self.model, config.layers)
         self.order = names = [*(layer.name for layer in found), *dense]
         every_name = [*(layer.name for layer in every), *every_dense]
-        self.sparsity = sparsity_by_layer(config.sparsity, names, every_name)
+        self.auto = config.sparsity == AUTO
+        given = 1.0 if self.auto else config.sparsity
+        self.sparsity = sparsity_by_layer(given, names, every_name)
         asked = any(self.sparsity.values()) if names else config.sparsity != 0
         if asked and not every and all(weight.kind for weight in every_dense.values()):
             raise InvalidValueError(_nothing_to_prune(self.model, every_dense.values()))
@@ -132,20 +138,18 @@ class Session:
             if len(chunks) > 1:
                 what += f", {together} samples per solve"
             self.fall_back("calibrated in parts to stay within memory_limit", what)
-        return Plan(passes, chunks)
+        return Plan(passes, chunks, _BatchCounter(self.progress, samples, len(passes)))
 
     def calibrated(
-        self, plan: Plan, samples: Sequence[Batches], ids: Sequence[str]
-    ) -> Iterator[tuple[range, list[Layer], list[Calibration]]]:
-        """Run the model over the data as planned; yield the samples and layers of each part with their calibrations."""
-        counter = _BatchCounter(self.progress, samples, len(plan.passes))
-        for chunk in plan.chunks:
-            for layers in plan.passes:
-                calibrations = [self._calibrate(samples[s], layers, counter, ids, s) for s in chunk]
-                for calibration in calibrations:
-                    for name in calibration.used:
-                        self._fall_back_to_dense(name)
-                yield chunk, layers, calibrations
+        self, plan: Plan, chunk: range, samples: Sequence[Batches], ids: Sequence[str]
+    ) -> Iterator[tuple[list[Layer], list[Calibration]]]:
+        """Run the model over the data of some samples as planned; yield the layers and calibrations of each pass."""
+        for layers in plan.passes:
+            calibrations = [self._calibrate(samples[s], layers, plan.counter, ids, s) for s in chunk]
+            for calibration in calibrations:
+                for name in calibration.used:
+                    self._fall_back_to_dense(name)
+            yield layers, calibrations
 
     def gather(self, layer: Layer, calibrations: Sequence[Calibration]) -> Gathered:
         """Take a layer's Gram matrices out of the calibrations of some samples."""
@@ -182,7 +186,15 @@ class Session:
         zeros = 0.0
         if weight.parameter is not None:
             zeros = 1 - int(weight.parameter.count_nonzero()) / weight.parameter.numel()
-        return LayerReport(name, weight.shape, self.sparsity[name], zeros, 0, self.config.solver, 0, note=weight.reason)
+        sparsity = 0.0 if self.auto else self.sparsity[name]
+        return LayerReport(name, weight.shape, sparsity, zeros, 0, self.config.solver, 0, note=weight.reason)
+
+    def dense_layer_report(self, layer: Layer, note: str = "") -> LayerReport:
+        """Return the report of a layer that stays dense: for the reason in `note`, or since its sparsity is 0."""
+        sparsity = self.sparsity[layer.name] if note and not self.auto else 0.0
+        zeros = int(self.zeros[layer.name].sum()) / layer.numel
+        solver, block = self.config.solver, self.blocks[layer.name]
+        return LayerReport(layer.name, layer.shape, sparsity, zeros, 0, solver, block, note=note)
 
     def note_damping(self, report: LayerReport) -> None:
         """Record a layer that needed more damping than requested."""

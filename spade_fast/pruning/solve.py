@@ -185,9 +185,10 @@ def solve_sparsities(
     tables: list[list[Tensor]] = [[] for _ in sparsities]
     for part in hessians.split(chunk):
         solutions = solve_once(problem, part, removed, damping, read=_reading_is_free(weight.device))
+        dense = energy(weight, part)
         for level, solution in enumerate(solutions):
             parts[level].append(solution.pruned)
-            tables[level].append(_table(weight, solution, part))
+            tables[level].append(_table(weight, solution, part, dense))
     pruned = [torch.cat(of_level) for of_level in parts]
     facts = _read(torch.stack([torch.cat(of_level) for of_level in tables]))
     for level, count in enumerate(removed):
@@ -195,7 +196,8 @@ def solve_sparsities(
             if fact.failed:
                 alone = _solve_stably(problem, hessians[s : s + 1], count, damping)
                 pruned[level][s] = alone.pruned[0]
-                ((facts[level][s],),) = _read(_table(weight, alone, hessians[s : s + 1])[None])
+                hessian = hessians[s : s + 1]
+                ((facts[level][s],),) = _read(_table(weight, alone, hessian, energy(weight, hessian))[None])
     seconds = (time.perf_counter() - start) / len(hessians)
     reports = [
         [
@@ -248,8 +250,8 @@ class _Facts(NamedTuple):
         return math.sqrt(max(0.0, energy) / self.energy) if self.energy > 0 else 0.0
 
 
-def _table(weight: Tensor, solution: Solution, hessians: Tensor) -> Tensor:
-    """Collect the `_Facts` of all samples, ``[S, facts]``, on the device."""
+def _table(weight: Tensor, solution: Solution, hessians: Tensor, dense: Tensor) -> Tensor:
+    """Collect the `_Facts` of all samples, ``[S, facts]``, on the device, given the energies of the dense weight."""
     columns = (
         solution.failed,
         solution.loss,
@@ -257,7 +259,7 @@ def _table(weight: Tensor, solution: Solution, hessians: Tensor) -> Tensor:
         solution.retries,
         solution.dead_columns,
         solution.pruned.count_nonzero((1, 2, 3)),
-        energy(weight, hessians),
+        dense,
         energy(solution.pruned - weight, hessians),
     )
     return torch.stack([column.double() for column in columns], 1)

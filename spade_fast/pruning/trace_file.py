@@ -20,6 +20,7 @@ from spade_fast._util.safetensors_file import (
     safetensors_header,
 )
 from spade_fast._util.strict_json import parse_json
+from spade_fast.pruning.auto_sparsity import AutoSparsity
 from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.solve import LayerReport
@@ -104,6 +105,8 @@ def _stored(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise InvalidValueError(f"its network has {header['network_weights']!r} weights")
     if header.get("decision") is not None:
         Decision.from_entries(header["decision"])
+    if header.get("auto") is not None:
+        AutoSparsity.from_entries(header["auto"])
     if not isinstance(stored["layers"], list) or not isinstance(stored["reports"], list):
         raise InvalidValueError("its layers or reports are missing")
     return stored

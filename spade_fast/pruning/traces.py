@@ -18,6 +18,7 @@ from spade_fast._util.errors import InvalidValueError, MissingFileError, Unknown
 from spade_fast._util.files import is_file, read_bytes, write_whole
 from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.modes import evaluation_mode
+from spade_fast.pruning.auto_sparsity import AutoSparsity
 from spade_fast.pruning.decision import Decision, predict
 from spade_fast.pruning.exchange import WeightsApplied
 from spade_fast.pruning.module_kinds import named_parameters
@@ -39,7 +40,7 @@ class Trace:
         ``sample_id``, ``settings`` (the fields of :class:`PruneConfig`), ``images``, ``passes``, ``seconds`` (by
         stage), ``library_version``, ``weights`` (the hash of each parameter of the dense model) and ``network_weights``
         (the number of weights of the whole network: the elements of all parameters of two or more dimensions). Also
-        ``decision``, once it is recorded.
+        ``decision``, once it is recorded, and ``auto``, what automatic sparsity found.
 
     Examples
     --------
@@ -106,6 +107,12 @@ class Trace:
     @decision.setter
     def decision(self, decision: Decision) -> None:
         self.header["decision"] = asdict(decision)
+
+    @property
+    def auto(self) -> AutoSparsity | None:
+        """How automatic sparsity found the sparsities of the layers, or None if they were given."""
+        entries = self.header.get("auto")
+        return None if entries is None else AutoSparsity.from_entries(entries)
 
     def record_decision(self, model: nn.Module, *inputs: Any, **named_inputs: Any) -> Decision:
         """Run a model on the trace's sample, dense and with the trace applied, and record what both predict.
@@ -183,7 +190,7 @@ class Trace:
         return WeightsApplied(model, self._pruned.values(), self._check_model)
 
     def summary(self) -> str:
-        """Return a text table with one line per layer, below the sparsities of layers and network and the decision."""
+        """Return a text table with one line per layer, below the sparsities, the decision and what was found."""
         titles = (
             "layer",
             "shape",
@@ -215,7 +222,8 @@ class Trace:
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         decision = [] if self.decision is None else [f"decision: {self.decision}"]
         shares = f"{self.sparsity:.2%} of the pruned layers, {self.network_sparsity:.2%} of the whole network"
-        return "\n".join([f"{self!r}: {shares}", *decision, *lines])
+        auto = [] if self.auto is None else [f"automatic sparsity: {self.auto}"]
+        return "\n".join([f"{self!r}: {shares}", *decision, *auto, *lines])
 
     def __repr__(self) -> str:
         lost = "" if self.decision is None or self.decision.kept else ", decision lost"

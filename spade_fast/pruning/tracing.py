@@ -5,23 +5,27 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.progress import Progress
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
+from spade_fast.pruning.auto_sparsity import Search
 from spade_fast.pruning.calibration import Batches, Calibration
-from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
+from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.dense_weights import count_weights
+from spade_fast.pruning.exchange import WeightsApplied
+from spade_fast.pruning.goals import Goal, Score, check_dense_score, output_goal, split_inputs
+from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.module_kinds import named_parameters
-from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.session import Session
-from spade_fast.pruning.solve import LayerReport, solve_layer
+from spade_fast.pruning.solve import LayerReport
 from spade_fast.pruning.traces import Trace
 
 if TYPE_CHECKING:
@@ -33,7 +37,10 @@ def trace(
     model: nn.Module,
     batches: Batches,
     *,
-    sparsity: Sparsity,
+    sparsity: Sparsity = AUTO,
+    inputs: Any = None,
+    target: int | None = None,
+    score: Score | None = None,
     sample_id: str | int = "0",
     progress: Progress | None = None,
     **options: Unpack[PruneOptions],
@@ -41,7 +48,9 @@ def trace(
     """Prune a model for one sample (SPADE, arXiv 2310.04519, algorithm 1).
 
     The dense model runs over the sample's calibration data once; then each layer is pruned independently so that its
-    outputs on that data change as little as possible. The model itself is not modified.
+    outputs on that data change as little as possible. With automatic sparsity, the default, every layer is then pruned
+    up to the same relative error of its output, the largest at which the trace keeps the decision. The model itself is
+    not modified.
 
     Parameters
     ----------
@@ -51,14 +60,22 @@ def trace(
         The sample's calibration data, such as ``ImageAugmenter(...)(image)``: images ``[N, C, H, W]``, or an iterable
         of batches. A batch is a tensor, a sequence of positional arguments of the model, or a mapping of its keyword
         arguments.
-    sparsity : float, mapping or function
+    sparsity : "auto", float, mapping or function
         Share of each layer's weights to remove, between 0 and 1; see :class:`PruneConfig`.
+    inputs : Tensor, sequence or mapping, optional
+        The sample itself, in the same forms as a batch, such as an image ``[1, C, H, W]``. Automatic sparsity needs it.
+        If it is given and the model returns logits, the trace's `decision` is recorded.
+    target : int, optional
+        The class whose probability automatic sparsity keeps; by default the one that the model predicts.
+    score : callable, optional
+        Function of the model's output for the sample that returns what automatic sparsity keeps instead: a number,
+        above 0 for the dense model.
     sample_id : str or int
         Recorded in the trace to identify the sample.
     progress : callable, optional
-        Called as ``progress(stage, done, total)`` for the stages ``"calibrate"`` (batches) and ``"solve"`` (layers);
-        `total` is 0 if the number of batches is unknown.
-    solver, layers, block, damping, precision, memory_limit, seed, strict
+        Called as ``progress(stage, done, total)`` for the stages ``"calibrate"`` (batches), ``"solve"`` (layers) and
+        ``"search"`` (samples, with automatic sparsity); `total` is 0 if the number of batches is unknown.
+    keep, solver, layers, block, damping, precision, memory_limit, seed, strict
         The other fields of :class:`PruneConfig`.
 
     Returns
@@ -69,8 +86,10 @@ def trace(
     ------
     TypeError, ValueError
         An argument has the wrong type or is out of range; weights, data or layer inputs are NaN or infinite; there is
-        no data; `batches` is an iterator, but several passes are needed; the model is TorchScript, exported, quantised
-        or of another framework, has no layer that can be pruned, or was made under `torch.inference_mode()`.
+        no data; `batches` is an iterator, but several passes are needed; automatic sparsity lacks `inputs`, the dense
+        model's score is not above 0, or `keep` has several shares, which would make several traces; the model is
+        TorchScript, exported, quantised or of another framework, has no layer that can be pruned, or was made under
+        `torch.inference_mode()`.
     UnknownLayerError
         A layer name or pattern matches no layer (also a KeyError and a ValueError).
     MemoryLimitError
@@ -80,26 +99,32 @@ def trace(
     FallbackError
         With `strict`: the data does not reach a layer, a weight cannot be pruned because of its kind (see `layers` of
         :class:`PruneConfig`) or because it is used by an operation other than a convolution or a matrix product with
-        the whole weight, a layer needs more damping than requested, or several passes are needed.
+        the whole weight, a layer needs more damping than requested, several passes are needed, or no sparsity keeps the
+        score.
 
     Warns
     -----
     FallbackWarning
         In the same cases without `strict`: one warning that names all layers concerned. Layers that the data does not
-        reach, and weights that cannot be pruned, stay dense.
+        reach, and weights that cannot be pruned, stay dense; if no sparsity keeps the score, the mildest is used.
 
     Examples
     --------
     >>> import torch
     >>> from spade_fast import trace
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
-    >>> sample_trace = trace(model, torch.randn(64, 8), sparsity=0.75)
+    >>> sample = torch.randn(1, 8)
+    >>> sample_trace = trace(model, sample + 0.1 * torch.randn(64, 8), inputs=sample)
     >>> with sample_trace.applied(model):
-    ...     int((model[0].weight == 0).sum())
-    96
+    ...     logits = model(sample)
+
+    With a sparsity of one's choice:
+
+    >>> trace(model, torch.randn(64, 8), sparsity=0.75).sparsity
+    0.75
     """
     session = Session(model, PruneConfig(sparsity=sparsity, **options), progress)
-    (result,) = _traces(session, [batches], [str(sample_id)])
+    (result,) = _one_each(session, [batches], [str(sample_id)], [inputs], [target], score)
     session.warn()
     return result
 
@@ -109,7 +134,10 @@ def trace_batch(
     model: nn.Module,
     samples: Sequence[Batches],
     *,
-    sparsity: Sparsity,
+    sparsity: Sparsity = AUTO,
+    inputs: Sequence[Any] | None = None,
+    targets: Sequence[int | None] | None = None,
+    score: Score | None = None,
     sample_ids: Sequence[str | int] | None = None,
     progress: Progress | None = None,
     **options: Unpack[PruneOptions],
@@ -123,9 +151,11 @@ def trace_batch(
     ----------
     samples : sequence
         The calibration data of each sample, as `batches` of :func:`trace`.
+    inputs, targets : sequence, optional
+        One entry per sample, as `inputs` and `target` of :func:`trace`.
     sample_ids : sequence of str or int, optional
         One name per sample; default: its index.
-    model, sparsity, progress, solver, layers, block, damping, precision, memory_limit, seed, strict
+    model, sparsity, score, progress, keep, solver, layers, block, damping, precision, memory_limit, seed, strict
         As in :func:`trace`.
 
     Returns
@@ -136,7 +166,7 @@ def trace_batch(
     Raises
     ------
     TypeError, ValueError, UnknownLayerError, MemoryLimitError, NotPositiveDefiniteError, FallbackError
-        As in :func:`trace`; also ValueError if there are no samples, or not one id per sample.
+        As in :func:`trace`; also ValueError if there are no samples, or not one id, input and target per sample.
 
     Warns
     -----
@@ -153,84 +183,154 @@ def trace_batch(
     [0.5, 0.5]
     """
     samples = list(samples)
-    ids = [str(name) for name in (range(len(samples)) if sample_ids is None else sample_ids)]
     if not samples:
         raise InvalidValueError("samples is empty: there is nothing to trace")
-    if len(ids) != len(samples):
-        raise InvalidValueError(f"sample_ids must have one name for each of the {len(samples)} samples, got {len(ids)}")
+    ids = [str(name) for name in _per_sample("sample_ids", sample_ids, range(len(samples)))]
+    nothing = [None] * len(samples)
     session = Session(model, PruneConfig(sparsity=sparsity, **options), progress)
-    results = _traces(session, samples, ids)
+    given = _per_sample("inputs", inputs, nothing), _per_sample("targets", targets, nothing)
+    results = _one_each(session, samples, ids, *given, score)
     session.warn()
     return results
 
 
-def _traces(session: Session, samples: Sequence[Batches], ids: Sequence[str]) -> list[Trace]:
-    """Calibrate and solve as many samples at a time as the memory limit allows."""
+def _per_sample(name: str, given: Sequence[Any] | None, default: Sequence[Any]) -> list[Any]:
+    entries = list(default if given is None else given)
+    if len(entries) != len(default):
+        what = "name" if name == "sample_ids" else "entry"
+        raise InvalidValueError(
+            f"{name} must have one {what} for each of the {len(default)} samples, got {len(entries)}"
+        )
+    return entries
+
+
+def _one_each(
+    session: Session,
+    samples: Sequence[Batches],
+    ids: Sequence[str],
+    inputs: Sequence[Any],
+    targets: Sequence[int | None],
+    score: Score | None,
+) -> list[Trace]:
+    """Make one trace per sample, and record the decisions for the inputs that are given."""
+    if session.auto and any(one is None for one in inputs):
+        raise InvalidTypeError(
+            f"sparsity={AUTO!r} needs the sample itself, as the model takes it: give inputs, or a number as sparsity"
+        )
+    if not session.auto and (score is not None or any(target is not None for target in targets)):
+        raise InvalidValueError(f"a target or score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
+    if session.auto and len(session.config.keeps) > 1:
+        raise InvalidValueError(
+            f"keep must be one number, got {session.config.keeps}: a trace for each would be several traces of a sample"
+        )
+    goals: list[Goal | None] = [None] * len(samples)
+    if session.auto:
+        goals = [output_goal(session.model, *one, score) for one in zip(inputs, targets, strict=True)]
+    results = [made for (made,) in traces_by_level(session, samples, ids, goals)]
+    for made, given in zip(results, inputs, strict=True):
+        if given is not None:
+            args, kwargs = split_inputs(given, session.model)
+            with suppress(InvalidValueError):  # the model does not return logits
+                made.record_decision(session.model, *args, **kwargs)
+    return results
+
+
+def traces_by_level(
+    session: Session, samples: Sequence[Batches], ids: Sequence[str], goals: Sequence[Goal | None]
+) -> list[list[Trace]]:
+    """Trace samples, as many at a time as the memory limit allows, each for all levels from one calibration.
+
+    Parameters
+    ----------
+    goals
+        For each sample what its traces are to keep, if the sparsity is automatic, and otherwise None.
+
+    Returns
+    -------
+    list of list of Trace
+        For each sample, a trace for each share to keep; one trace if the sparsity is not automatic.
+    """
     with session.exact_types():
         plan = session.plan(samples)
-        weights = hash_tensors(named_parameters(session.model))
-        builders = [_Builder(session.skipped) for _ in samples]
-        solved = 0
-        for chunk, layers, calibrations in session.calibrated(plan, samples, ids):
-            for s, calibration in zip(chunk, calibrations, strict=True):
-                builders[s].count(calibration)
-                builders[s].reports.update((name, session.dense_report(name)) for name in calibration.used)
-            for layer in layers:
-                _prune(session, layer, calibrations, [builders[s] for s in chunk])
-                solved += 1
-                session.progress("solve", solved, len(session.layers) * len(plan.chunks))
-    header = {
-        "settings": session.config.record(),
-        "passes": len(plan.passes),
-        "library_version": library_version(),
-        "weights": weights,
-        "network_weights": count_weights(session.model),
-    }
-    named = zip(builders, ids, strict=True)
-    return [builder.trace(session.order, {"sample_id": name, **header}) for builder, name in named]
+        header = {
+            "settings": session.config.record(),
+            "passes": len(plan.passes),
+            "library_version": library_version(),
+            "weights": hash_tensors(named_parameters(session.model)),
+            "network_weights": count_weights(session.model),
+        }
+    results: list[list[Trace]] = []
+    solved, to_solve = 0, len(session.layers) * len(plan.chunks)
+    for chunk in plan.chunks:
+        builders = [_Builder(session, {**header, "sample_id": ids[s]}) for s in chunk]
+        with session.exact_types():
+            for layers, calibrations in session.calibrated(plan, chunk, samples, ids):
+                for builder, calibration in zip(builders, calibrations, strict=True):
+                    builder.count(calibration)
+                for layer in layers:
+                    _solve(session, layer, calibrations, builders)
+                    solved += 1
+                    session.progress("solve", solved, to_solve)
+        for s, builder in zip(chunk, builders, strict=True):
+            goal = goals[s]
+            results.append([builder.trace()] if goal is None else builder.search(goal))
+            if goal is not None:
+                session.progress("search", len(results), len(samples))
+    return results
 
 
-def _prune(session: Session, layer: Layer, calibrations: Sequence[Calibration], builders: Sequence[_Builder]) -> None:
+def _solve(session: Session, layer: Layer, calibrations: Sequence[Calibration], builders: Sequence[_Builder]) -> None:
     """Solve one layer for all samples whose data reached it, and free its Gram matrices."""
     start = time.perf_counter()
-    sparsity = session.sparsity[layer.name]
-    given = session.gather(layer, calibrations)
-    for s, note in given.skipped.items():
-        zeros = int(session.zeros[layer.name].sum()) / layer.numel
-        builders[s].reports[layer.name] = LayerReport(
-            layer.name, layer.shape, sparsity, zeros, 0, session.config.solver, session.blocks[layer.name], note=note
-        )
-    if not given.reached:
-        return
-    pruned, reports = solve_layer(**given.options, sparsity=sparsity)
-    reached = [builders[s] for s in given.reached]
-    for builder, solution, report in zip(reached, pruned, reports, strict=True):
-        session.note_damping(report)
-        if report.removed:
-            builder.pruned[layer.name] = PrunedLayer.from_solution(layer, solution, layer.weight(session.model).dtype)
-        builder.reports[layer.name] = report
-    spent = (time.perf_counter() - start) / len(reached)
-    for builder in reached:
-        builder.seconds["solve"] += spent
+    levels = LEVELS if session.auto else [session.sparsity[layer.name]]
+    solved = solve_ladders(session, layer, calibrations, levels)
+    spent = (time.perf_counter() - start) / max(1, len(solved.ladders))
+    for s, report in solved.skipped.items():
+        builders[s].reports[layer.name] = report
+    for s, ladder in solved.ladders.items():
+        builders[s].ladders[layer.name] = ladder
+        builders[s].seconds["solve"] += spent
 
 
 class _Builder:
-    """Collects the layers, reports and times of one sample's trace."""
+    """Collects the ladders, reports and times of one sample, and makes its traces."""
 
-    def __init__(self, skipped: Mapping[str, LayerReport]) -> None:
-        self.pruned: dict[str, PrunedLayer] = {}
-        self.reports: dict[str, LayerReport] = dict(skipped)
+    def __init__(self, session: Session, header: Mapping[str, Any]) -> None:
+        self.session, self.header = session, header
+        self.ladders: dict[str, Ladder] = {}
+        self.reports: dict[str, LayerReport] = dict(session.skipped)
         self.seconds: dict[str, float] = defaultdict(float)
         self.images = 0
 
     def count(self, calibration: Calibration) -> None:
         self.images = calibration.images
+        self.reports.update((name, self.session.dense_report(name)) for name in calibration.used)
         for stage, spent in calibration.seconds.items():
             self.seconds[stage] += spent
 
-    def trace(self, order: Sequence[str], header: Mapping[str, Any]) -> Trace:
+    def trace(self, levels: Mapping[str, int] | None = None, **entries: Any) -> Trace:
+        """Return the trace with each layer at a level of its ladder, by default at the last one."""
+        chosen = {name: ladder[-1 if levels is None else levels[name]] for name, ladder in self.ladders.items()}
+        reports = {**self.reports, **{name: level.report for name, level in chosen.items()}}
+        order = self.session.order
+        pruned = [chosen[name].pruned for name in order if name in chosen]
         return Trace(
-            [self.pruned[name] for name in order if name in self.pruned],
-            [self.reports[name] for name in order if name in self.reports],
-            {**header, "images": self.images, "seconds": dict(self.seconds)},
+            [one for one in pruned if one is not None],
+            [reports[name] for name in order if name in reports],
+            {**self.header, "images": self.images, "seconds": dict(self.seconds), **entries},
         )
+
+    def search(self, goal: Goal) -> list[Trace]:
+        """Return the traces that keep the shares asked for of a goal's scores."""
+        if not self.ladders:
+            return [self.trace() for _ in self.session.config.keeps]
+        start = time.perf_counter()
+        model, name = self.session.model, self.header["sample_id"]
+        search = Search(self.ladders, goal, lambda pruned: WeightsApplied(model, pruned))
+        check_dense_score(search.dense[0], name)
+        found = search.run(self.session.config.keeps)
+        for one in found:
+            if not one.auto.kept:
+                self.session.fall_back("kept less than asked for", f"sample {name!r} ({one.auto})")
+        self.seconds["search"] = time.perf_counter() - start
+        return [self.trace(one.levels, auto=one.auto.entries()) for one in found]

@@ -18,10 +18,10 @@ from spade_fast._util.versions import library_version
 from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import PruneConfig, PruneOptions, check_shares
 from spade_fast.pruning.exchange import WeightsApplied
+from spade_fast.pruning.ladders import solve_ladders
 from spade_fast.pruning.layers import Layer, find_layers, match_names
 from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.session import Session
-from spade_fast.pruning.solve import solve_sparsities
 from spade_fast.pruning.tuning_result import Trial, Tuning
 
 if TYPE_CHECKING:
@@ -224,24 +224,18 @@ Candidates = dict[str, dict[float, PrunedLayer]]
 def solve_candidates(session: Session, samples: Sequence[Batches], shares: Sequence[float]) -> list[Candidates]:
     """Solve all layers for all samples at all sparsities."""
     weights: list[Candidates] = [{} for _ in samples]
+    ids = [str(s) for s in range(len(samples))]
     with session.exact_types():
         plan = session.plan(samples)
-        done = 0
-        for chunk, layers, calibrations in session.calibrated(plan, samples, [str(s) for s in range(len(samples))]):
-            for layer in layers:
-                given = session.gather(layer, calibrations)
-                solutions = solve_sparsities(**given.options, sparsities=shares) if given.reached else []
-                dtype = layer.weight(session.model).dtype
-                for s in given.reached:
-                    weights[chunk[s]][layer.name] = {}
-                for share, (pruned, reports) in zip(shares, solutions, strict=bool(solutions)):
-                    for s, solution, report in zip(given.reached, pruned, reports, strict=True):
-                        session.note_damping(report)
-                        if report.removed:
-                            packed = PrunedLayer.from_solution(layer, solution, dtype)
-                            weights[chunk[s]][layer.name][share] = packed
-                done += 1
-                session.progress("solve", done, len(session.layers) * len(plan.chunks))
+        done, to_do = 0, len(session.layers) * len(plan.chunks)
+        for chunk in plan.chunks:
+            for layers, calibrations in session.calibrated(plan, chunk, samples, ids):
+                for layer in layers:
+                    for s, ladder in solve_ladders(session, layer, calibrations, shares).ladders.items():
+                        solved = {level.report.sparsity: level.pruned for level in ladder}
+                        weights[chunk[s]][layer.name] = {share: one for share, one in solved.items() if one is not None}
+                    done += 1
+                    session.progress("solve", done, to_do)
     return weights
 
 

@@ -1,0 +1,60 @@
+"""Ladders: a layer of one sample, solved at several sparsities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spade_fast.pruning.calibration import Calibration
+from spade_fast.pruning.layers import Layer
+from spade_fast.pruning.pruned_layer import PrunedLayer
+from spade_fast.pruning.session import Session
+from spade_fast.pruning.solve import LayerReport, solve_sparsities
+
+# The sparsities between which automatic sparsity chooses, beside 0. Finer ones gave the same maps (docs/evidence.md).
+LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A layer at one sparsity: its report, and its weights, or None where it stays as it is."""
+
+    report: LayerReport
+    pruned: PrunedLayer | None
+
+
+Ladder = list[Level]  # in the order of the sparsities; the first is the dense layer
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A layer's ladder for each sample whose data reached it, and for each other one the report of the skipped layer.
+
+    The keys are indices of samples.
+    """
+
+    ladders: dict[int, Ladder]
+    skipped: dict[int, LayerReport]
+
+
+def solve_ladders(
+    session: Session, layer: Layer, calibrations: Sequence[Calibration], sparsities: Sequence[float]
+) -> Solved:
+    """Solve a layer at several sparsities for all samples in one go, and free its Gram matrices."""
+    given = session.gather(layer, calibrations)
+    dense = session.dense_layer_report(layer)
+    skipped = {s: session.dense_layer_report(layer, note) for s, note in given.skipped.items()}
+    ladders = {s: [Level(dense, None)] for s in given.reached}
+    solutions = solve_sparsities(**given.options, sparsities=sparsities) if given.reached else []
+    dtype = layer.weight(session.model).dtype
+    for pruned, reports in solutions:
+        for s, solution, report in zip(given.reached, pruned, reports, strict=True):
+            session.note_damping(report)
+            weights = PrunedLayer.from_solution(layer, solution, dtype) if report.removed else None
+            ladders[s].append(Level(report, weights))
+    return Solved(ladders, skipped)
+
+
+def level_within(ladder: Ladder, limit: float) -> int:
+    """Return the index of the sparsest level whose relative output error does not exceed a limit."""
+    return max(index for index, level in enumerate(ladder) if level.report.measured_error <= limit or index == 0)
