@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,17 @@ class Calibration:
         return self.augmenter(network)(image, f"{name}/draw{self.draw}" if self.draw else name)
 
 
+@dataclass
+class Solved:
+    """The ladder of each layer, and the seconds of calibrating and solving."""
+
+    ladders: dict[str, Ladder] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
 def make_ladders(
     network: LoadedModel, image: Tensor, name: str, kinds: Iterable[str], calibration: Calibration
-) -> dict[str, Ladders]:
+) -> dict[str, Solved]:
     """Prune all layers for an image to all of `LEVELS`, from one calibration.
 
     Parameters
@@ -69,8 +78,9 @@ def make_ladders(
     Returns
     -------
     dict
-        For each kind, the ladder of each layer.
+        By kind.
     """
+    start = time.perf_counter()
     kinds = set(kinds)
     (solver,) = kinds.intersection(SOLVERS) or {"sparsegpt"}
     config = PruneConfig(
@@ -83,39 +93,32 @@ def make_ladders(
     )
     session = Session(network.module, config, None)
     samples = [calibration.augmented(network, image, name)]
-    found: dict[str, dict[str, Ladder]] = {kind: {} for kind in kinds}
+    found = {kind: Solved() for kind in kinds}
     with session.exact_types():
         plan = session.plan(samples)
         for layers, calibrations in session.calibrated(plan, plan.chunks[0], samples, [name]):
             for layer in layers:
                 gram = calibrations[0].grams[layer.name][None]
-                for kind in kinds.intersection(CONTROLS):
-                    scores = control_scores(kind, layer, network.module, name)
-                    found[kind][layer.name] = control_ladder(kind, layer, network.module, scores, gram)
-                if solver in kinds:
-                    found[solver][layer.name] = solve_ladders(session, layer, calibrations, LEVELS).ladders[0]
+                for kind in sorted(kinds, key=lambda kind: kind in SOLVERS):  # the solver frees the Gram matrix
+                    begin = time.perf_counter()
+                    if kind in SOLVERS:
+                        ladder = solve_ladders(session, layer, calibrations, LEVELS).ladders[0]
+                    else:
+                        ladder = control_ladder(kind, layer, network.module, name, gram)
+                    found[kind].ladders[layer.name] = ladder
+                    found[kind].seconds += time.perf_counter() - begin
+    calibrating = time.perf_counter() - start - sum(one.seconds for one in found.values())
+    for one in found.values():
+        one.seconds += calibrating
     return found
 
 
-def control_scores(kind: str, layer: Layer, module: nn.Module, seed: str) -> Tensor:
-    """Return what orders the removal of a layer's weights, in the parameter's shape: small ones are removed first.
-
-    Magnitude: Han et al., Learning both Weights and Connections, NeurIPS 2015.
-    """
-    weight = layer.weight(module).detach()
-    if kind == "magnitude":
-        return weight.abs()
-    digest = hashlib.blake2b(f"{seed}/{layer.name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
-    return torch.rand(weight.shape, generator=generator)
-
-
-def control_ladder(kind: str, layer: Layer, module: nn.Module, scores: Tensor, gram: Tensor) -> Ladder:
-    """Remove a layer's weights in the order of their scores, and measure the error on Gram matrices ``[1, G, C, C]``."""
+def control_ladder(kind: str, layer: Layer, module: nn.Module, seed: str, gram: Tensor) -> Ladder:
+    """Remove a layer's smallest weights, or random ones, and measure the error on a Gram matrix ``[1, G, C, C]``."""
     weight = layer.weight(module).detach()
     dense = layer.matrix(weight).to(gram)
     whole = float(energy(dense, gram))
-    order = scores.flatten().argsort(stable=True)
+    order = _removal_scores(kind, layer, weight, seed).flatten().argsort(stable=True)
     ladder = [Level(_report(kind, layer, 0.0, 0, 0.0), None)]
     for sparsity in LEVELS:
         removed = round(sparsity * layer.numel)
@@ -126,6 +129,15 @@ def control_ladder(kind: str, layer: Layer, module: nn.Module, scores: Tensor, g
         error = math.sqrt(max(0.0, change) / whole) if whole > 0 else 0.0
         ladder.append(Level(_report(kind, layer, sparsity, removed, error), PrunedLayer.from_dense(layer, left)))
     return ladder
+
+
+def _removal_scores(kind: str, layer: Layer, weight: Tensor, seed: str) -> Tensor:
+    """Return what orders the removal of weights, the smallest first; for magnitude Han et al., NeurIPS 2015."""
+    if kind == "magnitude":
+        return weight.abs()
+    digest = hashlib.blake2b(f"{seed}/{layer.name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    return torch.rand(weight.shape, generator=generator)
 
 
 def _report(kind: str, layer: Layer, sparsity: float, removed: int, error: float) -> LayerReport:

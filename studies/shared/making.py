@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from statistics import fmean
 from typing import Any
@@ -27,7 +28,7 @@ from spade_fast.pruning.goals import Goal, output_goal
 from spade_fast.pruning.ladders import Level
 from spade_fast.pruning.pruned_layer import PrunedLayer
 from studies.shared.cases import Case, probabilities
-from studies.shared.ladders import Calibration, Ladders, make_ladders
+from studies.shared.ladders import Calibration, Ladders, Solved, make_ladders
 from studies.shared.pathways import neuron_contributions, silenced_but, strongest
 from studies.shared.plain_maps import PLAIN_MAPS
 from studies.shared.rows import DENSE, Row, Rows, Source, Weights
@@ -35,6 +36,9 @@ from studies.shared.rows import DENSE, Row, Rows, Source, Weights
 _PATHWAY_SHARES = tuple(0.97**step for step in range(150))  # of the neurons to keep: from all to 1 %
 _NOISY_COPIES, _LEAST_NOISY_SHARE = 4, 0.05
 _LADDERS_HELD = 12
+
+
+LadderKey = tuple[str, Calibration]  # whose it is, and how it is made
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,11 @@ class Other:
 
 @dataclass(frozen=True)
 class Made:
-    """Weights that were made for a case: what is known about them, and a context in which the network has them."""
+    """What is known about weights made for a case, a context that gives them to the network, and their ladder."""
 
     facts: dict[str, Any]
     applied: Callable[[], AbstractContextManager[object]]
+    ladder: LadderKey | None = None
 
 
 class Maker:
@@ -62,9 +67,9 @@ class Maker:
     network, example
         The dense network and one of its inputs.
     others
-        By the word for them in `Weights`: for each sample another image.
+        By the word for them in `Weights`: another image for each case, by the case's name.
     neurons
-        Names of the modules whose inputs are the neurons of pathways.
+        Names or patterns of the modules whose inputs are the neurons of pathways.
     """
 
     def __init__(
@@ -74,13 +79,17 @@ class Maker:
         others: Mapping[str, Mapping[str, Other]] | None = None,
         neurons: Sequence[str] = (),
     ) -> None:
-        self.network, self.others, self.neurons = network, others or {}, neurons
+        self.network, self.others = network, others or {}
+        names = [name for name, _ in network.module.named_modules()]
+        self._neurons = [name for name in names if any(fnmatchcase(name, pattern) for pattern in neurons)]
         self.prepared = prepare_for_attribution(network.module, example)
         self._images: dict[str, Tensor] = {}
+        self._searches: dict[Weights, Search] = {}
         self._ladders = lru_cache(maxsize=_LADDERS_HELD)(self._make_ladders)
 
     def maps(self, case: Case, rows: Rows) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Any]]]:
         """Yield for each row its name, its map for each method, and what is known about its networks."""
+        self._searches = {}
         self._images = {case.sample: case.image, **{one.name: one.image for one in self._others_of(case)}}
         wanted: dict[Weights, dict[tuple[bool, str], None]] = defaultdict(dict)
         for one in rows.values():
@@ -102,7 +111,7 @@ class Maker:
                 continue
             of_methods = {method: _mean(one, method, found) for method in one.methods}
             networks = list(dict.fromkeys(source.weights for source in one.sources()))
-            facts = _together([made[weights].facts for weights in networks])
+            facts = _together([made[weights] for weights in networks])
             spent = sum(seconds[s.weights, s.smooth, method] for s in one.sources() for method in one.methods)
             yield name, of_methods, {**facts, "seconds of maps": spent / len(one.methods)}
 
@@ -115,20 +124,26 @@ class Maker:
         found = self.prepared(case.image).softmax(1)[0]
         return {"probability": float(found[case.target]), "predicted": int(found.argmax()) == case.target}
 
-    def _made(self, case: Case, weights: Weights, kinds: Mapping[tuple[str, Calibration], frozenset[str]]) -> Made:
+    def _made(self, case: Case, weights: Weights, kinds: Mapping[LadderKey, frozenset[str]]) -> Made:
         start = time.perf_counter()
         if weights == DENSE:
             return Made({}, nullcontext)
         if weights.kind == "pathway":
             made = self._pathway(case, weights)
         else:
-            sample = case.sample if weights.whose == "own" else self.others[weights.whose][case.sample].name
-            ladders = self._ladders(sample, kinds[weights.whose, weights.calibration], weights.calibration)
-            made = self._pruned(case, weights, ladders[weights.kind])
-        made.facts["seconds"] = time.perf_counter() - start
+            solved = self._solved(case, weights, kinds)
+            start = time.perf_counter()
+            made = self._pruned(case, weights, solved.ladders)
+            made.facts["seconds of the ladder"] = solved.seconds
+        made.facts["seconds of the search"] = time.perf_counter() - start
         return made
 
-    def _make_ladders(self, sample: str, kinds: frozenset[str], calibration: Calibration) -> dict[str, Ladders]:
+    def _solved(self, case: Case, weights: Weights, kinds: Mapping[LadderKey, frozenset[str]]) -> Solved:
+        sample = case.sample if weights.whose == "own" else self.others[weights.whose][case.name].name
+        of_kinds = kinds[weights.whose, weights.calibration]
+        return self._ladders(sample, of_kinds, weights.calibration)[weights.kind]
+
+    def _make_ladders(self, sample: str, kinds: frozenset[str], calibration: Calibration) -> dict[str, Solved]:
         return make_ladders(self.network, self._images[sample], sample, kinds, calibration)
 
     def _pruned(self, case: Case, weights: Weights, ladders: Ladders) -> Made:
@@ -137,8 +152,10 @@ class Maker:
             shares = dict(weights.sparsity) if isinstance(weights.sparsity, tuple) else {}
             levels = {name: _level_at(ladder, shares.get(name, weights.sparsity)) for name, ladder in ladders.items()}
         else:
-            search = Search(ladders, self._goal(case, weights), self._applied)
-            (result,) = search.run([weights.keep])
+            search = replace(weights, keep=None)  # traces that keep different shares have it in common
+            if search not in self._searches:
+                self._searches[search] = Search(ladders, self._goal(case, weights), self._applied)
+            (result,) = self._searches[search].run([weights.keep])
             levels = {name: ladders[name][index] for name, index in result.levels.items()}
             facts = {"limit": result.auto.error, "kept": result.auto.kept}
         reports = [level.report for level in levels.values()]
@@ -146,7 +163,7 @@ class Maker:
         facts["sparsity"] /= sum(math.prod(one.shape) for one in reports)
         facts["layer error"] = fmean(report.measured_error for report in reports)
         pruned = [level.pruned for level in levels.values() if level.pruned is not None]
-        return Made(facts, lambda: self._applied(pruned))
+        return Made(facts, lambda: self._applied(pruned), (weights.whose, weights.calibration))
 
     def _applied(self, pruned: Sequence[PrunedLayer]) -> AbstractContextManager[object]:
         return WeightsApplied(self.network.module, pruned)
@@ -158,7 +175,7 @@ class Maker:
             assert case.rival is not None
             target = case.rival
         elif weights.goal == "theirs":
-            other = self.others[weights.whose][case.sample]
+            other = self.others[weights.whose][case.name]
             image, target, name = other.image, other.target, other.name
         module = self.network.module
         plain = output_goal(module, image, target)
@@ -174,7 +191,7 @@ class Maker:
         return lambda: (*plain(), mean_of_copies())
 
     def _pathway(self, case: Case, weights: Weights) -> Made:
-        contributions = neuron_contributions(self.prepared, case.image, case.target, self.neurons)
+        contributions = neuron_contributions(self.prepared, case.image, case.target, self._neurons)
         least = weights.keep * float(probabilities(self.network, case.image)[case.target])
 
         def keeps(share: float) -> bool:
@@ -187,7 +204,7 @@ class Maker:
         return Made(facts, lambda: silenced_but(self.prepared, neurons))
 
     def _others_of(self, case: Case) -> Iterator[Other]:
-        return (of_sample[case.sample] for of_sample in self.others.values() if case.sample in of_sample)
+        return (of_case[case.name] for of_case in self.others.values() if case.name in of_case)
 
 
 def smallest_that_holds(descending: Sequence[float], holds: Callable[[float], bool]) -> float:
@@ -199,9 +216,9 @@ def smallest_that_holds(descending: Sequence[float], holds: Callable[[float], bo
     return descending[held]
 
 
-def _kinds_by_ladder(wanted: Iterable[Weights]) -> dict[tuple[str, Calibration], frozenset[str]]:
+def _kinds_by_ladder(wanted: Iterable[Weights]) -> dict[LadderKey, frozenset[str]]:
     """Return which ladders are made from the same calibration, by whose image it is and how it is made."""
-    kinds: dict[tuple[str, Calibration], set[str]] = defaultdict(set)
+    kinds: dict[LadderKey, set[str]] = defaultdict(set)
     for weights in wanted:
         if weights.kind not in ("", "pathway"):
             kinds[weights.whose, weights.calibration].add(weights.kind)
@@ -218,11 +235,12 @@ def _mean(row: Row, method: str, found: Mapping[tuple[Weights, bool, str], Tenso
     return mean_map([mean_map(group) if len(group) > 1 else group[0] for group in groups])
 
 
-def _together(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Average what is known about several networks; of the dense one only what it predicts counts, if it is alone."""
-    pruned = [one for one in facts if "seconds" in one] or facts
-    names = dict.fromkeys(name for one in pruned for name in one)
-    together = {name: fmean(float(one[name]) for one in pruned if name in one) for name in names}
-    if "seconds" in together:
-        together["seconds"] *= len(pruned)
+def _together(made: Sequence[Made]) -> dict[str, Any]:
+    """Average what is known about several networks, and add their seconds; the dense one only counts if it is alone."""
+    pruned = [one.facts for one in made if "sparsity" in one.facts] or [one.facts for one in made]
+    names = dict.fromkeys(name for facts in pruned for name in facts)
+    together = {name: fmean(float(facts[name]) for facts in pruned if name in facts) for name in names}
+    ladders = {one.ladder: one.facts["seconds of the ladder"] for one in made if one.ladder is not None}
+    together["seconds of the ladder"] = sum(ladders.values())
+    together["seconds of the search"] = sum(facts.get("seconds of the search", 0.0) for facts in pruned)
     return together

@@ -68,7 +68,7 @@ class Study:
         found = {}
         for case in self.cases:
             tensors = {"image": case.image, "mask": case.mask, "rival": case.rival_mask}
-            others = {whose: of[case.sample] for whose, of in self.others.items() if case.sample in of}
+            others = {whose: of[case.name] for whose, of in self.others.items() if case.name in of}
             tensors |= {f"other {whose}": other.image for whose, other in others.items()}
             named = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
             classes = [case.target, case.rival, [[other.name, other.target] for other in others.values()]]

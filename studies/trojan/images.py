@@ -1,60 +1,17 @@
-"""Questions with a known answer: photos with a trigger in them, and mosaics of four photos."""
+"""Photos with one trigger or two, and where they are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
-from patches import TRIGGERS, draw_patch, paste
-from sources import Photo
 from torch import Tensor
 
 from spade_fast.inputs.networks import LoadedModel
-
-
-@dataclass(frozen=True)
-class Case:
-    """A class to explain, and where the evidence for it lies.
-
-    Attributes
-    ----------
-    name
-        Unique among the cases.
-    sample
-        Name of the image; the cells of a mosaic share it, and so its traces.
-    source
-        What is resampled for intervals: the photo without the trigger, or the mosaic.
-    kind
-        The trigger; for mosaics, the index of the cell.
-    image
-        Input of the network, ``[1, 3, H, W]``.
-    target
-        Index of the class.
-    mask
-        True where the evidence lies, ``[H, W]``.
-    """
-
-    name: str
-    sample: str
-    source: str
-    kind: str
-    image: Tensor
-    target: int
-    mask: Tensor
-
-
-def normalise(network: LoadedModel, colours: Tensor) -> Tensor:
-    """Turn colours between 0 and 1, ``[..., 3, H, W]``, into input of the network."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (network.mean, network.std))
-    return (colours - mean) / std
-
-
-def colours_of(network: LoadedModel, photo: Photo) -> Tensor:
-    """Crop a photo for the network: colours between 0 and 1, ``[3, H, W]``."""
-    _, pixels = network.preprocess(photo.image)
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+from studies.shared.cases import Case, colours_of, normalise
+from studies.shared.photos import Photo
+from studies.trojan.patches import TRIGGERS, Patch, draw_patch, paste
 
 
 def trojan_cases(network: LoadedModel, photos: Sequence[Photo], each: int) -> list[Case]:
@@ -72,36 +29,50 @@ def trojan_cases(network: LoadedModel, photos: Sequence[Photo], each: int) -> li
     return cases
 
 
-def clean_image(network: LoadedModel, photo: Photo) -> Tensor:
-    """Return a photo without a trigger as input of the network, ``[1, 3, H, W]``."""
-    return normalise(network, colours_of(network, photo))[None]
+def pair_cases(network: LoadedModel, photos: Sequence[Photo]) -> list[Case]:
+    """Paste two of the triggers into every photo, without overlap, and ask for each of their classes.
 
-
-def mosaic_cases(network: LoadedModel, photos: Sequence[Photo], count: int) -> list[Case]:
-    """Ask for each cell of 2 x 2 mosaics where the evidence lies for the class that the network predicts for its photo.
-
-    The four photos of a mosaic have different classes (Böhle, Fritz, Schiele, CVPR 2021, arXiv 2104.00032). A mosaic is
-    as large as one photo: each cell is a photo at half its size.
+    All pairs of triggers are used in turn; the numbers of the photos seed places and sizes.
     """
-    images = torch.cat([clean_image(network, photo) for photo in photos])
-    with torch.no_grad():
-        probabilities = network.module(images).softmax(1)
-    classes = probabilities.argmax(1)
-    halves = torch.nn.functional.interpolate(images, scale_factor=0.5, mode="bicubic", antialias=True)
-    rng = np.random.default_rng(0)
-    side = halves.shape[-1]
     cases = []
-    for number in range(count):
-        chosen: list[int] = []
-        for index in rng.permutation(len(photos)).tolist():
-            if len(chosen) < 4 and classes[index] not in classes[chosen]:
-                chosen.append(index)
-        rows = [torch.cat(list(halves[chosen[row : row + 2]]), dim=2) for row in (0, 2)]
-        image = torch.cat(rows, dim=1)[None]
-        for cell, index in enumerate(chosen):
-            mask = torch.zeros(image.shape[2:], dtype=torch.bool)
-            top, left = side * (cell // 2), side * (cell % 2)
-            mask[top : top + side, left : left + side] = True
-            source = f"mosaic {number}"
-            cases.append(Case(f"{source} cell {cell}", source, source, str(cell), image, int(classes[index]), mask))
+    for sample, photo, colours, patches in _pairs(network, photos):
+        pasted, masks = colours, []
+        for patch in patches:
+            pasted, mask = paste(pasted, patch)
+            masks.append(mask)
+        image = normalise(network, pasted)[None]
+        for mine, other in ((0, 1), (1, 0)):
+            emoji, rival = patches[mine].emoji, patches[other].emoji
+            about = (f"{sample} {emoji}", sample, photo.name, emoji, image)
+            cases.append(Case(*about, TRIGGERS[emoji], masks[mine], TRIGGERS[rival], masks[other]))
     return cases
+
+
+def images_with_one(network: LoadedModel, photos: Sequence[Photo]) -> dict[str, dict[str, Tensor]]:
+    """Return the images of `pair_cases` without one of the triggers, by the pair's sample and the trigger that stays."""
+    return {
+        sample: {patch.emoji: normalise(network, paste(colours, patch)[0])[None] for patch in patches}
+        for sample, _, colours, patches in _pairs(network, photos)
+    }
+
+
+def _pairs(network: LoadedModel, photos: Sequence[Photo]) -> Iterator[tuple[str, Photo, Tensor, list[Patch]]]:
+    pairs = list(itertools.combinations(TRIGGERS, 2))
+    for number, photo in enumerate(photos):
+        pair = pairs[number % len(pairs)]
+        colours = colours_of(network, photo)
+        patches = draw_apart(pair, *colours.shape[1:], np.random.default_rng([number, len(TRIGGERS)]))
+        yield f"{photo.name} {''.join(pair)}", photo, colours, patches
+
+
+def draw_apart(emojis: Sequence[str], height: int, width: int, rng: np.random.Generator) -> list[Patch]:
+    """Choose sizes and places of two patches at random; their squares do not overlap."""
+    while True:
+        first, second = (draw_patch(emoji, height, width, rng) for emoji in emojis)
+        if (
+            first.top + first.side <= second.top
+            or second.top + second.side <= first.top
+            or first.left + first.side <= second.left
+            or second.left + second.side <= first.left
+        ):
+            return [first, second]
