@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -22,6 +23,17 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and value < least:
         raise InvalidValueError(f"{name} must be at least {least}, got {value}")
     return value
+
+
+def number(name: str, value: Any, least: float, most: float = sys.float_info.max) -> float:
+    """Return `value` as a float if it is a number in ``[least, most]``; otherwise raise TypeError or ValueError."""
+    if not is_number(value):
+        raise InvalidTypeError(f"{name} must be a number, got {value!r}")
+    if not least <= value <= most:
+        unlimited = most == sys.float_info.max
+        limits = f"be finite and at least {least:g}" if unlimited else f"lie between {least:g} and {most:g}"
+        raise InvalidValueError(f"{name} must {limits}, got {value!r}")
+    return float(value)
 
 
 def finite_floats(name: str, value: Any, dimensions: str | None = None) -> Tensor:

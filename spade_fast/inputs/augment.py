@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spade_fast._util.checks import integer
+from spade_fast._util.checks import integer, kind, number
+from spade_fast._util.draws import add_noise, generator_of, noise_deviation
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import require
+from spade_fast.inputs.defaults import AUGMENTATIONS
 from spade_fast.pruning.calibration import images_per_batch
 
 HUE = 0.3  # largest shift by default
@@ -30,12 +31,13 @@ class ImageAugmenter:
     Each image is a random resized crop that is flipped horizontally with probability 1/2, then changed in brightness
     and hue. Augmentation works on colours between 0 and 1: the normalisation of the input is undone first and applied
     again at the end. Images are drawn independently, and image `i` depends only on ``(seed, sample id, i)``, not on
-    `n`, the batch size, the device or torch's global random state.
+    `n`, the batch size, the device or torch's global random state. Noise comes last, and leaves the other draws as they
+    are.
 
     Parameters
     ----------
     n : int
-        Number of images.
+        Number of images (in the paper: 1024).
     mean, std : sequence of float, optional
         Normalisation of the network's input, one number per channel; None for images that are already between 0 and 1.
     seed : int
@@ -55,6 +57,10 @@ class ImageAugmenter:
     hue : float
         The hue is shifted by a number drawn from ``[-hue, hue]``, in turns (at most 0.5). Shifting it needs kornia (the
         extra ``image``) and three channels; 0 leaves it unchanged.
+    noise : float
+        Standard deviation of the Gaussian noise that is added to each image as the network takes it, as a share of the
+        range (maximum - minimum) of the sample's values. It is not clipped. A trace on which SmoothGrad runs is
+        calibrated with its noise.
 
     Raises
     ------
@@ -72,7 +78,7 @@ class ImageAugmenter:
 
     def __init__(
         self,
-        n: int = 1024,
+        n: int = AUGMENTATIONS,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
@@ -84,6 +90,7 @@ class ImageAugmenter:
         flip: float = 0.5,
         brightness: float = 0.5,
         hue: float = HUE,
+        noise: float = 0.0,
     ) -> None:
         self.n = integer("n", n, 1)
         self.seed = integer("seed", seed)
@@ -92,9 +99,10 @@ class ImageAugmenter:
         self.size = None if size is None else _size(size)
         self.scale = _interval("scale", scale, 1.0)
         self.ratio = _interval("ratio", ratio, math.inf)
-        self.flip = _fraction("flip", flip, 1.0)
-        self.brightness = _fraction("brightness", brightness, 1.0)
-        self.hue = _fraction("hue", hue, 0.5)
+        self.flip = number("flip", flip, 0, 1)
+        self.brightness = number("brightness", brightness, 0, 1)
+        self.hue = number("hue", hue, 0, 0.5)
+        self.noise = number("noise", noise, 0)
 
     def __call__(self, image: Tensor, sample_id: str | int = 0) -> AugmentedImages:
         """Return the augmentations of one image, which can be iterated any number of times.
@@ -120,17 +128,7 @@ class ImageAugmenter:
         ImportError
             kornia is not installed.
         """
-        if not isinstance(image, Tensor) or not image.is_floating_point():
-            given = f"{image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
-            raise InvalidTypeError(f"image must be a floating-point tensor, got {given}")
-        if image.dim() == 4 and image.shape[0] == 1:
-            image = image[0]
-        if image.dim() != 3 or image.numel() == 0:
-            raise InvalidValueError(
-                f"image must have shape [C, H, W] or [1, C, H, W] and not be empty, got {list(image.shape)}"
-            )
-        if not bool(torch.isfinite(image).all()):
-            raise InvalidValueError("image has NaN or infinite values")
+        image = _checked(image)
         channels = image.shape[0]
         if self.hue and channels != 3:
             raise InvalidValueError(
@@ -140,10 +138,40 @@ class ImageAugmenter:
             require("kornia", "shifting hue needs")
         if self.mean is not None and len(self.mean) not in (1, channels):
             raise InvalidValueError(f"mean and std have {len(self.mean)} numbers, but image has {channels} channels")
-        return AugmentedImages(self, image.detach(), str(sample_id))
+        return AugmentedImages(self, image, str(sample_id))
+
+    def noisy(self, image: Tensor, sample_id: str | int, count: int) -> Tensor:
+        """Return copies of the sample itself with noise, but no augmentation.
+
+        Parameters
+        ----------
+        image : Tensor ``[C, H, W]`` or ``[1, C, H, W]``
+            The sample as the network takes it, with a floating-point dtype.
+        sample_id : str or int
+            Name of the sample. With the seed it determines the noise of copy `i`, which is not that of image `i`.
+        count : int
+            Number of copies.
+
+        Returns
+        -------
+        Tensor ``[count, C, H, W]``
+            With the sample's dtype and device.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `image` is not a finite floating-point tensor of the right shape, or `count` not an integer of at least 1;
+            the noise is too large for the dtype.
+        """
+        image = _checked(image)
+        names = [f"copy/{self.seed}/{index}/{sample_id}" for index in range(integer("count", count, 1))]
+        return add_noise(image.expand(count, -1, -1, -1), noise_deviation(image, self.noise), names, image.dtype)
 
     def __repr__(self) -> str:
-        return f"ImageAugmenter(n={self.n}, mean={self.mean}, std={self.std}, seed={self.seed}, size={self.size})"
+        return (
+            f"ImageAugmenter(n={self.n}, mean={self.mean}, std={self.std}, seed={self.seed}, size={self.size}, "
+            f"noise={self.noise:g})"
+        )
 
 
 class AugmentedImages:
@@ -156,6 +184,7 @@ class AugmentedImages:
         self._dtype = image.dtype
         # Half precision would round colours more coarsely than an 8-bit photo does.
         self._colours = self._undo_normalisation(image.to(torch.promote_types(image.dtype, torch.float32)))
+        self._deviation = noise_deviation(image, augmenter.noise)
         self._draws = _random_table(augmenter.seed, sample_id, augmenter.n)
 
     def __len__(self) -> int:
@@ -206,14 +235,15 @@ class AugmentedImages:
             if options.hue:
                 coloured = adjust_hue(coloured, shift.flatten())
             images.copy_(coloured.sub_(mean).div_(std))
-        return batch.to(self._dtype)
+        if not options.noise:
+            return batch.to(self._dtype)
+        names = [f"noise/{options.seed}/{index}/{self.sample_id}" for index in indices]
+        return add_noise(batch, self._deviation, names, self._dtype)
 
 
 def _random_table(seed: int, sample_id: str, n: int) -> Tensor:
     """Return uniform random numbers ``[N, 25]``, float64; row i does not depend on N."""
-    digest = hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
-    return torch.rand(n, _HUE + 1, generator=generator, dtype=torch.float64)
+    return torch.rand(n, _HUE + 1, generator=generator_of(f"{seed}/{sample_id}"), dtype=torch.float64)
 
 
 def _crop_box(
@@ -235,10 +265,19 @@ def _crop_box(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _fraction(name: str, value: float, most: float) -> float:
-    if not 0 <= value <= most:
-        raise InvalidValueError(f"{name} must lie between 0 and {most:g}, got {value!r}")
-    return float(value)
+def _checked(image: Tensor) -> Tensor:
+    """Return the sample as ``[C, H, W]``, detached, or raise TypeError or ValueError."""
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        raise InvalidTypeError(f"image must be a floating-point tensor, got {kind(image)}")
+    if image.dim() == 4 and image.shape[0] == 1:
+        image = image[0]
+    if image.dim() != 3 or image.numel() == 0:
+        raise InvalidValueError(
+            f"image must have shape [C, H, W] or [1, C, H, W] and not be empty, got {list(image.shape)}"
+        )
+    if not bool(torch.isfinite(image).all()):
+        raise InvalidValueError("image has NaN or infinite values")
+    return image.detach()
 
 
 def _interval(name: str, value: tuple[float, float], most: float) -> tuple[float, float]:

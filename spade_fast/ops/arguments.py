@@ -19,7 +19,7 @@ _NATIVE = {"cpu", "meta", "cuda"} if _C.build_info()["cuda"] else {"cpu", "meta"
 def tensors(op: str, **given: Any) -> list[Tensor]:
     """Return dense tensors where they are computed with: the first one's device if it has native kernels, else the CPU.
 
-    Tensors on the meta device hold only shapes, and stay there.
+    Tensors on the meta device hold only shapes, and stay there. Tensors that require grad are detached.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def tensors(op: str, **given: Any) -> list[Tensor]:
 def _moved(op: str, name: str, value: Tensor, home: torch.device) -> Tensor:
     if value.is_meta and home.type != "meta":
         raise InvalidValueError(f"{op}: {name} must hold values, as the first tensor does, got one on 'meta'")
-    return value.to(home)
+    return (value.detach() if value.requires_grad else value).to(home)
 
 
 def _check_dense(op: str, name: str, value: Any) -> None:

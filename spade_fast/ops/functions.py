@@ -5,6 +5,8 @@ build includes them, for CUDA. Tensors on any other device are processed on the 
 device of the inputs. On a GPU no op synchronises or copies to the host; errors that depend on values are therefore not
 raised there, as the docstrings of the ops concerned state.
 
+No op has gradients: results never require grad, and inputs that do are used as constants.
+
 Memory is stated in addition to inputs and results. Inputs that are not contiguous are also copied, unless the docstring
 states that any strides are read in place.
 
@@ -29,6 +31,8 @@ def _in_place(op: str, *integers: Any, gram: Tensor, **others: Any) -> Tensor:
     work, *rest = arguments.tensors(op, gram=gram, **others)
     if arguments.is_negated(gram):
         raise InvalidValueError(f"{op}: gram must not be the negated view of another tensor")
+    if gram.requires_grad and torch.is_grad_enabled():
+        raise InvalidValueError(f"{op}: gram must not require grad, because it is updated in place without gradients")
     # Inputs of either sign have the same Gram matrix; torch would copy negated ones, and hide whose memory they share.
     rest = [torch._neg_view(other) if arguments.is_negated(other) else other for other in rest]
     getattr(_ops, op)(work, *rest, *integers)

@@ -157,6 +157,7 @@ def solve_layer(
     return pruned, reports
 
 
+@torch.no_grad()
 def solve_sparsities(
     layer: Layer,
     weight: Tensor,

@@ -44,6 +44,7 @@ class Solution:
     failed: Tensor
 
 
+@torch.no_grad()
 def solve_once(
     problem: Problem, hessians: Tensor, removed: Sequence[int], damping: float, *, read: bool
 ) -> list[Solution]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+import hashlib
 
 import pytest
 import torch
 
+from spade_fast._util.errors import UserError
 from spade_fast.inputs.augment import ImageAugmenter, _crop_box, _random_table
+from spade_fast.inputs.setup import Setup
 
 OFF = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0, "brightness": 0.0, "hue": 0.0}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -123,6 +126,78 @@ def test_reproducible_from_seed_and_sample_id_alone():
     assert len({tuple(made.flatten().tolist()) for made in first}) == 7, "each image has a draw of its own"
 
 
+def noise_of(made: torch.Tensor, plain: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """The noise of images, in standard deviations for noise of the whole range."""
+    return (made - plain) / (sample.max() - sample.min())
+
+
+def test_draws_of_augmentations_are_as_they_were():
+    digest = hashlib.blake2b(b"3/cat", digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    assert torch.equal(_random_table(3, "cat", 5), torch.rand(5, 25, generator=generator, dtype=torch.float64))
+
+
+def test_noise_is_a_share_of_the_range_in_the_scale_of_the_network():
+    sample = (photo(64, 48) - 0.4) / 0.2
+    options = {"n": 12, "mean": [0.4] * 3, "std": [0.2] * 3, "seed": 5}
+    plain = all_images(ImageAugmenter(**options)(sample, "a"))
+    found = noise_of(all_images(ImageAugmenter(**options, noise=0.25)(sample, "a")), plain, sample)
+    assert abs(float(found.std()) - 0.25) < 0.005 and abs(float(found.mean())) < 0.005
+    assert float(found.max()) > 0.9, "it is not clipped"
+    doubled = noise_of(all_images(ImageAugmenter(**options, noise=0.5)(sample, "a")), plain, sample)
+    assert torch.allclose(doubled, 2 * found, atol=1e-5), "the same draws, whatever their size"
+    assert len({round(float(one[0, 0, 0]), 5) for one in found}) == 12
+
+
+def test_noise_depends_on_seed_sample_and_index_alone():
+    sample = photo()
+
+    def make(sample_id: str = "a", **options) -> torch.Tensor:
+        return all_images(ImageAugmenter(**{"n": 7, "seed": 5, "noise": 0.2, **options})(sample, sample_id))
+
+    first = make()
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    assert torch.equal(make(batch_size=3), first) and torch.equal(make(n=4), first[:4])
+    assert torch.equal(torch.get_rng_state(), state)
+    plain = noise_of(first, make(noise=0.0), sample)
+    for other in ({"seed": 6}, {"sample_id": "b"}):
+        assert not torch.allclose(noise_of(make(**other), make(**other, noise=0.0), sample), plain, atol=0.1)
+    double = all_images(ImageAugmenter(n=7, seed=5, noise=0.2)(sample.double(), "a"))
+    half = all_images(ImageAugmenter(n=7, seed=5, noise=0.2)(sample.half(), "a"))
+    assert double.dtype == torch.float64 and torch.allclose(double.float(), first, atol=1e-5)
+    assert half.dtype == torch.float16 and torch.allclose(half.float(), first, atol=5e-3)
+
+
+def test_noisy_copies_of_the_sample_itself():
+    sample = 4 * photo(32, 40) - 2
+    augmenter = ImageAugmenter(n=2, seed=5, size=16, noise=0.2, mean=[0.5] * 3, std=[0.25] * 3)
+    copies = augmenter.noisy(sample, "a", 6)
+    assert copies.shape == (6, 3, 32, 40) and torch.equal(augmenter.noisy(sample[None], "a", 4), copies[:4])
+    found = noise_of(copies, sample, sample)
+    assert abs(float(found.std()) - 0.2) < 0.005
+    images = all_images(ImageAugmenter(n=2, seed=5, noise=0.2, **OFF)(photo(32, 40), "a"))
+    images = noise_of(images, photo(32, 40), photo(32, 40))
+    assert float((found[:2] - images).std()) > 0.2, "other noise than that of the augmented images"
+    assert torch.equal(ImageAugmenter().noisy(sample.half(), 0, 2), sample.half().expand(2, -1, -1, -1))
+    assert not augmenter.noisy(sample.requires_grad_(), "a", 1).requires_grad
+    constant = torch.full((3, 8, 8), 2.0)
+    assert torch.equal(augmenter.noisy(constant, "a", 1)[0], constant), "without a range there is no noise"
+
+
+def test_noise_that_is_too_large_for_the_dtype():
+    augmenter = ImageAugmenter(n=1, noise=1e6)
+    with pytest.raises(UserError, match=r"noise with standard deviation 9.* is too large for torch.float16"):
+        all_images(augmenter(photo().half()))
+    with pytest.raises(UserError, match=r"is too large for torch.float16"):
+        augmenter.noisy(photo().half(), "a", 1)
+    assert augmenter.noisy(photo(), "a", 1).isfinite().all()
+
+
+def test_one_default_number_of_images():
+    assert ImageAugmenter().n == Setup().augmentations == 64
+
+
 def test_batches_sizes_dtypes():
     batches = ImageAugmenter(n=5, batch_size=2, size=(6, 9))(photo())
     assert len(batches) == 3
@@ -158,12 +233,20 @@ def test_colours_far_out_of_range_warn():
         {"hue": 0.6},
         {"brightness": -0.1},
         {"flip": 2},
+        {"flip": "often"},
+        {"noise": -0.1},
+        {"noise": float("nan")},
+        {"noise": float("inf")},
+        {"noise": 10**400},
+        {"noise": True},
+        {"noise": "0.1"},
         {"size": (0, 4)},
     ],
 )
 def test_bad_options(options):
-    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+    with pytest.raises((TypeError, ValueError), match=next(iter(options))) as caught:
         ImageAugmenter(**options)
+    assert isinstance(caught.value, UserError)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +265,15 @@ def test_bad_options(options):
 def test_bad_images(image, error, message):
     with pytest.raises(error, match=message):
         ImageAugmenter(n=2)(image)
+    if message != "hue":
+        with pytest.raises(error, match=message):
+            ImageAugmenter(noise=0.1).noisy(image, 0, 1)
+
+
+@pytest.mark.parametrize(("count", "error"), [(0, ValueError), (1.0, TypeError), (True, TypeError)])
+def test_bad_number_of_copies(count, error):
+    with pytest.raises(error, match="count must be"):
+        ImageAugmenter(noise=0.1).noisy(photo(), 0, count)
 
 
 def test_channels_must_fit_mean_and_std():

@@ -49,6 +49,7 @@ SOUND: dict[str, dict[str, Any]] = {
 }
 CALLS = [(op, name) for op, given in SOUND.items() for name in given]
 TENSORS = [(op, name) for op, name in CALLS if isinstance(SOUND[op][name], Tensor)]
+READ = [(op, name) for op, name in TENSORS if name != "gram" and SOUND[op][name].is_floating_point()]
 INTEGERS = [(op, name) for op, name in CALLS if type(SOUND[op][name]) in (int, tuple)]
 
 
@@ -61,6 +62,31 @@ def call(op: str, device: str = "cpu", **changes: Any) -> Any:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_sound_calls(op: str, device: str) -> None:
     call(op, device)
+
+
+def results(op: str, **changes: Any) -> tuple[Tensor, ...]:
+    made = call(op, **changes)
+    return made if isinstance(made, tuple) else (made,)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("op", "name"), [*READ, ("inverse_cholesky", "damp")])
+def test_what_requires_grad_is_a_constant(op: str, name: str) -> None:
+    value = torch.tensor(0.5) if name == "damp" else SOUND[op][name]
+    for given in (value.clone().requires_grad_(), value.clone().requires_grad_() * 1):
+        for made, expected in zip(results(op, **{name: given}), results(op), strict=True):
+            assert not made.requires_grad and torch.equal(made, expected)
+        assert given.requires_grad
+
+
+@pytest.mark.parametrize("op", ["gram_linear_", "gram_conv2d_", "mirror_upper_"])
+def test_a_gram_that_requires_grad_is_refused_unless_gradients_are_off(op: str) -> None:
+    gram = SOUND[op]["gram"].clone().requires_grad_()
+    with pytest.raises(ValueError, match=f"{op}: gram must not require grad"):
+        getattr(ops, op)(**{**SOUND[op], "gram": gram})
+    assert not gram.any()
+    with torch.no_grad():
+        assert getattr(ops, op)(**{**SOUND[op], "gram": gram}) is gram and torch.equal(gram, call(op))
 
 
 NO_TENSORS: dict[str, Callable[[Tensor], Any]] = {

@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spade_fast import ops
 from spade_fast.ops import reference
 from spade_fast.pruning import solve as solvers
-from spade_fast.pruning.counts import removal_counts, smallest
+from spade_fast.pruning.counts import count_zeros, removal_counts, smallest
 from spade_fast.pruning.layers import Layer, find_layers
 from spade_fast.pruning.solve import check_block, default_block, solve_layer, solve_sparsities
+from spade_fast.pruning.solve_once import Problem, solve_once
 
 
 @pytest.fixture(params=["cpu", pytest.param("as on a GPU", marks=pytest.mark.emulated)], autouse=True)
@@ -475,6 +476,27 @@ def test_a_sparsity_without_solution_alone_gets_more_damping(monkeypatch):
         assert torch.allclose(pruned, weights)
     assert [[report.damping for report in reports] for _, reports in solved] == [[0.001] * 2, [0.001, 0.1], [0.001] * 2]
     assert len(paths) == 1 + 1 + 3  # both, the first sample again, the second with each damping
+
+
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+@pytest.mark.parametrize("leaf", [True, False])
+def test_weights_and_hessians_may_require_grad(solver, leaf):
+    layer = layer_of(nn.Conv2d(4, 6, 3, groups=2))
+    weight, grams = problem(layer, samples=2)
+    options = {"solver": solver, "sparsities": [0.0, 0.5, 1.0]}
+    expected = solve_sparsities(layer, weight, grams.clone(), **options)
+    before = grams.clone()
+    weight, grams = weight.requires_grad_(), grams.requires_grad_()
+    if not leaf:
+        weight, grams = weight * 1, grams * 1
+    found = solve_sparsities(layer, weight, grams, **options)
+    for (pruned, reports), (right, said) in zip(found, expected, strict=True):
+        assert not pruned.requires_grad and torch.equal(pruned, right)
+        assert [report.measured_error for report in reports] == [report.measured_error for report in said]
+    once = Problem(layer, weight, solver, default_block(layer, solver), count_zeros(weight))
+    for solution in solve_once(once, grams, [layer.numel // 2], 0.01, read=True):
+        assert not solution.pruned.requires_grad and torch.equal(solution.pruned, expected[1][0])
+    assert weight.requires_grad and grams.requires_grad and torch.equal(grams, before)
 
 
 class _Looks(TorchDispatchMode):

@@ -288,6 +288,7 @@ def test_modes_of_the_caller_change_nothing(model, images, solver):
     plain = trace(model, images, **options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         others = [trace(model, images, **options)]
+    others.append(trace(model, images.clone().requires_grad_(), **options))
     with torch.inference_mode():
         others.append(trace(model, images, **options))
     with torch.no_grad():
