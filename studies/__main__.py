@@ -1,68 +1,76 @@
-"""Do traces make better explanations? ``make trojan`` and ``make trojan-study`` run this; see studies/README.md.
+"""Do traces make better explanations? One command per study; studies/README.md describes them.
 
-Measurements are kept in ``out/trojan``; an interrupted run resumes from them.
+Measurements are kept in ``out/studies``; an interrupted run resumes from them.
 """
 
 from __future__ import annotations
 
 import json
-import time
+from typing import Annotated
 
 import typer
-from implant import CHECKS, trojaned_network
-from measure import measure, mosaic_experiment, trojan_experiment
-from pictures import draw_cases, draw_figure_one, draw_study
-from report import RESULTS, differences, differences_table, study_summary, study_table, summarise, table, write
-from sources import CONSOLE
-from study import settings, study
+
+from studies import insertion, localisation, mosaics, settings, triggers
+from studies.pictures import draw_cases, draw_classes, draw_settings
+from studies.shared.measure import measure
+from studies.shared.photos import CONSOLE
+from studies.shared.report import RESULTS, share_of_tuning, summarise, tables, write
+from studies.trojan.implant import CHECKS
 
 app = typer.Typer(add_completion=False, help=__doc__)
+Workers = Annotated[int, typer.Option(help="Processes, of one thread each.")]
 
 
 @app.command()
-def results() -> None:
-    """Implant the trojan, tune, score all networks on trojaned images and on mosaics, and write tables and pictures."""
-    start = time.perf_counter()
-    trojan = trojan_experiment()
-    records = measure(trojan)
-    localisation = summarise(trojan, records, "auc")
-    mosaics = mosaic_experiment()
-    of_mosaics = measure(mosaics)
-    energy = summarise(mosaics, of_mosaics, "energy")
-    of_triggers = differences(trojan, records, "auc")
-    of_cells = differences(mosaics, of_mosaics, "energy")
-    content = {
-        "trojan": json.loads(CHECKS.read_text(encoding="utf-8")),
-        "sparsity": {row: trojan.rows[row].sparsity for row in ("fast", "exact")},
-        "localisation AUC": localisation,
-        "pointing game": summarise(trojan, records, "pointing"),
-        "grid pointing game": energy,
-        "grid AUC": summarise(mosaics, of_mosaics, "auc"),
-        "differences": {"trojan": of_triggers, "mosaics": of_cells},
-    }
-    tables = [
-        table(localisation, f"Localisation AUC, %, of the trigger in {len(trojan.cases)} images"),
-        differences_table(of_triggers),
-        table(
-            energy, f"Grid pointing game: % of a map inside the target's cell, {len(mosaics.cases)} cells; chance 25"
-        ),
-        differences_table(of_cells),
-    ]
-    write("trojan", "Explanations of traces", tables, content)
-    draw_cases(trojan, records, RESULTS)
-    draw_figure_one(trojan, RESULTS / "trojan_class.jpg")
-    CONSOLE.print(f"{RESULTS / 'trojan.md'} and pictures beside it, {(time.perf_counter() - start) / 60:.0f} minutes")
+def trojan(workers: Workers = 2) -> None:
+    """Which maps find the trigger of a trojan?"""
+    study, records = measure(localisation.study, workers)
+    summary = summarise(study, records)
+    checks = json.loads(CHECKS.read_text(encoding="utf-8"))
+    share = share_of_tuning(summary, "fast auto", "fast tuned")
+    parts = [*tables(summary), f"Without labels, automatic sparsity has {share:.0f} % of the gain of tuning with masks.\n"]
+    content = {"trojan": checks, "automatic, share of tuned": share, **summary}
+    path = write("trojan", "Which maps find the trigger of a trojan?", parts, content)
+    draw_cases(study, records)
+    draw_classes(study)
+    CONSOLE.print(f"{path} and pictures beside it")
 
 
-@app.command(name="study")
-def run_study() -> None:
-    """Change one setting at a time, on the photos for tuning, and write a table and a picture."""
-    network = trojaned_network()
-    cases, records = study(network)
-    lines = study_summary(list(settings(network)), cases, records)
-    write("trojan_study", "What makes traces localise", [study_table(lines)], {"settings": lines})
-    draw_study(lines, RESULTS / "trojan_study.png")
-    CONSOLE.print(f"{RESULTS / 'trojan_study.md'}")
+@app.command(name="settings")
+def run_settings(workers: Workers = 2) -> None:
+    """Which settings make traces localise, one at a time, on other photos?"""
+    study, records = measure(settings.study, workers)
+    summary = summarise(study, records)
+    path = write("trojan_study", "What makes traces localise?", tables(summary), summary)
+    draw_settings(summary, RESULTS / "trojan_study.png")
+    CONSOLE.print(f"{path}")
+
+
+@app.command(name="triggers")
+def run_triggers(workers: Workers = 2) -> None:
+    """Two triggers in one photo: do the maps of two classes differ?"""
+    study, records = measure(triggers.study, workers)
+    summary = summarise(study, records)
+    CONSOLE.print(f"{write('triggers', 'Two triggers in one photo', tables(summary), summary)}")
+
+
+@app.command(name="mosaics")
+def run_mosaics(workers: Workers = 2) -> None:
+    """The grid pointing game."""
+    study, records = measure(mosaics.study, workers)
+    summary = summarise(study, records)
+    CONSOLE.print(f"{write('mosaics', 'Mosaics', tables(summary), summary)}")
+
+
+@app.command(name="insertion")
+def run_insertion(workers: Workers = 2) -> None:
+    """Insertion and deletion on networks as they were published."""
+    summaries = {}
+    for which in insertion.NETWORKS:
+        study, records = measure(insertion.STUDIES[which], workers)
+        summaries[which] = summarise(study, records)
+    parts = [table for summary in summaries.values() for table in tables(summary)]
+    CONSOLE.print(f"{write('insertion', 'Insertion and deletion', parts, summaries)}")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from spade_fast import prepare_for_attribution
-from spade_fast.attribution import attribution_map
-from spade_fast.attribution.maps import mean_map
+from spade_fast.attribution import SmoothGrad, attribution_map, mean_map
 from spade_fast.attribution.methods import Question
-from spade_fast.attribution.smooth_grad import SmoothGrad
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.pruning.auto_sparsity import Search
 from spade_fast.pruning.exchange import WeightsApplied
@@ -89,8 +87,7 @@ class Maker:
 
     def maps(self, case: Case, rows: Rows) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Any]]]:
         """Yield for each row its name, its map for each method, and what is known about its networks."""
-        self._searches = {}
-        self._images = {case.sample: case.image, **{one.name: one.image for one in self._others_of(case)}}
+        self._begin(case)
         wanted: dict[Weights, dict[tuple[bool, str], None]] = defaultdict(dict)
         for one in rows.values():
             for source in one.sources():
@@ -114,6 +111,15 @@ class Maker:
             facts = _together([made[weights] for weights in networks])
             spent = sum(seconds[s.weights, s.smooth, method] for s in one.sources() for method in one.methods)
             yield name, of_methods, {**facts, "seconds of maps": spent / len(one.methods)}
+
+    def made(self, case: Case, weights: Weights) -> Made:
+        """Make single weights for a case."""
+        self._begin(case)
+        return self._made(case, weights, _kinds_by_ladder([weights]))
+
+    def _begin(self, case: Case) -> None:
+        self._searches = {}
+        self._images = {case.sample: case.image, **{one.name: one.image for one in self._others_of(case)}}
 
     def _map(self, case: Case, method: str, smooth: bool) -> Tensor:
         question = Question(self.prepared, case.image, case.target, self.network.black)

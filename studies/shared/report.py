@@ -10,17 +10,21 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from measure import WITH_SLOW, Experiment
-from records import Records
-from rows import EQUAL
-from scoring import FAST, SLOW
-from study import Setting
 
 from spade_fast.attribution.methods import METHODS
 from spade_fast.attribution.metrics import bootstrap_interval
+from studies.shared.measure import Study
+from studies.shared.records import Records
 
 RESULTS = Path(__file__).parents[1] / "results"
-Interval = Mapping[str, float]
+_FACTS = {
+    "P(target)": "probability",
+    "target predicted": "predicted",
+    "goal kept": "kept",
+    "weights removed": "sparsity",
+    "layer error": "layer error",
+}
+_SECONDS = ("seconds of the ladder", "seconds of the search", "seconds of maps")
 
 
 def interval(values: Sequence[float], sources: Sequence[str]) -> dict[str, float]:
@@ -34,155 +38,156 @@ def interval(values: Sequence[float], sources: Sequence[str]) -> dict[str, float
     return {"mean": 100 * float(np.nanmean(values)), "low": 100 * low, "high": 100 * high}
 
 
-def _mean(scores: Mapping[str, float], methods: Iterable[str]) -> float:
-    known = [scores[method] for method in methods if not math.isnan(scores[method])]
-    return fmean(known) if known else math.nan
+def common_methods(study: Study) -> list[str]:
+    """Return the methods that all rows have: those of the main column."""
+    of_rows = [row.methods for row in study.rows.values()]
+    return [method for method in of_rows[0] if all(method in methods for methods in of_rows)]
 
 
-def summarise(experiment: Experiment, records: Records, metric: str) -> dict[str, Any]:
-    """Average a metric over the cases, for each row."""
-    names = [case.name for case in experiment.cases]
-    return {row: _of_row(row, names, experiment, records, metric) for row in experiment.rows}
-
-
-def _of_row(row: str, names: Sequence[str], experiment: Experiment, records: Records, metric: str) -> dict[str, Any]:
-    found = [records[row, name] for name in names]
-    sources = [one["source"] for one in found]
-    values = {method: [one[metric][method] for one in found] for method in FAST}
-    dense = [records["dense", name] for name in names]
-    fast = [_mean(one[metric], FAST) for one in found]
-    gain = [value - _mean(one[metric], FAST) for value, one in zip(fast, dense, strict=True)]
-    summary: dict[str, Any] = {
-        "title": experiment.rows[row].title,
-        "cases": len(found),
-        "methods": {method: interval(of_method, sources) for method, of_method in values.items()},
-        "mean": interval(fast, sources),
-        "gain over dense": interval(gain, sources),
-        "probability": interval([one["probability"] for one in found], sources),
-        "predicted": 100 * float(np.mean([one["predicted"] for one in found])),
-        "seconds to solve": float(np.median([one["solve"] for one in found])),
+def summarise(study: Study, records: Records) -> dict[str, Any]:
+    """Average the scores of each row over the cases."""
+    rows = {name: _of_row(study, records, name) for name in study.rows}
+    lines = [_difference(study, records, first, second) for first, second in study.pairs]
+    return {
+        "title": study.title,
+        "network": study.network.name,
+        "metric": study.metric,
+        "images": len({case.sample for case in study.cases}),
+        "questions": len(study.cases),
+        "sources": len({case.source for case in study.cases}),
+        "methods": common_methods(study),
+        "rows": rows,
+        "differences": lines,
     }
-    gain_there = [value for value, one in zip(gain, found, strict=True) if one["predicted"]]
-    if gain_there:
-        kept = [source for source, one in zip(sources, found, strict=True) if one["predicted"]]
-        summary["gain over dense where predicted"] = interval(gain_there, kept)
-    if row in WITH_SLOW and experiment.slow:
-        some = [records[row, name] for name in names if name in experiment.slow]
-        sources = [one["source"] for one in some]
-        for method in SLOW:
-            summary["methods"][method] = interval([one[metric][method] for one in some], sources)
-        everything = [_mean(one[metric], METHODS) for one in some]
-        summary["mean of all methods"] = {**interval(everything, sources), "cases": len(some)}
+
+
+def _of_row(study: Study, records: Records, name: str) -> dict[str, Any]:
+    found, sources = _found(study, records, name)
+    row = study.rows[name]
+    first = found[0]
+    metrics = [key for key, value in first.items() if isinstance(value, dict)]
+    mine = _means(found, study.metric, common_methods(study))
+    dense, _ = _found(study, records, "dense")
+    gain = np.subtract(mine, _means(dense, study.metric, common_methods(study)))
+    summary: dict[str, Any] = {
+        "title": row.title,
+        "mean": interval(mine, sources),
+        "gain over dense": interval(gain.tolist(), sources),
+        "methods": {m: interval([one[study.metric][m] for one in found], sources) for m in row.methods},
+        "other scores": {
+            metric: interval(_means(found, metric, common_methods(study)), sources)
+            for metric in metrics
+            if metric != study.metric
+        },
+    }
+    if len(row.methods) > len(common_methods(study)) and not row.plain:
+        every = _means(found, study.metric, row.methods)
+        gain = np.subtract(every, _means(dense, study.metric, row.methods))
+        summary["mean of all methods"] = interval(every, sources)
+        summary["gain over dense of all methods"] = interval(gain.tolist(), sources)
+    for title, fact in _FACTS.items():
+        if fact in first:
+            summary[title] = 100 * fmean(one[fact] for one in found)
+    for fact in ("limit", *_SECONDS):
+        if fact in first:
+            summary[fact] = float(np.median([one[fact] for one in found]))
     return summary
 
 
-def differences(experiment: Experiment, records: Records, metric: str) -> list[dict[str, Any]]:
-    """Compare pairs of rows case by case: each trace with the dense network, the other solver and its controls."""
-    pairs = []
-    for own, solver, label in (("fast", "exact", "tuned"), ("fast-equal", "exact-equal", f"{EQUAL:.0%}")):
-        if own in experiment.rows:
-            controls = [row for row in experiment.rows if row.startswith(f"{label}: ")]
-            pairs += [(own, "dense"), (solver, "dense"), (solver, own), *((own, control) for control in controls)]
-    lines = []
-    for first, second in pairs:
-        found = [[records[row, case.name] for case in experiment.cases] for row in (first, second)]
-        values = [[_mean(one[metric], FAST) for one in of_row] for of_row in found]
-        lines.append(
-            {
-                "of": experiment.rows[first].title,
-                "and": experiment.rows[second].title,
-                "difference": interval(np.subtract(*values), [one["source"] for one in found[0]]),
-            }
-        )
-    return lines
+def _found(study: Study, records: Records, name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    found = [records[study.key(name, case)] for case in study.cases]
+    return found, [case.source for case in study.cases]
 
 
-def differences_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table with one line per pair."""
-    rows = [["", "minus", "difference [95 %]"], ["---", "---", "---:"]]
-    rows += [[line["of"], line["and"], _with_interval(line["difference"], sign="+")] for line in lines]
-    return _markdown(rows)
+def _means(found: Sequence[Mapping[str, Any]], metric: str, methods: Iterable[str]) -> list[float]:
+    """Average a score over methods, in each record; NaN does not count."""
+    methods = list(methods)
+    means = []
+    for one in found:
+        known = [one[metric][method] for method in methods if not math.isnan(one[metric][method])]
+        means.append(fmean(known) if known else math.nan)
+    return means
 
 
-def table(summary: Mapping[str, Any], unit: str) -> str:
-    """Return a table with one line per network and one column per method."""
-    slow = any(method in of_row["methods"] for of_row in summary.values() for method in SLOW)
-    methods = [*FAST, *(SLOW if slow else ())]
-    head = ["network", f"mean of {len(FAST)} [95 %]", "gain over dense", "P(target)", "target predicted", "seconds"]
-    head += [METHODS[method].title for method in methods]
+def _difference(study: Study, records: Records, first: str, second: str) -> dict[str, Any]:
+    methods = common_methods(study)
+    values = [_means(_found(study, records, name)[0], study.metric, methods) for name in (first, second)]
+    _, sources = _found(study, records, first)
+    return {
+        "of": study.rows[first].title,
+        "and": study.rows[second].title,
+        "difference": interval(np.subtract(*values).tolist(), sources),
+    }
+
+
+def share_of_tuning(summary: Mapping[str, Any], automatic: str, tuned: str) -> float:
+    """Return the gain of a row without labels as a share of the gain of a row tuned with masks, in percent."""
+    gains = [summary["rows"][name]["gain over dense"]["mean"] for name in (automatic, tuned)]
+    return 100 * gains[0] / gains[1]
+
+
+def tables(summary: Mapping[str, Any]) -> list[str]:
+    """Return the tables of a study: one line per row, then differences."""
+    methods = [METHODS[method].title for method in summary["methods"]]
+    sources = "mosaics" if summary["metric"] == "energy" else "photos"
+    about = f"{summary['title']}. {summary['questions']} questions, {summary['images']} images, {summary['sources']} "
+    about += f"{sources}; methods: {', '.join(methods)}; brackets: 95 % by bootstrap over {sources}."
+    return [f"{about}\n\n{_row_table(summary)}", *([_difference_table(summary)] if summary["differences"] else [])]
+
+
+def _row_table(summary: Mapping[str, Any]) -> str:
+    rows = summary["rows"].values()
+    others = list(next(iter(rows))["other scores"])
+    every = list(dict.fromkeys(method for row in rows for method in row["methods"]))
+    wide = any("mean of all methods" in row for row in rows)
+    facts = [title for title in _FACTS if any(title in row for row in rows)]
+    head = ["", f"mean of {len(summary['methods'])} [95 %]", "over dense"]
+    head += [f"mean of {len(every)}", "over dense"] if wide else []
+    head += [*others, *facts, "error limit", "seconds to make", "seconds a map", *(METHODS[m].title for m in every)]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for of_row in summary.values():
-        cells = [of_row["title"], _with_interval(of_row["mean"]), _with_interval(of_row["gain over dense"], sign="+")]
-        cells += [f"{of_row['probability']['mean']:.0f} %", f"{of_row['predicted']:.0f} %"]
-        cells.append(f"{of_row['seconds to solve']:.1f}")
-        cells += [
-            f"{of_row['methods'][method]['mean']:.1f}" if method in of_row["methods"] else "" for method in methods
-        ]
+    for row in rows:
+        cells = [row["title"], with_interval(row["mean"]), with_interval(row["gain over dense"], "+")]
+        if wide:
+            cells.append(with_interval(row["mean of all methods"]) if "mean of all methods" in row else "")
+            cells.append(
+                with_interval(row["gain over dense of all methods"], "+") if "mean of all methods" in row else ""
+            )
+        cells += [f"{row['other scores'][other]['mean']:.1f}" for other in others]
+        cells += [f"{row[fact]:.0f} %" if fact in row else "" for fact in facts]
+        cells.append(f"{row['limit']:.3f}" if "limit" in row else "")
+        made = [row[name] for name in _SECONDS[:2] if name in row]
+        cells.append(f"{sum(made):.1f}" if made else "")
+        cells.append(f"{row[_SECONDS[2]]:.2f}" if _SECONDS[2] in row else "")
+        cells += [f"{row['methods'][method]['mean']:.1f}" if method in row["methods"] else "" for method in every]
         lines.append(cells)
-    return f"{unit}\n\n{_markdown(lines)}"
+    return markdown(lines)
 
 
-def _with_interval(value: Interval, sign: str = "") -> str:
+def _difference_table(summary: Mapping[str, Any]) -> str:
+    lines = [["", "minus", "difference [95 %]"], ["---", "---", "---:"]]
+    lines += [[one["of"], one["and"], with_interval(one["difference"], "+")] for one in summary["differences"]]
+    return markdown(lines)
+
+
+def with_interval(value: Mapping[str, float], sign: str = "") -> str:
+    """Write a mean with its interval."""
     return f"{value['mean']:{sign}.1f} [{value['low']:{sign}.1f}, {value['high']:{sign}.1f}]"
 
 
-def study_summary(settings: Sequence[Setting], cases: Sequence[str], records: Records) -> list[dict[str, Any]]:
-    """Average the scores of each setting of the study over the named cases."""
-    lines = []
-    for setting in settings:
-        found = [records[setting.key, name] for name in cases]
-        sources = [one["source"] for one in found]
-        auc = [np.mean(list(one["auc"].values())) for one in found]
-        dense = [np.mean(list(records["dense", name]["auc"].values())) for name in cases]
-        lines.append(
-            {
-                "question": setting.question,
-                "answer": setting.answer,
-                "cases": len(cases),
-                "dense": 100 * float(np.mean(dense)),
-                "auc": interval(auc, sources),
-                "gain over dense": interval(np.subtract(auc, dense), sources),
-                "probability": 100 * float(np.mean([one["probability"] for one in found])),
-                "predicted": 100 * float(np.mean([one["predicted"] for one in found])),
-                "layer error": 100 * float(np.mean([one["error"] for one in found])),
-                "seconds to solve": float(np.median([one["solve"] for one in found])),
-            }
-        )
-    return lines
-
-
-def study_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table with one line per setting."""
-    head = ["setting", "", "AUC [95 %]", "gain over dense", "P(target)", "target predicted", "layer error", "seconds"]
-    rows = [head, ["---", "---"] + ["---:"] * 6]
-    for number, line in enumerate(lines):
-        new = number == 0 or lines[number - 1]["question"] != line["question"]
-        rows.append(
-            [
-                line["question"] if new else "",
-                line["answer"],
-                _with_interval(line["auc"]),
-                _with_interval(line["gain over dense"], sign="+"),
-                f"{line['probability']:.0f} %",
-                f"{line['predicted']:.0f} %",
-                f"{line['layer error']:.0f} %",
-                f"{line['seconds to solve']:.1f}",
-            ]
-        )
-    return _markdown(rows)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def write(name: str, title: str, parts: Sequence[str], content: Mapping[str, Any]) -> Path:
+    """Write ``NAME.md`` and ``NAME.json`` into the results; return the path of the first."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.md"
+    path.write_text(f"# {title}\n\n" + "\n".join(parts), encoding="utf-8")
+    rounded = json.loads(json.dumps(content), parse_float=_rounded, parse_constant=lambda name: None)
+    (RESULTS / f"{name}.json").write_text(json.dumps(rounded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
 
 
 def _rounded(text: str) -> float:
     return float(f"{float(text):.5g}")
-
-
-def write(name: str, title: str, tables: Sequence[str], content: Mapping[str, Any]) -> None:
-    """Write ``NAME.md`` and ``NAME.json`` into the results."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(f"# {title}\n\n" + "\n".join(tables), encoding="utf-8")
-    rounded = json.loads(json.dumps(content), parse_float=_rounded, parse_constant=lambda name: None)
-    (RESULTS / f"{name}.json").write_text(json.dumps(rounded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
