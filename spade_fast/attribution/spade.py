@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +20,16 @@ from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.text import listed
 from spade_fast.attribution.cam import check_layout
+from spade_fast.attribution.means import mean_attributions
+from spade_fast.attribution.outputs import network_inputs, network_output, score_of_target
 from spade_fast.attribution.sample_arguments import bind_arguments, divide_arguments, innermost
-from spade_fast.pruning import tracing
-from spade_fast.pruning.calibration import Batches
-from spade_fast.pruning.config import PruneConfig, PruneOptions, Sparsity
-from spade_fast.pruning.decision import Decision, predict
+from spade_fast.pruning.calibration import Batches, draw_id
+from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
+from spade_fast.pruning.decision import Decision, probabilities
+from spade_fast.pruning.goals import NOISY_COPIES, Goal, Score, sample_goal
+from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import Trace
+from spade_fast.pruning.tracing import traces_by_level
 
 with extra_for("Spade needs"):
     from captum.attr import (
@@ -62,20 +67,30 @@ class Spade(Attribution):
         id and returns batches. If batches are given directly (a tensor, or an iterable of tensors that can be iterated
         repeatedly), one trace is made and used for all samples.
     sparsity, progress
-        As in `spade_fast.trace`.
+        As in `spade_fast.trace`. Automatic sparsity, the default, keeps the probability of the target of each sample
+        (or the output for the target, where the network does not return logits); without a target, that of the class
+        that the dense network predicts. One trace for all samples keeps the mean over them. If the calibration has
+        noise (``ImageAugmenter(noise=...)``), a trace also keeps the mean over four noisy copies of the sample.
+    draws : int
+        Number of calibrations of each sample, each with other random numbers: an augmenter is called with the ids
+        ``NAME``, ``NAME/draw1``, ``NAME/draw2`` and so on.
+    score : callable, optional
+        Function of the network's output for one sample that returns the number that automatic sparsity keeps instead.
     samples_per_solve : int
         Number of samples traced together, with one solver call per layer. It affects only memory and speed.
     model : nn.Module, optional
         The network, if the method was built on a function that calls it.
-    solver, layers, block, damping, precision, memory_limit, seed, strict
-        The other fields of `PruneConfig`; the default of `seed` is the augmenter's seed.
+    keep, solver, layers, block, damping, precision, memory_limit, seed, strict
+        The other fields of `PruneConfig`; the default of `seed` is the augmenter's seed. With several shares in `keep`
+        or several draws each sample has several traces, and the result is the mean of their attributions, each first
+        divided by the sum of its absolute values.
 
     Attributes
     ----------
     traces : list of Trace
-        The traces of the last call of `attribute`, one per sample (only one if batches were given directly). The trace
-        of one sample knows its `decision`, if the method was built on a network, or a function around it, that returns
-        logits of two or more classes.
+        The traces of the last call of `attribute`, sample by sample, draw by draw, and in the order of `keep`; those of
+        all samples together if batches were given directly. The trace of one sample knows its `decision`, if the method
+        was built on a network, or a function around it, that returns logits of two or more classes.
 
     Raises
     ------
@@ -92,7 +107,7 @@ class Spade(Attribution):
     >>> from captum.attr import Saliency
     >>> from spade_fast import ImageAugmenter, Spade
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
-    >>> spade = Spade(Saliency(model), ImageAugmenter(n=64, hue=0), sparsity=0.5)
+    >>> spade = Spade(Saliency(model), ImageAugmenter(n=64, hue=0), keep=(0.9, 0.5))
     >>> spade.attribute(torch.rand(2, 3, 4, 4), target=1).shape
     torch.Size([2, 3, 4, 4])
     """
@@ -103,7 +118,9 @@ class Spade(Attribution):
         attribution_method: Attribution,
         calibration: Augmenter | Batches,
         *,
-        sparsity: Sparsity,
+        sparsity: Sparsity = AUTO,
+        draws: int = 1,
+        score: Score | None = None,
         samples_per_solve: int = 8,
         model: nn.Module | None = None,
         progress: Progress | None = None,
@@ -124,6 +141,14 @@ class Spade(Attribution):
         if options.get("seed") is None:
             options["seed"] = _seed_of(calibration)
         self.config = PruneConfig(sparsity=sparsity, **options)
+        self.draws = integer("draws", draws, 1)
+        if self.draws > 1 and not callable(calibration):
+            raise InvalidValueError("draws need an augmenter: calibration batches given directly are one draw")
+        if score is not None and not callable(score):
+            raise InvalidTypeError(f"score must be a function of the network's output, got {score!r}")
+        if self.config.sparsity == AUTO and isinstance(attribution_method, DataLoaderAttribution):
+            raise InvalidValueError(f"sparsity={AUTO!r} needs the samples themselves: give a number for a data loader")
+        self.score = score
         self.samples_per_solve = integer("samples_per_solve", samples_per_solve, 1)
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
@@ -185,6 +210,10 @@ class Spade(Attribution):
             All errors of `spade_fast.trace`. The model is restored after any error.
         """
         arguments = bind_arguments(self.attribution_method, inputs, args, kwargs)
+        if self._traces_each > 1 and arguments.get("return_convergence_delta"):
+            raise InvalidValueError(
+                "a mean over several traces has no convergence delta: ask for one keep and one draw"
+            )
         count = 1 if isinstance(self.attribution_method, DataLoaderAttribution) else len(_single_input(inputs))
         ids = [str(index) for index in range(count)] if sample_ids is None else [str(name) for name in sample_ids]
         if len(ids) != count:
@@ -198,37 +227,83 @@ class Spade(Attribution):
         self._warn()
         return result
 
+    @property
+    def _traces_each(self) -> int:
+        return self.draws * (len(self.config.keeps) if self.config.sparsity == AUTO else 1)
+
     def _attribute_all(self, inputs: Any, arguments: dict[str, Any], ids: list[str]) -> Any:
-        """Attribute all samples at once on one trace."""
+        """Attribute all samples at once on one trace, or several."""
         assert not callable(self.calibration)
-        made = tracing.trace(
-            self.model, self.calibration, sample_id=",".join(ids), progress=self.progress, **self.config.options()
-        )
-        self.traces = [made]
+        name = ",".join(ids)
+        goal = self._mean_goal(name, inputs, arguments) if self.config.sparsity == AUTO else None
+        (self.traces,) = self._trace([self.calibration], [name], [goal])
         dense = self._predict(inputs, arguments) if len(ids) == 1 else None
-        return self._attribute_on(made, inputs, arguments, dense)
+        return mean_attributions([self._attribute_on(made, inputs, arguments, dense) for made in self.traces])
 
     def _attribute_each(self, inputs: Tensor | tuple[Tensor], arguments: dict[str, Any], ids: list[str]) -> Any:
-        """Attribute each sample on its own trace."""
+        """Attribute each sample on its own traces."""
         tensor = _single_input(inputs)
+        samples = tensor.split(1)
         of_samples = divide_arguments(self.attribution_method, tensor, arguments)
         results = []
-        for start in range(0, len(tensor), self.samples_per_solve):
-            group = range(start, min(start + self.samples_per_solve, len(tensor)))
-            for index, made in zip(group, self._trace(tensor, ids, group), strict=True):
-                sample = tensor[index : index + 1]
-                given = (sample,) if isinstance(inputs, tuple) else sample
-                dense = self._predict(sample, of_samples[index])
-                results.append(self._attribute_on(made, given, of_samples[index], dense))
-                self.traces.append(made)
+        for start in range(0, len(samples), self.samples_per_solve):
+            group = range(start, min(start + self.samples_per_solve, len(samples)))
+            traces = self._trace_group(samples, of_samples, ids, group)
+            for index in group:
+                given = (samples[index],) if isinstance(inputs, tuple) else samples[index]
+                dense = self._predict(samples[index], of_samples[index])
+                on_traces = [self._attribute_on(made, given, of_samples[index], dense) for made in traces[index]]
+                results.append(mean_attributions(on_traces))
+                self.traces += traces[index]
         if len(results) > 1 and _returns_coefficients(self.attribution_method, arguments):
             results = [result.reshape(1, -1) for result in results]
         return _concatenate(results)
 
+    def _trace_group(
+        self, samples: Sequence[Tensor], of_samples: Sequence[dict[str, Any]], ids: list[str], group: range
+    ) -> dict[int, list[Trace]]:
+        """Return the traces of some samples, by the index of the sample."""
+        assert callable(self.calibration)
+        goals: list[Goal | None] = [None] * len(group)
+        if self.config.sparsity == AUTO:
+            goals = [self._goal(ids[index], samples[index], of_samples[index]) for index in group]
+        traces: dict[int, list[Trace]] = {index: [] for index in group}
+        for draw in range(self.draws):
+            names = [draw_id(ids[index], draw) for index in group]
+            pairs = zip(group, names, strict=True)
+            batches = [self.calibration(samples[index].detach(), name) for index, name in pairs]
+            for index, made in zip(group, self._trace(batches, names, goals), strict=True):
+                traces[index] += made
+        return traces
+
+    def _trace(
+        self, batches: Sequence[Batches], names: Sequence[str], goals: Sequence[Goal | None]
+    ) -> list[list[Trace]]:
+        session = Session(self.model, self.config, self.progress)
+        traces = traces_by_level(session, batches, names, goals)
+        session.warn()
+        return traces
+
+    def _goal(self, name: str, sample: Tensor, arguments: Mapping[str, Any]) -> Goal:
+        """Return what a sample's traces are to keep."""
+        augmenter: Any = self.calibration
+        noise = getattr(augmenter, "noise", 0.0)
+        copies = augmenter.noisy(sample, name, NOISY_COPIES).split(1) if noise else ()
+        return sample_goal(
+            name, score_of_target(self.attribution_method, sample, arguments, self.score), sample, copies
+        )
+
+    def _mean_goal(self, name: str, inputs: Tensor | tuple[Tensor], arguments: Mapping[str, Any]) -> Goal:
+        """Return what a trace of several samples is to keep: the mean of their scores."""
+        tensor = _single_input(inputs)
+        pairs = zip(tensor.split(1), divide_arguments(self.attribution_method, tensor, arguments), strict=True)
+        scores = [(one, score_of_target(self.attribution_method, one, given, self.score)) for one, given in pairs]
+        return sample_goal(name, lambda _: math.fsum(score(one) for one, score in scores) / len(scores), inputs)
+
     def _attribute_on(self, made: Trace, inputs: Any, arguments: dict[str, Any], dense: Tensor | None) -> Any:
         if not isinstance(self.attribution_method, DataLoaderAttribution):
             at_input = bool(arguments.get("attribute_to_layer_input"))
-            check_layout(innermost(self.attribution_method), _network_inputs(inputs, arguments), at_input)
+            check_layout(innermost(self.attribution_method), network_inputs(inputs, arguments), at_input)
         with made.applied(self.model), stage("attribute"):
             pruned = None if dense is None else self._predict(inputs, arguments)
             if dense is not None and pruned is not None:
@@ -238,13 +313,10 @@ class Spade(Attribution):
 
     def _predict(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the probabilities of classes for one sample; None if the method's network does not return logits."""
-        network = innermost(self.attribution_method).forward_func
         if isinstance(self.attribution_method, DataLoaderAttribution):
             return None
         try:
-            # Functions around a network may need gradients.
-            with torch.no_grad() if isinstance(network, nn.Module) else nullcontext():
-                return predict(network, *_network_inputs(inputs, arguments))
+            return probabilities(network_output(self.attribution_method, inputs, arguments))
         except InvalidValueError:
             return None
 
@@ -253,20 +325,12 @@ class Spade(Attribution):
         if lost:
             shown = listed(list(map(repr, lost)), 5)
             warnings.warn(
-                f"the traces of {len(lost)} of {len(self.traces)} samples lost the decision ({shown}): they predict "
-                "another class than the dense network, so that the result does not explain its prediction: lower the "
-                "sparsity, or prune fewer layers (the commands skip narrow ones: spade_fast.inputs.wide_layers)",
+                f"{len(lost)} of {len(self.traces)} traces lost the decision ({shown}): they predict "
+                "another class than the dense network, so that the result does not explain its prediction: keep more, "
+                "or lower the sparsity",
                 DecisionWarning,
                 stacklevel=4,
             )
-
-    def _trace(self, tensor: Tensor, ids: list[str], group: range) -> list[Trace]:
-        assert callable(self.calibration)
-        batches = [self.calibration(tensor[index : index + 1].detach(), ids[index]) for index in group]
-        names = [ids[index] for index in group]
-        return tracing.trace_batch(
-            self.model, batches, sample_ids=names, progress=self.progress, **self.config.options()
-        )
 
 
 def _seed_of(calibration: Any) -> int | None:
@@ -307,12 +371,6 @@ def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:
             f"inputs must have shape [samples, ...] with at least one sample, got {list(tensor.shape)}"
         )
     return tensor
-
-
-def _network_inputs(inputs: Any, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
-    more = arguments.get("additional_forward_args")
-    more = () if more is None else more if isinstance(more, tuple) else (more,)
-    return (*(inputs if isinstance(inputs, tuple) else (inputs,)), *more)
 
 
 def _networks(model: nn.Module, method: Attribution) -> list[nn.Module]:

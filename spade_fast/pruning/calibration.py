@@ -154,6 +154,11 @@ def images_per_batch(device: torch.device) -> int:
     return 8 if device.type == "cpu" else 64
 
 
+def draw_id(name: str, draw: int) -> str:
+    """Return the id with which an augmenter makes another set of calibration images of a sample; draw 0 is its own."""
+    return f"{name}/draw{draw}" if draw else name
+
+
 def _awaited(batches: Iterable[Batch]) -> Iterator[Batch]:
     iterator = iter(batches)
     while True:

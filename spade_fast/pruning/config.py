@@ -100,8 +100,11 @@ class PruneConfig:
         if isinstance(self.sparsity, Mapping):
             check_shares({f"sparsity[{pattern!r}]": share for pattern, share in self.sparsity.items()})
         elif self.sparsity != AUTO and not callable(self.sparsity):
-            if isinstance(self.sparsity, str):
-                raise InvalidValueError(f"sparsity must be a number between 0 and 1 or {AUTO!r}, got {self.sparsity!r}")
+            if not is_number(self.sparsity):
+                raise InvalidTypeError(
+                    f"sparsity must be a number between 0 and 1, a mapping, a function or {AUTO!r}, "
+                    f"got {self.sparsity!r}"
+                )
             check_shares({"sparsity": self.sparsity})
         if self.block is not None:
             integer("block", self.block, 1)

@@ -3,35 +3,88 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spade_fast._util.checks import is_number
-from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError
 from spade_fast._util.modes import undisturbed
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.pruning.calibration import device_of
-from spade_fast.pruning.decision import predict, probabilities, repeatable
+from spade_fast.pruning.decision import probabilities, repeatable
 
+# Function of a network's output that returns a number.
 Score = Callable[[Any], Any]
 # Called without arguments: the scores of the network with its current weights. The first is the one to report.
 Goal = Callable[[], tuple[float, ...]]
 
+NOISY_COPIES = 4
+_LEAST_WITH_NOISE = 0.05  # of the dense network's score on the sample itself
 
-def output_goal(model: nn.Module, inputs: Any, target: int | None = None, score: Score | None = None) -> Goal:
-    """Return the goal of keeping the probability of a class, or a score of the output, for a sample.
+
+def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: Sequence[Any] = ()) -> Goal:
+    """Return the goal of keeping a score on a sample, and the mean score on noisy copies of it.
+
+    If the noise leaves the dense network less than 5 % of its score, the copies do not count.
+
+    Parameters
+    ----------
+    name
+        Of the sample, for messages.
+    score
+        Called with the sample, or a copy of it: the score of the network with its current weights.
+
+    Raises
+    ------
+    ValueError
+        The dense network's score is not above 0.
+
+    Warns
+    -----
+    AssumptionWarning
+        The copies do not count.
+    """
+
+    def on_copies() -> float:
+        return math.fsum(map(score, copies)) / len(copies)
+
+    dense = score(sample)
+    if dense <= 0:
+        raise InvalidValueError(
+            f"sample {name!r}: the dense network's score is {dense:g}, of which no share can be kept: choose another "
+            "target or score, or give a sparsity"
+        )
+    if not copies:
+        return lambda: (score(sample),)
+    noisy = on_copies()
+    if noisy < _LEAST_WITH_NOISE * dense:
+        warnings.warn(
+            f"sample {name!r}: with the noise, the dense network's score falls from {dense:.3g} to {noisy:.3g}: its "
+            "trace keeps the score without noise only",
+            AssumptionWarning,
+            stacklevel=3,
+        )
+        return lambda: (score(sample),)
+    return lambda: (score(sample), on_copies())
+
+
+def output_score(
+    model: nn.Module, inputs: Any, target: int | None = None, score: Score | None = None
+) -> Callable[[Any], float]:
+    """Return the function of inputs that scores a model: the probability of a class, or a score of its output.
 
     Parameters
     ----------
     model : nn.Module
         Runs in evaluation mode without gradients, each time with the same random numbers.
     inputs
-        The sample as the model takes it: a tensor, a sequence of positional or a mapping of keyword arguments.
+        A sample as the model takes it: a tensor, a sequence of positional or a mapping of keyword arguments.
     target
-        Index of the class; None for the class that the model now predicts.
+        Index of the class; None for the class that the model now predicts for the sample.
     score
         Function of the model's output that returns a number, instead of the probability of a class.
 
@@ -44,31 +97,32 @@ def output_goal(model: nn.Module, inputs: Any, target: int | None = None, score:
         raise InvalidValueError("give a target or a score to keep, not both")
     if score is not None and not callable(score):
         raise InvalidTypeError(f"score must be a function of the model's output, got {score!r}")
+    output = _first_output(model, inputs)
+    if score is not None:
+        return lambda sample: checked_score(score(_output(model, sample)))
+    try:
+        dense = probabilities(output)
+    except InvalidValueError as error:
+        raise InvalidValueError(f"{error}; or give the score to keep, a function of the model's output") from error
+    chosen = int(dense.argmax()) if target is None else checked_class(target, len(dense))
+    return lambda sample: float(probabilities(_output(model, sample))[chosen])
+
+
+def _first_output(model: nn.Module, inputs: Any) -> Any:
+    try:
+        return _output(model, inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, InvalidTypeError) or is_out_of_memory(error):
+            raise
+        tensors = [one for one in tree_leaves(inputs) if isinstance(one, Tensor)]
+        given = ", ".join(f"{one.dtype} {list(one.shape)}" for one in tensors)
+        raise InvalidValueError(f"the model cannot run inputs ({given}): {error}") from error
+
+
+def _output(model: nn.Module, inputs: Any) -> Any:
     args, kwargs = split_inputs(inputs, model)
-
-    def scores() -> tuple[float, ...]:
-        with undisturbed(model):
-            if score is not None:
-                return (checked_score(score(repeatable(model, *args, **kwargs))),)
-            return (float(predict(model, *args, **kwargs)[target]),)
-
     with undisturbed(model):
-        try:
-            output = repeatable(model, *args, **kwargs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if is_out_of_memory(error):
-                raise
-            given = ", ".join(
-                f"{one.dtype} {list(one.shape)}" for one in tree_leaves(inputs) if isinstance(one, Tensor)
-            )
-            raise InvalidValueError(f"the model cannot run inputs ({given}): {error}") from error
-    if score is None:
-        try:
-            dense = probabilities(output)
-        except InvalidValueError as error:
-            raise InvalidValueError(f"{error}; or give the score to keep, a function of the model's output") from error
-        target = int(dense.argmax()) if target is None else checked_class(target, len(dense))
-    return scores
+        return repeatable(model, *args, **kwargs)
 
 
 def split_inputs(inputs: Any, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -105,12 +159,3 @@ def checked_score(value: Any) -> float:
     if not math.isfinite(number):
         raise InvalidValueError(f"score must return a finite number, got {number}")
     return float(number)
-
-
-def check_dense_score(score: float, sample: str) -> None:
-    """Raise ValueError if a dense network's score is not above 0, so that no share of it can be kept."""
-    if score <= 0:
-        raise InvalidValueError(
-            f"sample {sample!r}: the dense network's score is {score:g}, of which no share can be kept: choose another "
-            "target or score, or give a sparsity"
-        )

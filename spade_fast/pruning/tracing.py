@@ -20,7 +20,7 @@ from spade_fast.pruning.calibration import Batches, Calibration
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.dense_weights import count_weights
 from spade_fast.pruning.exchange import WeightsApplied
-from spade_fast.pruning.goals import Goal, Score, check_dense_score, output_goal, split_inputs
+from spade_fast.pruning.goals import Goal, Score, output_score, sample_goal, split_inputs
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.module_kinds import named_parameters
@@ -225,7 +225,8 @@ def _one_each(
         )
     goals: list[Goal | None] = [None] * len(samples)
     if session.auto:
-        goals = [output_goal(session.model, *one, score) for one in zip(inputs, targets, strict=True)]
+        scores = [output_score(session.model, *one, score) for one in zip(inputs, targets, strict=True)]
+        goals = [sample_goal(*one) for one in zip(ids, scores, inputs, strict=True)]
     results = [made for (made,) in traces_by_level(session, samples, ids, goals)]
     for made, given in zip(results, inputs, strict=True):
         if given is not None:
@@ -327,7 +328,6 @@ class _Builder:
         start = time.perf_counter()
         model, name = self.session.model, self.header["sample_id"]
         search = Search(self.ladders, goal, lambda pruned: WeightsApplied(model, pruned))
-        check_dense_score(search.dense[0], name)
         found = search.run(self.session.config.keeps)
         for one in found:
             if not one.auto.kept:

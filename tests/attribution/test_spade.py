@@ -246,7 +246,7 @@ def test_traces_know_their_decisions(model, images):
     with torch.no_grad():  # without weights, the network predicts the class of the largest bias
         model.head.bias.zero_()[model(images).argmin(1)[0]] = 1e-6
     everything = Spade(Saliency(model), AUGMENTER, sparsity=1.0)
-    with pytest.warns(DecisionWarning, match=r"of 3 of 3 samples lost the decision \('0', '1', '2'\)") as caught:
+    with pytest.warns(DecisionWarning, match=r"3 of 3 traces lost the decision \('0', '1', '2'\)") as caught:
         everything.attribute(images, target=1)
     (warned,) = [one for one in caught if one.category is DecisionWarning]
     assert warned.filename == __file__ and not any(made.decision.kept for made in everything.traces)
@@ -294,3 +294,88 @@ def test_grad_cam_of_maps_with_channels_last_is_refused(make, images):
         Spade(make(model, model.linear), images, **SETTINGS).attribute(images, target=1, attribute_to_layer_input=True)
     of_conv = Spade(make(model, model.conv), AUGMENTER, **SETTINGS).attribute(images, target=1)
     assert len(of_conv) == len(images)
+
+
+@pytest.fixture
+def sure(model) -> nn.Module:
+    """Return a network whose probabilities are far from uniform."""
+    with torch.no_grad():
+        model.conv2.bias += 1
+        model.head.weight *= 40
+    return model
+
+
+def test_automatic_traces_keep_the_target(sure, images):
+    model = sure
+    spade = Spade(Saliency(model), AUGMENTER, solver="sparsegpt")
+    found = spade.attribute(images, target=[0, 1, 2])
+    for index, made in enumerate(spade.traces):
+        dense = float(model(images[index : index + 1]).softmax(1)[0, index].detach())
+        assert made.auto.dense == pytest.approx(dense) and made.auto.score >= 0.9 * dense
+        alone = trace(
+            model, AUGMENTER(images[index], index), inputs=images[index : index + 1], target=index, solver="sparsegpt"
+        )
+        assert alone.auto.error == made.auto.error
+        with alone.applied(model):
+            expected = Saliency(model).attribute(images[index : index + 1], target=index)
+        assert torch.allclose(found[index], expected[0], atol=1e-5)
+
+
+def test_means_over_levels_and_draws(sure, images):
+    model = sure
+    method = InputXGradient(model)
+    spade = Spade(method, AUGMENTER, solver="sparsegpt", keep=(0.95, 0.6), draws=3)
+    found = spade.attribute(images, target=1, sample_ids=["a", "b", "c"])
+    assert [made.sample_id for made in spade.traces[:6]] == ["a", "a", "a/draw1", "a/draw1", "a/draw2", "a/draw2"]
+    assert [made.auto.keep for made in spade.traces] == 9 * [0.95, 0.6]
+    assert len({made.auto.error for made in spade.traces}) > 1
+    for index, image in enumerate(images):
+        parts = []
+        for made in spade.traces[6 * index : 6 * index + 6]:
+            with made.applied(model):
+                part = method.attribute(image[None], target=1)
+            parts.append(part / part.abs().sum())
+        assert torch.allclose(found[index], torch.stack(parts).mean(0)[0], atol=1e-6)
+    first = Spade(method, AUGMENTER, solver="sparsegpt", keep=0.95)
+    first.attribute(images[:1], target=1, sample_ids=["a"])
+    assert first.traces[0].auto.error == spade.traces[0].auto.error  # draw 0 is the sample's own
+    fixed = Spade(method, AUGMENTER, sparsity=0.4, solver="sparsegpt", draws=2)
+    fixed.attribute(images[:1], target=1)
+    assert len(fixed.traces) == 2 and not torch.equal(fixed.traces[0].weight("conv1"), fixed.traces[1].weight("conv1"))
+
+
+def test_one_automatic_trace_for_all_samples_keeps_their_mean(sure, images):
+    model = sure
+    spade = Spade(Saliency(model), torch.cat([*AUGMENTER(images[0]), *AUGMENTER(images[1])]), keep=(0.9, 0.5))
+    found = spade.attribute(images, target=torch.tensor([0, 1, 2]))
+    dense = model(images).softmax(1).diagonal().detach()
+    assert len(spade.traces) == 2 and spade.traces[0].auto.dense == pytest.approx(float(dense[:3].mean()))
+    assert torch.allclose(found[:2].flatten(1).abs().sum(1), torch.ones(2), atol=1e-5)
+
+
+def test_noise_of_the_calibration_is_noise_of_the_goal(sure, images):
+    model = sure
+    augmenter = ImageAugmenter(n=6, seed=1, noise=0.3)
+    spade = Spade(NoiseTunnel(Saliency(model)), augmenter, solver="sparsegpt")
+    torch.manual_seed(0)
+    spade.attribute(images[:1], target=1, nt_samples=2, stdevs=0.3)
+    (made,) = spade.traces
+    copies = augmenter.noisy(images[:1], "0", 4)
+    with torch.no_grad():
+        dense = model(copies).softmax(1)[:, 1].mean()
+        with made.applied(model):
+            assert float(model(copies).softmax(1)[:, 1].mean()) >= 0.9 * float(dense) - 1e-6
+
+
+def test_bad_arguments_of_automatic_traces(model, images):
+    with pytest.raises(ValueError, match="target must be a class from 0 to 4, got 9"):
+        Spade(Saliency(model), AUGMENTER).attribute(images, target=9)
+    with pytest.raises(ValueError, match="no convergence delta"):
+        spade = Spade(IntegratedGradients(model), AUGMENTER, keep=(0.9, 0.5))
+        spade.attribute(images, target=1, return_convergence_delta=True)
+    with pytest.raises(ValueError, match="draws need an augmenter"):
+        Spade(Saliency(model), images, draws=2)
+    with pytest.raises(ValueError, match="draws must be at least 1"):
+        Spade(Saliency(model), AUGMENTER, draws=0)
+    with pytest.raises(TypeError, match="score must be a function of the network's output"):
+        Spade(Saliency(model), AUGMENTER, score=3)

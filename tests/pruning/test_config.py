@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
 from torch import nn
 
-from spade_fast import InvalidTypeError, PruneConfig
+from spade_fast import PruneConfig
 from spade_fast.inputs.defaults import fill_defaults, wide_layers
-from spade_fast.pruning.session import Session
 
 
 def test_it_is_checked_once_and_frozen() -> None:
@@ -27,6 +27,14 @@ def test_it_is_checked_once_and_frozen() -> None:
     [
         ({"sparsity": 1.5}, ValueError, "sparsity must lie between 0 and 1, got 1.5"),
         ({"sparsity": "0.5"}, TypeError, "sparsity must be a number"),
+        ({"sparsity": None}, TypeError, "sparsity must be a number between 0 and 1, a mapping, a function or 'auto'"),
+        ({"sparsity": "Auto"}, TypeError, "or 'auto', got 'Auto'"),
+        ({"keep": 0}, ValueError, "keep must be above 0 and at most 1, got 0"),
+        ({"keep": 90}, ValueError, "keep must be above 0 and at most 1, got 90: did you mean 0.9[?]"),
+        ({"keep": math.nan}, ValueError, "keep must be above 0"),
+        ({"keep": ()}, ValueError, "keep is empty"),
+        ({"keep": "0.9"}, TypeError, "keep must be a number above 0 and at most 1, got '0.9'"),
+        ({"keep": (0.9, True)}, TypeError, "keep must be a number above 0 and at most 1, got True"),
         ({"sparsity": {"a": -1}}, ValueError, r"sparsity\['a'\] must lie between 0 and 1"),
         ({"solver": "obs"}, ValueError, "unknown solver 'obs': choose from exact, sparsegpt"),
         ({"precision": "half"}, ValueError, "unknown precision 'half'"),
@@ -60,15 +68,16 @@ def test_the_record_is_json_and_makes_the_same_configuration() -> None:
 
 def test_defaults_of_a_network() -> None:
     model = nn.Sequential(nn.Linear(99, 100), nn.Linear(100, 8))
-    filled = fill_defaults(PruneConfig(sparsity=None, solver="sparsegpt"), model)
-    assert filled.layers == ("1",) == tuple(wide_layers(model)) and filled.sparsity == 0.6
-    assert fill_defaults(PruneConfig(sparsity=None), model).sparsity == 0.8
+    filled = fill_defaults(PruneConfig(solver="sparsegpt"), model)
+    assert filled.layers == ("1",) == tuple(wide_layers(model)) and filled.sparsity == "auto"
     mapping = PruneConfig(sparsity={"0": 0.5})
     assert fill_defaults(mapping, model) == mapping
     assert fill_defaults(PruneConfig(sparsity=0.1, layers="0"), model).layers == ("0",)
     assert wide_layers(nn.Linear(99, 1)) is None
 
 
-def test_a_session_needs_a_sparsity() -> None:
-    with pytest.raises(InvalidTypeError, match="sparsity must be a number, a mapping or a function, got None"):
-        Session(nn.Linear(2, 2), PruneConfig(sparsity=None), None)
+def test_shares_to_keep() -> None:
+    assert PruneConfig().keep == 0.9 and PruneConfig().record()["keep"] == 0.9
+    config = PruneConfig(keep=[0.5, 1, 0.5])
+    assert config.keep == config.keeps == (1.0, 0.5) and config.record()["keep"] == [1.0, 0.5]
+    assert PruneConfig(keep=(0.5,)).keeps == (0.5,) and PruneConfig(**config.record()).keep == (1.0, 0.5)

@@ -17,7 +17,7 @@ from spade_fast.pruning.calibration import calibrate
 from spade_fast.pruning.config import parse_bytes
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
 from spade_fast.pruning.memory_plan import group_by_memory, samples_per_solve
-from spade_fast.pruning.solve import solve_layer
+from spade_fast.pruning.solve import solve_layer, solve_sparsities
 
 SOLVERS = ["exact", "sparsegpt"]
 
@@ -111,9 +111,9 @@ def test_samples_together_are_as_alone(model, solver):
 def test_one_solver_call_a_layer(model, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "spade_fast.pruning.tracing.solve_layer",
+        "spade_fast.pruning.ladders.solve_sparsities",
         lambda layer, weight, hessians, **options: (
-            calls.append((layer.name, len(hessians))) or solve_layer(layer, weight, hessians, **options)
+            calls.append((layer.name, len(hessians))) or solve_sparsities(layer, weight, hessians, **options)
         ),
     )
     trace_batch(model, [torch.randn(9, 3, 5, 5)] * 4, sparsity=0.5, layers=LAYERS)

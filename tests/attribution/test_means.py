@@ -1,0 +1,24 @@
+"""Means of attributions."""
+
+from __future__ import annotations
+
+import torch
+
+from spade_fast.attribution.means import mean_attributions
+
+
+def test_each_sample_of_each_result_counts_alike():
+    one, other = torch.randn(3, 2, 4, 5), 1000 * torch.randn(3, 2, 4, 5)
+    found = mean_attributions([one, other])
+    for sample in range(3):
+        expected = (one[sample] / one[sample].abs().sum() + other[sample] / other[sample].abs().sum()) / 2
+        assert torch.allclose(found[sample], expected)
+    assert mean_attributions([other]) is other
+
+
+def test_tuples_scalars_zeros_and_half_precision():
+    first, second = mean_attributions([(torch.ones(2, 3), torch.zeros(2)), (torch.zeros(2, 3), torch.ones(2))])
+    assert torch.allclose(first, torch.full((2, 3), 1 / 6)) and torch.allclose(second, torch.full((2,), 0.25))
+    half = torch.full((1, 3, 224, 224), 8.0, dtype=torch.float16)  # whose sum overflows
+    assert mean_attributions([half, half]).isfinite().all()
+    assert isinstance(mean_attributions([[torch.ones(1, 2)], [torch.ones(1, 2)]]), list)

@@ -1,0 +1,65 @@
+"""The score that automatic sparsity keeps, for each form of target and output."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+captum_attr = pytest.importorskip("captum.attr")
+
+from captum.attr import NoiseTunnel, Saliency  # noqa: E402
+
+from spade_fast.attribution.outputs import score_of_target  # noqa: E402
+
+
+class Returning(nn.Module):
+    """Returns a given output, multiplied by its input."""
+
+    def __init__(self, output) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x, factor=1.0):
+        return self.output * x.flatten()[0] * factor if isinstance(self.output, torch.Tensor) else self.output
+
+
+SAMPLE = torch.ones(1, 2)
+
+
+def score(output, target=None, **arguments) -> float:
+    method = NoiseTunnel(Saliency(Returning(output)))
+    return score_of_target(method, SAMPLE, {"target": target, **arguments}, None)(SAMPLE)
+
+
+def test_logits():
+    logits = torch.tensor([[0.0, 1.0, 3.0]])
+    expected = logits.softmax(1)[0]
+    for target in (1, [1], torch.tensor(1), torch.tensor([1])):
+        assert score(logits, target) == pytest.approx(float(expected[1]))
+    assert score(logits) == pytest.approx(float(expected[2]))
+    assert score(logits, (1,)) == 1.0  # as a place in the output
+    doubled = score(logits, 1, additional_forward_args=2.0)
+    assert doubled == pytest.approx(float((2 * logits).softmax(1)[0, 1]))
+    assert score(expected[None], 1) == pytest.approx(float(expected[1]))  # a network that ends in a softmax
+
+
+def test_other_outputs():
+    assert score(torch.tensor([[4.0]])) == score(torch.tensor([[4.0]]), 0) == score(torch.tensor([4.0])) == 4.0
+    maps = torch.arange(24.0).reshape(1, 2, 3, 4)
+    assert score(maps, (1, 2, 3)) == 23.0
+    given = score_of_target(Saliency(Returning(maps)), SAMPLE, {}, lambda output: output.sum())
+    assert given(SAMPLE) == 276.0 and given(2 * SAMPLE) == 552.0
+
+
+def test_bad_targets_and_scores():
+    with pytest.raises(ValueError, match="target must be a class from 0 to 2, got 3"):
+        score(torch.randn(1, 3), 3)
+    with pytest.raises(ValueError, match=r"the network returns \[1, 2, 3, 4\], of which the target None"):
+        score(torch.randn(1, 2, 3, 4))
+    with pytest.raises(ValueError, match=r"target \(5, 0, 0\) does not fit the output"):
+        score(torch.randn(1, 2, 3, 4), (5, 0, 0))
+    with pytest.raises(TypeError, match="the network returns dict: give Spade"):
+        score({"logits": torch.randn(1, 3)}, 1)
+    with pytest.raises(ValueError, match="finite"):
+        score(torch.full((1, 1), torch.nan))
