@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from spade_fast import prepare_for_attribution
+from spade_fast._util.errors import AssumptionWarning
 from spade_fast.attribution import SmoothGrad, attribution_map, mean_map
 from spade_fast.attribution.methods import Question
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.pruning.auto_sparsity import Search
 from spade_fast.pruning.exchange import WeightsApplied
-from spade_fast.pruning.goals import Goal, output_goal
+from spade_fast.pruning.goals import NOISY_COPIES, Goal, output_score, sample_goal
 from spade_fast.pruning.ladders import Level
 from spade_fast.pruning.pruned_layer import PrunedLayer
 from studies.shared.cases import Case, probabilities
@@ -32,7 +34,6 @@ from studies.shared.plain_maps import PLAIN_MAPS
 from studies.shared.rows import DENSE, Row, Rows, Source, Weights
 
 _PATHWAY_SHARES = tuple(0.97**step for step in range(150))  # of the neurons to keep: from all to 1 %
-_NOISY_COPIES, _LEAST_NOISY_SHARE = 4, 0.05
 _LADDERS_HELD = 12
 
 
@@ -183,18 +184,13 @@ class Maker:
         elif weights.goal == "theirs":
             other = self.others[weights.whose][case.name]
             image, target, name = other.image, other.target, other.name
-        module = self.network.module
-        plain = output_goal(module, image, target)
+        score = output_score(self.network.module, image, target)
         if not weights.calibration.noise:
-            return plain
-        copies = weights.calibration.augmenter(self.network).noisy(image, name, _NOISY_COPIES)
-
-        def mean_of_copies() -> float:
-            return fmean(output_goal(module, copy[None], target)()[0] for copy in copies)
-
-        if mean_of_copies() < _LEAST_NOISY_SHARE * plain()[0]:
-            return plain
-        return lambda: (*plain(), mean_of_copies())
+            return sample_goal(name, score, image)
+        copies = weights.calibration.augmenter(self.network).noisy(image, name, NOISY_COPIES)
+        with warnings.catch_warnings():  # noise may destroy the class; then the copies do not count
+            warnings.simplefilter("ignore", AssumptionWarning)
+            return sample_goal(name, score, image, [copy[None] for copy in copies])
 
     def _pathway(self, case: Case, weights: Weights) -> Made:
         contributions = neuron_contributions(self.prepared, case.image, case.target, self._neurons)
@@ -237,8 +233,12 @@ def _level_at(ladder: Sequence[Level], sparsity: float | None) -> Level:
 
 
 def _mean(row: Row, method: str, found: Mapping[tuple[Weights, bool, str], Tensor]) -> Tensor:
-    groups = [[found[source.weights, source.smooth, method] for source in group] for group in row.groups]
-    return mean_map([mean_map(group) if len(group) > 1 else group[0] for group in groups])
+    groups = [_mean_of([found[source.weights, source.smooth, method] for source in group]) for group in row.groups]
+    return _mean_of(groups)
+
+
+def _mean_of(maps: Sequence[Tensor]) -> Tensor:
+    return mean_map(maps) if len(maps) > 1 else maps[0]
 
 
 def _together(made: Sequence[Made]) -> dict[str, Any]:
