@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from spade_fast.attribution import metrics
 from spade_fast.attribution.drawing import overlay
 from spade_fast.attribution.feature_visualization import Feature, visualize
+from spade_fast.attribution.maps import mean_map
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe
 from spade_fast.attribution.prepare import prepare_for_attribution
+from spade_fast.attribution.smoothgrad import SmoothGrad
 
 if TYPE_CHECKING:
     from spade_fast.attribution.cam import LayerCam
@@ -21,9 +23,11 @@ __all__ = [
     "Feature",
     "LayerCam",
     "Question",
+    "SmoothGrad",
     "Spade",
     "attribution_map",
     "make_recipe",
+    "mean_map",
     "metrics",
     "overlay",
     "prepare_for_attribution",

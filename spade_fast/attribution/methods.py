@@ -9,18 +9,21 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.ranges import stage
 from spade_fast.attribution.function_kinds import RECTIFIER, STAND_INS
+from spade_fast.attribution.maps import to_map
 from spade_fast.attribution.prepare import rehearse
+from spade_fast.attribution.smoothgrad import SmoothGrad, smooth_attributions
+from spade_fast.pruning.calibration import images_per_batch
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -80,10 +83,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Method:
-    """A method's title, and the function that makes its recipe or raises ValueError if the network rules it out."""
+    """A method by name.
+
+    Attributes
+    ----------
+    title
+        Its name in pictures and reports.
+    build
+        Makes its recipe, or raises ValueError if the network rules it out.
+    smooth
+        Whether its attributions are gradients at the pixels, which SmoothGrad smooths; other methods ignore it.
+    """
 
     title: str
     build: Callable[[Question], Recipe]
+    smooth: bool
 
 
 def _saliency(question: Question) -> Recipe:
@@ -213,18 +227,18 @@ def _occlusion(question: Question) -> Recipe:
 
 
 METHODS = {
-    "saliency": Method("Saliency", _saliency),
-    "input-x-gradient": Method("Input x gradient", _input_x_gradient),
-    "integrated-gradients": Method("Integrated gradients", _integrated_gradients),
-    "gradient-shap": Method("GradientSHAP", _gradient_shap),
-    "deeplift": Method("DeepLIFT", _deep_lift),
-    "lrp": Method("LRP", _lrp),
-    "guided-backprop": Method("Guided backprop", _guided_backprop),
-    "gradcam": Method("Grad-CAM", _gradcam),
-    "guided-gradcam": Method("Guided Grad-CAM", _guided_gradcam),
-    "layercam": Method("LayerCAM", _layercam),
-    "lime": Method("LIME", _lime),
-    "occlusion": Method("Occlusion", _occlusion),
+    "saliency": Method("Saliency", _saliency, smooth=True),
+    "input-x-gradient": Method("Input x gradient", _input_x_gradient, smooth=True),
+    "integrated-gradients": Method("Integrated gradients", _integrated_gradients, smooth=True),
+    "gradient-shap": Method("GradientSHAP", _gradient_shap, smooth=True),
+    "deeplift": Method("DeepLIFT", _deep_lift, smooth=True),
+    "lrp": Method("LRP", _lrp, smooth=False),
+    "guided-backprop": Method("Guided backprop", _guided_backprop, smooth=True),
+    "gradcam": Method("Grad-CAM", _gradcam, smooth=False),
+    "guided-gradcam": Method("Guided Grad-CAM", _guided_gradcam, smooth=True),
+    "layercam": Method("LayerCAM", _layercam, smooth=False),
+    "lime": Method("LIME", _lime, smooth=False),
+    "occlusion": Method("Occlusion", _occlusion, smooth=False),
 }
 
 
@@ -266,7 +280,7 @@ def unusable_methods(names: Iterable[str], question: Question) -> dict[str, str]
     return reasons
 
 
-def attribution_map(name: str, question: Question) -> Tensor:
+def attribution_map(name: str, question: Question, smooth: SmoothGrad | None = None) -> Tensor:
     """Run a method on the network with its current weights; random numbers are seeded, so that runs are repeatable.
 
     Parameters
@@ -275,6 +289,9 @@ def attribution_map(name: str, question: Question) -> Tensor:
         A key of `METHODS`.
     question : Question
         Network, image and class.
+    smooth : SmoothGrad, optional
+        Smooth the map over noisy copies of the image, if ``METHODS[name].smooth``; other methods give their plain map.
+        Signed attributions are averaged, and the map is made of their mean.
 
     Returns
     -------
@@ -283,22 +300,23 @@ def attribution_map(name: str, question: Question) -> Tensor:
 
     Raises
     ------
-    ValueError
-        As in `make_recipe`.
+    TypeError, ValueError
+        As in `make_recipe`; `smooth` is something else, or its noise is too large for the image's dtype.
     """
+    if not isinstance(smooth, SmoothGrad | None):
+        raise InvalidTypeError(f"smooth must be a SmoothGrad or None, got {smooth!r}")
     with stage("attribute"), _quiet(), seeded(question.image.device):
         recipe = make_recipe(name, question)
-        return to_map(recipe.attribution.attribute(question.image, **recipe.arguments), question.image).cpu()
-
-
-def to_map(attributions: Tensor, image: Tensor) -> Tensor:
-    """Reduce attributions to one map ``[H, W]``: absolute values summed over channels, resized to the image."""
-    # Half precision has no values for the sums of large attributions.
-    attributions = attributions.detach().to(torch.promote_types(attributions.dtype, torch.float32))
-    strength = attributions.abs().sum(1, keepdim=True)
-    if strength.shape[-2:] != image.shape[-2:]:
-        strength = F.interpolate(strength, image.shape[-2:], mode="bicubic", align_corners=False).clamp(min=0)
-    return strength[0, 0]
+        if smooth is None or not METHODS[name].smooth:
+            attributions = recipe.attribution.attribute(question.image, **recipe.arguments)
+        else:
+            # Each copy is several images already in GradientSHAP.
+            batch_size = 1 if name == "gradient-shap" else min(_BATCH, images_per_batch(question.image.device))
+            # Captum's Saliency returns magnitudes unless it is told not to, and their noise would not cancel out.
+            signed = {"abs": False} if name == "saliency" else {}
+            attribute = partial(recipe.attribution.attribute, **recipe.arguments, **signed)
+            attributions = smooth_attributions(attribute, question.image, smooth, batch_size)
+        return to_map(attributions, question.image).cpu()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ LIMITS = tuple(np.geomspace(0.01, 0.7, 40).tolist())
 _BEYOND = 2  # limits above the first that fails which are tried too, since scores need not fall steadily
 
 
-class Trial(NamedTuple):
+class CurvePoint(NamedTuple):
     """One trace that the search tried.
 
     Attributes
@@ -56,7 +56,8 @@ class AutoSparsity:
     kept
         Whether the trace keeps that share. If no limit does, the trace is the mildest one.
     curve
-        The traces that were tried, in the order of their limits.
+        The traces that were tried, as tuples ``(error, score, sparsity)`` in the order of their limits; the sparsity is
+        that of all layers that can be pruned.
 
     Examples
     --------
@@ -74,11 +75,11 @@ class AutoSparsity:
     dense: float
     score: float
     kept: bool
-    curve: tuple[Trial, ...]
+    curve: tuple[CurvePoint, ...]
 
     def entries(self) -> dict[str, Any]:
         """Return the fields in a form that JSON can represent."""
-        return {**asdict(self), "curve": [list(trial) for trial in self.curve]}
+        return {**asdict(self), "curve": [list(point) for point in self.curve]}
 
     @classmethod
     def from_entries(cls, entries: Mapping[str, Any]) -> AutoSparsity:
@@ -86,12 +87,12 @@ class AutoSparsity:
         names = [field.name for field in fields(cls)]
         if not isinstance(entries, Mapping) or sorted(entries) != sorted(names):
             raise InvalidValueError(f"an automatic sparsity has the entries {', '.join(names)}")
-        if not isinstance(entries["curve"], list) or not all(_is_trial(one) for one in entries["curve"]):
+        if not isinstance(entries["curve"], list) or not all(_is_point(one) for one in entries["curve"]):
             raise InvalidValueError("the curve of an automatic sparsity must be lists of three numbers")
         numbers = (entries[name] for name in ("keep", "error", "dense", "score"))
         if not all(map(_is_finite, numbers)) or not isinstance(entries["kept"], bool):
             raise InvalidValueError("an automatic sparsity has a value of the wrong type")
-        return cls(**{**entries, "curve": tuple(Trial(*one) for one in entries["curve"])})
+        return cls(**{**entries, "curve": tuple(CurvePoint(*one) for one in entries["curve"])})
 
     def __str__(self) -> str:
         share = self.score / self.dense
@@ -133,7 +134,7 @@ class Search:
         self._ladders, self._goal, self._applied = ladders, goal, applied
         self._limits = _pruning_limits(ladders)
         self._scores: dict[tuple[int, ...], tuple[float, ...]] = {}
-        self._trials: dict[float, Trial] = {}
+        self._trials: dict[float, CurvePoint] = {}
         self.dense = goal()
 
     def run(self, keeps: Sequence[float]) -> list[Found]:
@@ -172,7 +173,7 @@ class Search:
             with self._applied([one for one in chosen if one is not None]):
                 self._scores[key] = self._goal()
         scores = self._scores[key]
-        self._trials[limit] = Trial(limit, scores[0], self._sparsity(levels))
+        self._trials[limit] = CurvePoint(limit, scores[0], self._sparsity(levels))
         return scores
 
     def _holds(self, index: int, keep: float) -> bool:
@@ -195,5 +196,5 @@ def _is_finite(value: Any) -> bool:
     return is_number(value) and math.isfinite(value)
 
 
-def _is_trial(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == len(Trial._fields) and all(map(_is_finite, value))
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == len(CurvePoint._fields) and all(map(_is_finite, value))

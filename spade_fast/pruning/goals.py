@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spade_fast._util.checks import is_number
 from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError
-from spade_fast._util.modes import undisturbed
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.pruning.calibration import device_of
 from spade_fast.pruning.decision import probabilities, repeatable
@@ -80,7 +80,7 @@ def output_score(
     Parameters
     ----------
     model : nn.Module
-        Runs in evaluation mode without gradients, each time with the same random numbers.
+        In evaluation mode, as whenever the function is called. Random numbers that it draws are the same in each call.
     inputs
         A sample as the model takes it: a tensor, a sequence of positional or a mapping of keyword arguments.
     target
@@ -121,7 +121,7 @@ def _first_output(model: nn.Module, inputs: Any) -> Any:
 
 def _output(model: nn.Module, inputs: Any) -> Any:
     args, kwargs = split_inputs(inputs, model)
-    with undisturbed(model):
+    with torch.no_grad():
         return repeatable(model, *args, **kwargs)
 
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.hashes import hash_tensors
+from spade_fast._util.modes import undisturbed
 from spade_fast._util.progress import Progress
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
@@ -225,8 +227,9 @@ def _one_each(
         )
     goals: list[Goal | None] = [None] * len(samples)
     if session.auto:
-        scores = [output_score(session.model, *one, score) for one in zip(inputs, targets, strict=True)]
-        goals = [sample_goal(*one) for one in zip(ids, scores, inputs, strict=True)]
+        with undisturbed(session.model):
+            scores = [output_score(session.model, *one, score) for one in zip(inputs, targets, strict=True)]
+            goals = [sample_goal(*one) for one in zip(ids, scores, inputs, strict=True)]
     results = [made for (made,) in traces_by_level(session, samples, ids, goals)]
     for made, given in zip(results, inputs, strict=True):
         if given is not None:
@@ -327,8 +330,10 @@ class _Builder:
             return [self.trace() for _ in self.session.config.keeps]
         start = time.perf_counter()
         model, name = self.session.model, self.header["sample_id"]
-        search = Search(self.ladders, goal, lambda pruned: WeightsApplied(model, pruned))
-        found = search.run(self.session.config.keeps)
+        gradients = torch.is_grad_enabled()  # functions around a network may need them
+        with undisturbed(model), torch.set_grad_enabled(gradients):
+            search = Search(self.ladders, goal, lambda pruned: WeightsApplied(model, pruned))
+            found = search.run(self.session.config.keeps)
         for one in found:
             if not one.auto.kept:
                 self.session.fall_back("kept less than asked for", f"sample {name!r} ({one.auto})")

@@ -28,7 +28,8 @@ from spade_fast.attribution import methods  # noqa: E402
 from spade_fast.attribution.cam import LayerCam, last_feature_layer  # noqa: E402
 from spade_fast.attribution.lime import Ridge, nearness, squares  # noqa: E402
 from spade_fast.attribution.lrp import LRP  # noqa: E402
-from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe, seeded, to_map  # noqa: E402  # noqa: E402
+from spade_fast.attribution.maps import to_map  # noqa: E402
+from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe, seeded  # noqa: E402
 from spade_fast.attribution.prepare import prepare_for_attribution  # noqa: E402
 from spade_fast.attribution.spade import Spade  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
@@ -49,6 +50,7 @@ def parse_table(heading: str) -> list[dict[str, str]]:
 
 
 WORKS = {row.pop("method").strip("`"): row for row in parse_table("Which method works where")}
+SMOOTHED = {row["method"].strip("`"): row["SmoothGrad"] for row in parse_table("SmoothGrad")}
 UNPREPARED = {
     row["method"].strip("`"): row["without `prepare_for_attribution`"] for row in parse_table("What each method is")
 }
@@ -115,6 +117,7 @@ def _few_samples(monkeypatch):
 def test_the_tables_have_all_methods_and_networks():
     assert list(WORKS) == list(UNPREPARED) == list(METHODS)
     assert all(list(row) == list(NETWORKS) for row in WORKS.values())
+    assert {name: "yes" if method.smooth else "no" for name, method in METHODS.items()} == SMOOTHED
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -451,7 +454,7 @@ def test_python_examples_of_the_docs():
         warnings.simplefilter("ignore")  # theirs
         for block in blocks:
             exec(compile(block, "docs/methods.md", "exec"), names)
-    assert names["dense"].shape == names["traced"].shape == (32, 32)
+    assert names["dense"].shape == names["traced"].shape == names["both"].shape == (32, 32)
     model, image = names["model"], names["images"][:1]
     with names["trace"].applied(model):
         own = LayerGradCam(model, model[3]).attribute(image, target=3, relu_attributions=True)[0, 0].detach()
