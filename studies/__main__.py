@@ -28,7 +28,8 @@ def trojan(workers: Workers = 2) -> None:
     summary = summarise(study, records)
     checks = json.loads(CHECKS.read_text(encoding="utf-8"))
     share = share_of_tuning(summary, "fast auto", "fast tuned")
-    parts = [*tables(summary), f"Without labels, automatic sparsity has {share:.0f} % of the gain of tuning with masks.\n"]
+    sentence = f"Without labels, automatic sparsity has {share:.0f} % of the gain of tuning with masks.\n"
+    parts = [*tables(summary), sentence]
     content = {"trojan": checks, "automatic, share of tuned": share, **summary}
     path = write("trojan", "Which maps find the trigger of a trojan?", parts, content)
     draw_cases(study, records)

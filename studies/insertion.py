@@ -1,7 +1,7 @@
 """Insertion and deletion on networks as they were published: what does the *dense* network make of a map's pixels?
 
-After table 2 of SPADE (arXiv 2310.04519). Nobody has marked the evidence in these photos; the maps of all rows are judged
-by the same dense network.
+After table 2 of SPADE (arXiv 2310.04519). Nobody has marked the evidence in these photos; the maps of all rows are
+judged by the same dense network.
 """
 
 from __future__ import annotations

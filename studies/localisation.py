@@ -26,8 +26,8 @@ from studies.shared.rows import (
     two_levels,
 )
 from studies.shared.scores import localisation
-from studies.trojan.implant import trojaned_network
 from studies.trojan.images import trojan_cases
+from studies.trojan.implant import trojaned_network
 from studies.trojan.tuned import tuned_sparsity
 
 TRIGGERS_EACH = 3
@@ -108,7 +108,7 @@ def _means() -> Rows:
     (inside,) = smoothed(kept("sparsegpt", 0.9))
     return {
         "fast draws": row(f"FastSPADE, two levels, {_DRAWS} draws of {_IMAGES_PER_DRAW} crops", *over_draws),
-        "fast draws, smooth": Row(f"mean of SmoothGrad and FastSPADE, two levels, {_DRAWS} draws", ((SMOOTH,), over_draws)),
+        "fast draws, smooth": Row("mean of SmoothGrad and FastSPADE, two levels, draws", ((SMOOTH,), over_draws)),
         "smooth inside": row("SmoothGrad inside FastSPADE, automatic", inside),
     }
 
@@ -125,6 +125,7 @@ def _exact(network: LoadedModel) -> Rows:
     }
 
 
+_CONTROLS = ("same trigger", "other trigger", "clean", "magnitude", "random", "pathway")
 _PAIRS = (
     ("fast two", "dense"),
     ("fast auto", "dense"),
@@ -140,5 +141,5 @@ _PAIRS = (
     ("fast auto", "fast tuned"),
     ("fast two", "fast auto"),
     ("exact two", "fast two"),
-    *(("fast two", control) for control in ("same trigger", "other trigger", "clean", "magnitude", "random", "pathway")),
+    *(("fast two", control) for control in _CONTROLS),
 )

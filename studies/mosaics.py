@@ -13,10 +13,10 @@ from studies.shared.making import Other
 from studies.shared.measure import Study
 from studies.shared.photos import Photo, imagenet_photos
 from studies.shared.rows import (
+    DENSE,
     EIGHT,
     EQUAL,
     SMOOTH,
-    DENSE,
     Row,
     Source,
     fixed,

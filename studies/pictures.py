@@ -23,11 +23,16 @@ from studies.shared.records import Records
 from studies.shared.report import RESULTS
 from studies.shared.rows import GRADIENTS, Weights
 
-_SHOWN = {"dense": "Dense network", "fast two": "FastSPADE, two levels", "smooth": "SmoothGrad", "fast two, smooth": "Both"}
+_SHOWN = {
+    "dense": "Dense network",
+    "fast two": "FastSPADE, two levels",
+    "smooth": "SmoothGrad",
+    "fast two, smooth": "Both",
+}
 
 
 def draw_cases(study: Study, records: Records) -> None:
-    """Draw the cases with the largest, the median and the smallest gain of two-level FastSPADE over the dense network."""
+    """Draw the cases with the largest, the median and the smallest gain of two-level FastSPADE over the dense one."""
 
     def gain(case: Case) -> float:
         found = [records[study.key(row, case)][study.metric] for row in ("fast two", "dense")]
@@ -83,7 +88,11 @@ def draw_classes(study: Study) -> None:
         without = Other(case.source, image, int(network.module(image).argmax()))
         maker = Maker(network, case.image, {"clean": {case.name: without}})
         row[0].imshow(pixels_of(network, case.image))
-        traces = (Weights(), Weights("sparsegpt", keep=0.9, whose="clean", goal="theirs"), Weights("sparsegpt", keep=0.9))
+        traces = (
+            Weights(),
+            Weights("sparsegpt", keep=0.9, whose="clean", goal="theirs"),
+            Weights("sparsegpt", keep=0.9),
+        )
         for axes, weights in zip(row[1:], traces, strict=True):
             with maker.made(case, weights).applied():
                 picture = visualize(
@@ -103,7 +112,7 @@ def draw_classes(study: Study) -> None:
 
 
 def draw_settings(summary: Mapping[str, Any], file: Path) -> None:
-    """Draw localisation against sparsity and against the layers' output error, for both solvers and automatic traces."""
+    """Draw localisation against sparsity and against the layers' output error, for given and automatic sparsities."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")

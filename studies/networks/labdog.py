@@ -75,7 +75,7 @@ class Block(nn.Sequential):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 of width 1; its modules have the names of Keras' layers, with ``block_1.expand`` for ``block_1_expand``."""
+    """MobileNetV2 of width 1. Its modules have the names of Keras' layers; ``block_1.expand`` is ``block_1_expand``."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

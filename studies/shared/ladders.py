@@ -141,6 +141,4 @@ def _removal_scores(kind: str, layer: Layer, weight: Tensor, seed: str) -> Tenso
 
 
 def _report(kind: str, layer: Layer, sparsity: float, removed: int, error: float) -> LayerReport:
-    return LayerReport(
-        layer.name, layer.shape, sparsity, removed / layer.numel, removed, kind, 1, measured_error=error
-    )
+    return LayerReport(layer.name, layer.shape, sparsity, removed / layer.numel, removed, kind, 1, measured_error=error)

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -31,7 +31,7 @@ from studies.shared.cases import Case, probabilities
 from studies.shared.ladders import Calibration, Ladders, Solved, make_ladders
 from studies.shared.pathways import neuron_contributions, silenced_but, strongest
 from studies.shared.plain_maps import PLAIN_MAPS
-from studies.shared.rows import DENSE, Row, Rows, Source, Weights
+from studies.shared.rows import DENSE, NOISE, Row, Rows, Weights
 
 _PATHWAY_SHARES = tuple(0.97**step for step in range(150))  # of the neurons to keep: from all to 1 %
 _LADDERS_HELD = 12
@@ -124,7 +124,7 @@ class Maker:
 
     def _map(self, case: Case, method: str, smooth: bool) -> Tensor:
         question = Question(self.prepared, case.image, case.target, self.network.black)
-        return attribution_map(method, question, smooth=SmoothGrad() if smooth else None)
+        return attribution_map(method, question, smooth=SmoothGrad(noise=NOISE) if smooth else None)
 
     @torch.no_grad()
     def _decision(self, case: Case) -> dict[str, Any]:

@@ -141,9 +141,7 @@ class Worker:
         study, records = self.study, self.study.records()
         finished: Finished = []
         for case in (case for case in study.cases if case.source == task[1]):
-            rows = {
-                name: row for name, row in study.stages[task[0]].items() if study.key(name, case) not in records
-            }
+            rows = {name: row for name, row in study.stages[task[0]].items() if study.key(name, case) not in records}
             for name, maps, facts in self.maker.maps(case, rows):
                 scored = {method: study.score(study.network, case, one) for method, one in _distinct(maps).items()}
                 of_methods = {method: scored.get(method, next(iter(scored.values()))) for method in maps}

@@ -36,9 +36,7 @@ def neuron_contributions(module: nn.Module, image: Tensor, target: int, inputs_o
     with torch.enable_grad(), _inputs_changed(module, inputs_of, keep):
         logit = module(image.detach().requires_grad_())[0, target]
     gradients = torch.autograd.grad(logit, [met[name] for name in inputs_of])
-    return {
-        name: (met[name] * gradient).abs().detach() for name, gradient in zip(inputs_of, gradients, strict=True)
-    }
+    return {name: (met[name] * gradient).abs().detach() for name, gradient in zip(inputs_of, gradients, strict=True)}
 
 
 def strongest(contributions: Neurons, share: float) -> Neurons:
@@ -57,9 +55,7 @@ def silenced_but(module: nn.Module, kept: Neurons) -> Iterator[None]:
 
 
 @contextmanager
-def _inputs_changed(
-    module: nn.Module, names: Sequence[str], change: Callable[[str, Tensor], Tensor]
-) -> Iterator[None]:
+def _inputs_changed(module: nn.Module, names: Sequence[str], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         return lambda _, inputs: (change(name, inputs[0]), *inputs[1:])
 

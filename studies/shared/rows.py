@@ -11,6 +11,7 @@ GRADIENTS = ("saliency", "input-x-gradient", "guided-backprop")
 EIGHT = ("saliency", "input-x-gradient", "deeplift", "lrp", "guided-backprop", "guided-gradcam", "gradcam", "layercam")
 EQUAL = 0.5  # the sparsity of the comparison at equal sparsity
 KEEPS = (0.9, 0.5)  # the shares of the dense network's score that the traces of a two-level mean keep
+DEFAULT = Calibration()
 NOISE = 0.2  # of SmoothGrad, as a share of the image's range
 
 
@@ -41,7 +42,7 @@ class Weights:
     keep: float | None = None
     whose: str = "own"
     goal: str = "case"
-    calibration: Calibration = Calibration()
+    calibration: Calibration = DEFAULT
 
 
 DENSE = Weights()
@@ -91,21 +92,21 @@ def row(title: str, *sources: Source, methods: tuple[str, ...] = GRADIENTS) -> R
     return Row(title, (sources,), methods)
 
 
-def fixed(kind: str, sparsity: float | Mapping[str, float], calibration: Calibration = Calibration()) -> Source:
+def fixed(kind: str, sparsity: float | Mapping[str, float], calibration: Calibration = DEFAULT) -> Source:
     """Return a network with given sparsities."""
     pairs = tuple(sparsity.items()) if isinstance(sparsity, Mapping) else sparsity
     return Source(Weights(kind, sparsity=pairs, calibration=calibration))
 
 
 def kept(
-    kind: str, keep: float, *, whose: str = "own", goal: str = "case", calibration: Calibration | None = None
+    kind: str, keep: float, *, whose: str = "own", goal: str = "case", calibration: Calibration = DEFAULT
 ) -> Source:
     """Return a network pruned as far as it keeps a share of the dense network's score."""
-    return Source(Weights(kind, None, keep, whose, goal, calibration or Calibration()))
+    return Source(Weights(kind, None, keep, whose, goal, calibration))
 
 
 def two_levels(
-    kind: str, *, whose: str = "own", goal: str = "case", calibration: Calibration | None = None
+    kind: str, *, whose: str = "own", goal: str = "case", calibration: Calibration = DEFAULT
 ) -> tuple[Source, ...]:
     """Return the networks of a two-level mean."""
     return tuple(kept(kind, keep, whose=whose, goal=goal, calibration=calibration) for keep in KEEPS)

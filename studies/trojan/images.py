@@ -49,7 +49,7 @@ def pair_cases(network: LoadedModel, photos: Sequence[Photo]) -> list[Case]:
 
 
 def images_with_one(network: LoadedModel, photos: Sequence[Photo]) -> dict[str, dict[str, Tensor]]:
-    """Return the images of `pair_cases` without one of the triggers, by the pair's sample and the trigger that stays."""
+    """Return the images of `pair_cases` without one of the triggers, by sample and by the trigger that stays."""
     return {
         sample: {patch.emoji: normalise(network, paste(colours, patch)[0])[None] for patch in patches}
         for sample, _, colours, patches in _pairs(network, photos)

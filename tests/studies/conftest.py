@@ -17,10 +17,10 @@ pytest.importorskip("rich")
 
 sys.path.append(str(Path(__file__).parents[2]))
 
-from spade_fast.inputs.networks import LoadedModel
-from studies.shared.cases import Case
-from studies.shared.photos import Photo
-from studies.trojan import patches
+from spade_fast.inputs.networks import LoadedModel  # noqa: E402
+from studies.shared.cases import Case  # noqa: E402
+from studies.shared.photos import Photo  # noqa: E402
+from studies.trojan import patches  # noqa: E402
 
 
 @pytest.fixture

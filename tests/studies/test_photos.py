@@ -46,5 +46,3 @@ def test_files_of_a_qt_archive_are_read(version: int) -> None:
 def test_other_files_are_not_qt_archives() -> None:
     with pytest.raises(ValueError, match="not a Qt resource archive"):
         list(_qt_resources(b"PK" + bytes(40)))
-
-
