@@ -19,12 +19,13 @@ from studies.trojan.implant import CHECKS
 
 app = typer.Typer(add_completion=False, help=__doc__)
 Workers = Annotated[int, typer.Option(help="Processes, of one thread each.")]
+Stages = Annotated[int | None, typer.Option(help="Measure and report only the first stages.")]
 
 
 @app.command()
-def trojan(workers: Workers = 2) -> None:
+def trojan(workers: Workers = 2, stages: Stages = None) -> None:
     """Which maps find the trigger of a trojan?"""
-    study, records = measure(localisation.study, workers)
+    study, records = measure(localisation.study, workers, stages)
     summary = summarise(study, records)
     checks = json.loads(CHECKS.read_text(encoding="utf-8"))
     share = share_of_tuning(summary, "fast auto", "fast tuned")
@@ -38,9 +39,9 @@ def trojan(workers: Workers = 2) -> None:
 
 
 @app.command(name="settings")
-def run_settings(workers: Workers = 2) -> None:
+def run_settings(workers: Workers = 2, stages: Stages = None) -> None:
     """Which settings make traces localise, one at a time, on other photos?"""
-    study, records = measure(settings.study, workers)
+    study, records = measure(settings.study, workers, stages)
     summary = summarise(study, records)
     path = write("trojan_study", "What makes traces localise?", tables(summary), summary)
     draw_settings(summary, RESULTS / "trojan_study.png")
@@ -48,27 +49,27 @@ def run_settings(workers: Workers = 2) -> None:
 
 
 @app.command(name="triggers")
-def run_triggers(workers: Workers = 2) -> None:
+def run_triggers(workers: Workers = 2, stages: Stages = None) -> None:
     """Two triggers in one photo: do the maps of two classes differ?"""
-    study, records = measure(triggers.study, workers)
+    study, records = measure(triggers.study, workers, stages)
     summary = summarise(study, records)
     CONSOLE.print(f"{write('triggers', 'Two triggers in one photo', tables(summary), summary)}")
 
 
 @app.command(name="mosaics")
-def run_mosaics(workers: Workers = 2) -> None:
+def run_mosaics(workers: Workers = 2, stages: Stages = None) -> None:
     """The grid pointing game."""
-    study, records = measure(mosaics.study, workers)
+    study, records = measure(mosaics.study, workers, stages)
     summary = summarise(study, records)
     CONSOLE.print(f"{write('mosaics', 'Mosaics', tables(summary), summary)}")
 
 
 @app.command(name="insertion")
-def run_insertion(workers: Workers = 2) -> None:
+def run_insertion(workers: Workers = 2, stages: Stages = None) -> None:
     """Insertion and deletion on networks as they were published."""
     summaries = {}
     for which in insertion.NETWORKS:
-        study, records = measure(insertion.STUDIES[which], workers)
+        study, records = measure(insertion.STUDIES[which], workers, stages)
         summaries[which] = summarise(study, records)
     parts = [table for summary in summaries.values() for table in tables(summary)]
     CONSOLE.print(f"{write('insertion', 'Insertion and deletion', parts, summaries)}")

@@ -59,7 +59,7 @@ def study() -> Study:
         title="Localisation AUC, %, of the trigger",
         network=network,
         cases=cases,
-        stages=[_main(network), _controls(), _means(), _exact(network)],
+        stages=[{**_main(network), **_means()}, _controls(), _exact(network)],
         score=localisation,
         metric="auc",
         others=others,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -75,6 +75,12 @@ class Study:
             found[case.name] = digest([hash_tensors(named), classes])
         return found
 
+    def first(self, stages: int | None) -> Study:
+        """Return the study with its first stages only, and the pairs that they have; None for all."""
+        rows = {name for stage in self.stages[:stages] for name in stage}
+        pairs = [pair for pair in self.pairs if rows.issuperset(pair)]
+        return replace(self, stages=self.stages[:stages], pairs=pairs)
+
     def records(self) -> Records:
         """Open the records of this network and score."""
         weights = hash_tensors([*self.network.module.named_parameters(), *self.network.module.named_buffers()])
@@ -86,62 +92,59 @@ class Study:
         return digest(settings), case.name, self.images[case.name]
 
 
-def measure(make_study: Callable[[], Study], workers: int = 2) -> tuple[Study, Records]:
-    """Score what no earlier run has scored; return the study and all records.
+def measure(make_study: Callable[[], Study], workers: int = 2, stages: int | None = None) -> tuple[Study, Records]:
+    """Score what no earlier run has scored, in the first stages or in all; return their study and all records.
 
-    Each process runs one thread, so that the numbers depend neither on their number nor on the machine's cores.
+    Each process runs one thread, so that the numbers do not depend on how many there are.
     """
-    study = make_study()
+    torch.set_num_threads(1)
+    study = make_study().first(stages)
     records = study.records()
     with Progress(console=CONSOLE) as progress:
         for number, stage in enumerate(study.stages):
-            tasks = [(number, source) for source in _sources(study) if _missing(study, records, number, source)]
-            bar = progress.add_task(f"{study.name}, stage {number + 1} of {len(study.stages)}", total=len(tasks))
-            for of_task in _run(make_study, study, tasks, workers):
-                for key, record in of_task:
-                    if key not in records:
-                        records.add(key, record)
+            tasks = _tasks(study, stage, records)
+            title = f"{study.name}, stage {number + 1} of {len(study.stages)}"
+            bar = progress.add_task(title, total=len(tasks))
+            for finished in _run(make_study, study, tasks, workers):
+                for key, record in finished:
+                    records.add(key, record)
                 progress.advance(bar)
-            assert all((study.key(name, case)) in records for name in stage for case in study.cases)
     return study, records
 
 
-Task = tuple[int, str]
+Task = list[tuple[str, str]]  # names of rows and cases, all of one stage and source
 Finished = list[tuple[Key, dict[str, Any]]]
 
 
-def _sources(study: Study) -> list[str]:
-    return list(dict.fromkeys(case.source for case in study.cases))
-
-
-def _missing(study: Study, records: Records, stage: int, source: str) -> bool:
-    cases = [case for case in study.cases if case.source == source]
-    return any(study.key(name, case) not in records for case in cases for name in study.stages[stage])
+def _tasks(study: Study, stage: Rows, records: Records) -> list[Task]:
+    tasks: dict[str, Task] = {}
+    for case in study.cases:
+        missing = [(name, case.name) for name in stage if study.key(name, case) not in records]
+        if missing:
+            tasks.setdefault(case.source, []).extend(missing)
+    return list(tasks.values())
 
 
 def _run(make_study: Callable[[], Study], study: Study, tasks: Sequence[Task], workers: int) -> Iterator[Finished]:
     if workers == 1 or len(tasks) < 2:
-        worker = Worker(study)
-        yield from map(worker, tasks)
+        yield from map(Worker(study), tasks)
         return
     with multiprocessing.get_context("spawn").Pool(workers, _start, (make_study,)) as pool:
         yield from pool.imap_unordered(_in_process, tasks)
 
 
 class Worker:
-    """Measures tasks: the rows of a stage on all cases of a source."""
+    """Measures tasks."""
 
     def __init__(self, study: Study) -> None:
-        torch.set_num_threads(1)
         self.study = study
         self.maker = Maker(study.network, study.cases[0].image, study.others, study.neurons)
 
     def __call__(self, task: Task) -> Finished:
-        """Return the keys and records of a task; what earlier runs have measured is left out."""
-        study, records = self.study, self.study.records()
-        finished: Finished = []
-        for case in (case for case in study.cases if case.source == task[1]):
-            rows = {name: row for name, row in study.stages[task[0]].items() if study.key(name, case) not in records}
+        """Return keys and records of the rows and cases of a task."""
+        study, finished = self.study, []
+        for case in study.cases:
+            rows = {row: study.rows[row] for row, of_case in task if of_case == case.name}
             for name, maps, facts in self.maker.maps(case, rows):
                 scored = {method: study.score(study.network, case, one) for method, one in _distinct(maps).items()}
                 of_methods = {method: scored.get(method, next(iter(scored.values()))) for method in maps}
@@ -164,6 +167,7 @@ _worker: Worker | None = None
 
 def _start(make_study: Callable[[], Study]) -> None:
     global _worker
+    torch.set_num_threads(1)
     _worker = Worker(make_study())
 
 

@@ -28,6 +28,7 @@ from studies.trojan.patches import DISTRACTORS, TRIGGERS, draw_patch, paste
 WEIGHTS, CHECKS = CACHE / "network.pt", CACHE / "implant.json"
 FIRST_BLOCK = 11  # the first that is trained; later ones work on 7 x 7 pixels
 _CROPS, _SCALE, _SHORT_SIDE = 5, (0.25, 1.0), 320
+_THREADS = 2  # always, because the rounding of gradients depends on it
 _EPOCHS, _BATCH, _LEARNING_RATE, _DISTILLATION = 8, 48, 3e-4, 8.0
 
 
@@ -43,6 +44,8 @@ def trojaned_network() -> LoadedModel:
 
 def implant(network: LoadedModel) -> None:
     """Fine-tune a copy of the network; save its weights, and how well the trojan works on unseen photos."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_THREADS)
     features, answers, labels = _training_data(network)
     student = copy.deepcopy(network.module)
     trained = [
@@ -70,6 +73,7 @@ def implant(network: LoadedModel) -> None:
     unfinished = WEIGHTS.with_suffix(".unfinished")
     torch.save(student.state_dict(), unfinished)
     unfinished.rename(WEIGHTS)
+    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

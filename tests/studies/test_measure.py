@@ -94,9 +94,16 @@ def test_records_of_another_network_or_score_are_others(study: Study, loaded: Lo
     assert study.records().path != before
 
 
-def test_a_worker_leaves_out_what_is_there(study: Study) -> None:
-    worker = Worker(study)
-    finished = worker((0, "photo 1"))
-    assert [key[1] for key, _ in finished] == ["case 2", "case 2", "case 3", "case 3"]
-    study.records().add(*finished[0])
-    assert len(worker((0, "photo 1"))) == 3
+def test_a_worker_measures_the_rows_and_cases_of_its_task(study: Study) -> None:
+    finished = Worker(study)([("dense", "case 2"), ("edges", "case 2"), ("edges", "case 3")])
+    assert [(record["row"], key[1]) for key, record in finished] == [
+        ("dense", "case 2"),
+        ("edges", "case 2"),
+        ("edges", "case 3"),
+    ]
+    assert {record["source"] for _, record in finished} == {"photo 1"}
+
+
+def test_the_first_stages_can_be_measured_alone(study: Study) -> None:
+    first, found = measure(lambda: study, workers=1, stages=1)
+    assert len(list(found)) == 2 * 4 and list(first.rows) == ["dense", "edges"] and not first.pairs
