@@ -53,7 +53,10 @@ def run_triggers(workers: Workers = 2, stages: Stages = None) -> None:
     """Two triggers in one photo: do the maps of two classes differ?"""
     study, records = measure(triggers.study, workers, stages)
     summary = summarise(study, records)
-    CONSOLE.print(f"{write('triggers', 'Two triggers in one photo', tables(summary), summary)}")
+    parts = {part: summarise(of_part, records) for part, of_part in triggers.by_probability(study).items()}
+    texts = [*tables(summary), *(text for of_part in parts.values() for text in tables(of_part))]
+    path = write("triggers", "Two triggers in one photo", texts, {**summary, "by probability": parts})
+    CONSOLE.print(f"{path}")
 
 
 @app.command(name="mosaics")
@@ -61,7 +64,8 @@ def run_mosaics(workers: Workers = 2, stages: Stages = None) -> None:
     """The grid pointing game."""
     study, records = measure(mosaics.study, workers, stages)
     summary = summarise(study, records)
-    CONSOLE.print(f"{write('mosaics', 'Mosaics', tables(summary), summary)}")
+    path = write("mosaics", "The grid pointing game", tables(summary), summary)
+    CONSOLE.print(f"{path}")
 
 
 @app.command(name="insertion")
@@ -72,7 +76,8 @@ def run_insertion(workers: Workers = 2, stages: Stages = None) -> None:
         study, records = measure(insertion.STUDIES[which], workers, stages)
         summaries[which] = summarise(study, records)
     parts = [table for summary in summaries.values() for table in tables(summary)]
-    CONSOLE.print(f"{write('insertion', 'Insertion and deletion', parts, summaries)}")
+    path = write("insertion", "Insertion and deletion", parts, summaries)
+    CONSOLE.print(f"{path}")
 
 
 if __name__ == "__main__":

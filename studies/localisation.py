@@ -82,7 +82,7 @@ def _main(network: LoadedModel) -> Rows:
         "centre": Row("centre of the image", plain="centre"),
         "smooth": row("SmoothGrad", SMOOTH),
         "fast 50": row(f"FastSPADE, {EQUAL:.0%}", fixed("sparsegpt", EQUAL), methods=EIGHT),
-        "fast tuned": row("FastSPADE, tuned with masks", fixed("sparsegpt", tuned), methods=EIGHT),
+        "fast tuned": row("FastSPADE, tuned with masks", fixed("sparsegpt", tuned)),
         "fast auto": row("FastSPADE, automatic", traces[0], methods=EIGHT),
         "fast two": row("FastSPADE, two levels", *traces, methods=EIGHT),
         "fast two, smooth": Row("mean of SmoothGrad and FastSPADE, two levels", ((SMOOTH,), traces)),
@@ -117,8 +117,8 @@ def _exact(network: LoadedModel) -> Rows:
     tuned = tuned_sparsity(network, "exact", Calibration())
     traces = two_levels("exact")
     return {
-        "exact 50": row(f"SPADE, {EQUAL:.0%}", fixed("exact", EQUAL), methods=EIGHT),
-        "exact tuned": row("SPADE, tuned with masks", fixed("exact", tuned), methods=EIGHT),
+        "exact 50": row(f"SPADE, {EQUAL:.0%}", fixed("exact", EQUAL)),
+        "exact tuned": row("SPADE, tuned with masks", fixed("exact", tuned)),
         "exact auto": row("SPADE, automatic", traces[0], methods=EIGHT),
         "exact two": row("SPADE, two levels", *traces, methods=EIGHT),
         "exact two, smooth": Row("mean of SmoothGrad and SPADE, two levels", ((SMOOTH,), traces)),

@@ -6,7 +6,10 @@ more probable one: then it is a share of the dense network's small probability.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from studies.localisation import predicts
+from studies.shared.cases import Case, probabilities
 from studies.shared.making import Other
 from studies.shared.measure import Study
 from studies.shared.photos import test_photos
@@ -48,24 +51,35 @@ def study() -> Study:
     )
 
 
+def by_probability(study: Study) -> dict[str, Study]:
+    """Divide the questions: about the class that the dense network finds more probable of the two, and the other one."""
+    parts: dict[str, list[Case]] = {"more": [], "less": []}
+    for case in study.cases:
+        found = probabilities(study.network, case.image)
+        assert case.rival is not None
+        parts["more" if found[case.target] >= found[case.rival] else "less"].append(case)
+    return {
+        part: replace(study, cases=cases, title=f"{study.title}; the {part} probable of the two classes", pairs=())
+        for part, cases in parts.items()
+    }
+
+
 def _rows() -> Rows:
     traces = two_levels("sparsegpt")
     return {
         "dense": row("dense network", Source(DENSE), methods=EIGHT),
         "edges": Row("edge detector", plain="edges"),
         "smooth": row("SmoothGrad", SMOOTH),
-        "fast 50": row(f"FastSPADE, {EQUAL:.0%}", fixed("sparsegpt", EQUAL), methods=EIGHT),
+        "fast 50": row(f"FastSPADE, {EQUAL:.0%}", fixed("sparsegpt", EQUAL)),
         "mine": row("trace for this class", *traces, methods=EIGHT),
-        "rival": row("trace for the other class", *two_levels("sparsegpt", goal="rival"), methods=EIGHT),
+        "rival": row("trace for the other class", *two_levels("sparsegpt", goal="rival")),
         "mine alone": row(
             "trace of the photo with this trigger alone",
             *two_levels("sparsegpt", whose="its own alone", goal="theirs"),
-            methods=EIGHT,
         ),
         "rival alone": row(
             "trace of the photo with the other trigger alone",
             *two_levels("sparsegpt", whose="the other alone", goal="theirs"),
-            methods=EIGHT,
         ),
         "mine, smooth": Row("mean of SmoothGrad and the trace for this class", ((SMOOTH,), traces)),
     }

@@ -17,7 +17,7 @@ from spade_fast.inputs.networks import LoadedModel
 from studies.shared.cases import Case
 
 Scores = dict[str, float]
-STEPS = 25  # of insertion and deletion
+STEPS = 16  # of insertion and deletion
 
 
 def localisation(network: LoadedModel, case: Case, attributions: Tensor) -> Scores:
