@@ -52,7 +52,7 @@ def study() -> Study:
 
 
 def by_probability(study: Study) -> dict[str, Study]:
-    """Divide the questions: about the class that the dense network finds more probable of the two, and the other one."""
+    """Divide the questions: about the class that the dense network finds more probable of the two, and the other."""
     parts: dict[str, list[Case]] = {"more": [], "less": []}
     for case in study.cases:
         found = probabilities(study.network, case.image)

@@ -35,8 +35,6 @@ from studies.shared.rows import DENSE, NOISE, Row, Rows, Weights
 
 _PATHWAY_SHARES = tuple(0.97**step for step in range(150))  # of the neurons to keep: from all to 1 %
 _LADDERS_HELD = 12
-
-
 LadderKey = tuple[str, Calibration]  # whose it is, and how it is made
 
 
@@ -156,8 +154,9 @@ class Maker:
     def _pruned(self, case: Case, weights: Weights, ladders: Ladders) -> Made:
         facts: dict[str, Any] = {}
         if weights.keep is None:
-            shares = dict(weights.sparsity) if isinstance(weights.sparsity, tuple) else {}
-            levels = {name: _level_at(ladder, shares.get(name, weights.sparsity)) for name, ladder in ladders.items()}
+            given = weights.sparsity
+            shares = dict(given) if isinstance(given, tuple) else dict.fromkeys(ladders, given)
+            levels = {name: _level_at(ladder, shares.get(name, 0.0)) for name, ladder in ladders.items()}
         else:
             search = replace(weights, keep=None)  # traces that keep different shares have it in common
             if search not in self._searches:
@@ -227,9 +226,8 @@ def _kinds_by_ladder(wanted: Iterable[Weights]) -> dict[LadderKey, frozenset[str
     return {key: frozenset(of_key) for key, of_key in kinds.items()}
 
 
-def _level_at(ladder: Sequence[Level], sparsity: float | None) -> Level:
-    """Return the level of a sparsity; the dense one for None."""
-    return next(level for level in ladder if level.report.sparsity == (sparsity or 0.0))
+def _level_at(ladder: Sequence[Level], sparsity: float) -> Level:
+    return next(level for level in ladder if level.report.sparsity == sparsity)
 
 
 def _mean(row: Row, method: str, found: Mapping[tuple[Weights, bool, str], Tensor]) -> Tensor:
