@@ -31,11 +31,11 @@ from studies.shared.cases import Case, probabilities
 from studies.shared.ladders import Calibration, Ladders, Solved, make_ladders
 from studies.shared.pathways import neuron_contributions, silenced_but, strongest
 from studies.shared.plain_maps import PLAIN_MAPS
-from studies.shared.rows import DENSE, NOISE, Row, Rows, Weights
+from studies.shared.rows import NOISE, Row, Rows, Weights
 
 _PATHWAY_SHARES = tuple(0.97**step for step in range(150))  # of the neurons to keep: from all to 1 %
 _LADDERS_HELD = 12
-LadderKey = tuple[str, Calibration]  # whose it is, and how it is made
+LadderKey = tuple[str, Calibration, bool]  # whose it is, how it is made, and whether by exact OBS
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Maker:
 
     def _made(self, case: Case, weights: Weights, kinds: Mapping[LadderKey, frozenset[str]]) -> Made:
         start = time.perf_counter()
-        if weights == DENSE:
+        if not weights.kind:
             return Made({}, nullcontext)
         if weights.kind == "pathway":
             made = self._pathway(case, weights)
@@ -145,8 +145,7 @@ class Maker:
 
     def _solved(self, case: Case, weights: Weights, kinds: Mapping[LadderKey, frozenset[str]]) -> Solved:
         sample = case.sample if weights.whose == "own" else self.others[weights.whose][case.name].name
-        of_kinds = kinds[weights.whose, weights.calibration]
-        return self._ladders(sample, of_kinds, weights.calibration)[weights.kind]
+        return self._ladders(sample, kinds[_ladder_key(weights)], weights.calibration)[weights.kind]
 
     def _make_ladders(self, sample: str, kinds: frozenset[str], calibration: Calibration) -> dict[str, Solved]:
         return make_ladders(self.network, self._images[sample], sample, kinds, calibration)
@@ -169,7 +168,7 @@ class Maker:
         facts["sparsity"] /= sum(math.prod(one.shape) for one in reports)
         facts["layer error"] = fmean(report.measured_error for report in reports)
         pruned = [level.pruned for level in levels.values() if level.pruned is not None]
-        return Made(facts, lambda: self._applied(pruned), (weights.whose, weights.calibration))
+        return Made(facts, lambda: self._applied(pruned), _ladder_key(weights))
 
     def _applied(self, pruned: Sequence[PrunedLayer]) -> AbstractContextManager[object]:
         return WeightsApplied(self.network.module, pruned)
@@ -217,12 +216,16 @@ def smallest_that_holds(descending: Sequence[float], holds: Callable[[float], bo
     return descending[held]
 
 
+def _ladder_key(weights: Weights) -> LadderKey:
+    return weights.whose, weights.calibration, weights.kind == "exact"
+
+
 def _kinds_by_ladder(wanted: Iterable[Weights]) -> dict[LadderKey, frozenset[str]]:
-    """Return which ladders are made from the same calibration, by whose image it is and how it is made."""
+    """Return which ladders are made from the same calibration."""
     kinds: dict[LadderKey, set[str]] = defaultdict(set)
     for weights in wanted:
         if weights.kind not in ("", "pathway"):
-            kinds[weights.whose, weights.calibration].add(weights.kind)
+            kinds[_ladder_key(weights)].add(weights.kind)
     return {key: frozenset(of_key) for key, of_key in kinds.items()}
 
 
