@@ -1,4 +1,4 @@
-"""The rows of all studies can be made, here on a network of a few hundred weights with the names of EfficientNet's."""
+"""The rows of all studies can be made, here on a small network with the names of EfficientNet's."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ OTHERS = ("same trigger", "other trigger", "clean", "its own alone", "the other 
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self._expand_conv = nn.Conv2d(6, 12, 1)
+        self._expand_conv = nn.Conv2d(6, 100, 1)
         self._first = nn.ReLU()
-        self._depthwise_conv = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self._depthwise_conv = nn.Conv2d(100, 100, 3, padding=1, groups=100)
         self._second = nn.ReLU()
-        self._project_conv = nn.Conv2d(12, 6, 1)
+        self._project_conv = nn.Conv2d(100, 6, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         found = self._second(self._depthwise_conv(self._first(self._expand_conv(images))))
