@@ -21,7 +21,7 @@ def test_after_the_last_rectifier_a_contribution_is_what_removing_the_neuron_cos
         keep = torch.ones(1, 6, 3, 3, dtype=torch.bool)
         keep[0, channel, row, column] = False
         with silenced_but(module, {"2": keep}):
-            change = abs(float(module(image)[0, 1] - dense))
+            change = abs(float((module(image)[0, 1] - dense).detach()))
         assert abs(change - float(contributions["2"][0, channel, row, column])) < 1e-6
 
 
