@@ -51,7 +51,8 @@ def study() -> Study:
     for number, case in enumerate(cases):
         rest = [one for one in cases[number + 1 :] + cases[:number] if one.source != case.source]
         same = next(one for one in rest if one.kind == case.kind)
-        different = next(one for one in rest if one.source == same.source and one.kind != case.kind)
+        rest.sort(key=lambda one: one.source != same.source)  # the same photo, if it can be: its ladder is at hand
+        different = next(one for one in rest if one.kind != case.kind)
         for whose, one in (("same trigger", same), ("other trigger", different)):
             others[whose][case.name] = Other(one.sample, one.image, one.target)
     return Study(
