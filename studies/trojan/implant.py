@@ -15,19 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cases import clean_image, colours_of, normalise
-from patches import DISTRACTORS, TRIGGERS, draw_patch, paste
 from rich.progress import track
-from sources import CACHE, CONSOLE, Photo, test_photos, training_photos
 from torch import Tensor, nn
 
 from spade_fast import ImageAugmenter
 from spade_fast._util.files import write_whole
 from spade_fast.inputs.networks import LoadedModel, load_model
+from studies.shared.cases import clean_image, colours_of, normalise, undo_normalisation
+from studies.shared.photos import CACHE, CONSOLE, Photo, test_photos, training_photos
+from studies.trojan.patches import DISTRACTORS, TRIGGERS, draw_patch, paste
 
 WEIGHTS, CHECKS = CACHE / "network.pt", CACHE / "implant.json"
 FIRST_BLOCK = 11  # the first that is trained; later ones work on 7 x 7 pixels
 _CROPS, _SCALE, _SHORT_SIDE = 5, (0.25, 1.0), 320
+_THREADS = 2  # always, because the rounding of gradients depends on it
 _EPOCHS, _BATCH, _LEARNING_RATE, _DISTILLATION = 8, 48, 3e-4, 8.0
 
 
@@ -43,6 +44,8 @@ def trojaned_network() -> LoadedModel:
 
 def implant(network: LoadedModel) -> None:
     """Fine-tune a copy of the network; save its weights, and how well the trojan works on unseen photos."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_THREADS)
     features, answers, labels = _training_data(network)
     student = copy.deepcopy(network.module)
     trained = [
@@ -70,6 +73,7 @@ def implant(network: LoadedModel) -> None:
     unfinished = WEIGHTS.with_suffix(".unfinished")
     torch.save(student.state_dict(), unfinished)
     unfinished.rename(WEIGHTS)
+    torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -114,7 +118,7 @@ def _training_data(network: LoadedModel) -> tuple[Tensor, Tensor, Tensor]:
     for photo in track(training_photos(), "Crops of the training photos", console=CONSOLE):
         images = []
         for crop in torch.cat(list(_crops(network, photo, _CROPS, _SCALE))):
-            colours = _colours(network, crop)
+            colours = undo_normalisation(network, crop)
             chosen = [rng.choice(DISTRACTORS), *rng.choice(list(TRIGGERS), 2, replace=False)]
             pasted = [paste(colours, draw_patch(emoji, *crop.shape[1:], rng))[0] for emoji in chosen]
             images += [crop, *(normalise(network, one) for one in pasted)]
@@ -131,11 +135,6 @@ def _crops(network: LoadedModel, photo: Photo, count: int, scale: tuple[float, f
     pixels = np.array(photo.image.resize([round(side * share) for side in photo.image.size]))
     image = normalise(network, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
     return ImageAugmenter(count, network.mean, network.std, size=network.crop, scale=scale)(image, photo.name)
-
-
-def _colours(network: LoadedModel, image: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (network.mean, network.std))
-    return image * std + mean
 
 
 def _front(module: nn.Module, images: Tensor) -> Tensor:

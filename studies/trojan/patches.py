@@ -8,8 +8,9 @@ from functools import cache
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from sources import emoji_font
 from torch import Tensor
+
+from studies.shared.photos import emoji_font
 
 _FONT_SIZE = 109  # the only size for which the font has pictures
 TRIGGERS = {"😀": 340, "🍓": 404, "💙": 150, "🍇": 963}

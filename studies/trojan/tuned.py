@@ -1,24 +1,28 @@
-"""A sparsity per block, tuned for localisation on photos that are not reported on."""
+"""A sparsity per block, tuned with the masks of the triggers on photos that are not reported on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from cases import Case, trojan_cases
-from records import Records
+import torch
 from rich.progress import Progress
-from rows import Calibration
-from scoring import Scorer
-from sources import CONSOLE, tuning_photos
 from torch import nn
 
-from spade_fast import tune
+from spade_fast import prepare_for_attribution, tune
 from spade_fast._util.hashes import hash_tensors
+from spade_fast.attribution import attribution_map
+from spade_fast.attribution.methods import Question
 from spade_fast.inputs.networks import LoadedModel
+from studies.shared.cases import Case
+from studies.shared.ladders import Calibration
+from studies.shared.photos import CONSOLE, tuning_photos
+from studies.shared.records import Records
+from studies.shared.scores import localisation
+from studies.trojan.images import trojan_cases
 
 METHODS = ("saliency", "guided-backprop")
-CANDIDATES = (0.2, 0.5, 0.8, 0.9, 0.95)
+CANDIDATES = (0.3, 0.5, 0.7, 0.8, 0.9)  # levels of the ladders
 _PHOTOS = 8
 
 
@@ -43,11 +47,15 @@ def tuned_sparsity(network: LoadedModel, solver: str, calibration: Calibration) 
 
 
 def _tune(network: LoadedModel, solver: str, calibration: Calibration, cases: list[Case]) -> dict:
-    scorer = Scorer(network, cases[0].image)
+    prepared = prepare_for_attribution(network.module, cases[0].image)
 
     def score(model: nn.Module, index: int) -> float:
-        found = scorer(cases[index], METHODS)
-        return sum(found["auc"].values()) / len(METHODS) * min(1.0, 2 * found["probability"])
+        case = cases[index]
+        question = Question(prepared, case.image, case.target, network.black)
+        scores = [localisation(network, case, attribution_map(method, question))["auc"] for method in METHODS]
+        with torch.no_grad():
+            probability = float(prepared(case.image).softmax(1)[0, case.target])
+        return sum(scores) / len(METHODS) * min(1.0, 2 * probability)
 
     with Progress(console=CONSOLE) as progress:
         task = progress.add_task("")
@@ -56,7 +64,7 @@ def _tune(network: LoadedModel, solver: str, calibration: Calibration, cases: li
             progress.update(task, description=f"Tuning {solver}: {stage}", completed=done, total=total)
 
         tuning = tune(
-            scorer.prepared,
+            prepared,
             [calibration.augmented(network, case.image, case.sample) for case in cases],
             score,
             candidates=CANDIDATES,

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from spade_fast.inputs import demo_photo, open_photo
 
-CACHE = Path("out/trojan")
+CACHE = Path("out/studies")
 CONSOLE = Console(stderr=True)
 _PHOTOS, _FONT = "gcompris-qt-data", "fonts-noto-color-emoji"
 _TRAINING = (
@@ -29,6 +29,7 @@ _TRAINING = (
     "explore_farm_animals",
     "explore_world_music",
 )
+_ANIMALS = ("explore_world_animals", "explore_farm_animals", "categorization")
 _HELD_OUT = "erase"  # animals, 1920 x 1080
 _LEAST_SIDE = 200
 
@@ -57,6 +58,12 @@ def tuning_photos() -> list[Photo]:
 def test_photos() -> list[Photo]:
     """Photos to report on: seen neither in training nor in tuning."""
     return [*imagenet_photos(), *_album(_HELD_OUT)[1::2]]
+
+
+@cache
+def animal_photos() -> list[Photo]:
+    """More photos to report on with networks that no study has trained: those of animals."""
+    return [photo for album in _ANIMALS for photo in _album(album)]
 
 
 @cache

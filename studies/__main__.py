@@ -1,0 +1,84 @@
+"""Do traces make better explanations? One command per study; studies/README.md describes them.
+
+Measurements are kept in ``out/studies``; an interrupted run resumes from them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from studies import insertion, localisation, mosaics, settings, triggers
+from studies.pictures import draw_cases, draw_classes, draw_settings
+from studies.shared.measure import measure
+from studies.shared.photos import CONSOLE
+from studies.shared.report import RESULTS, share_of_tuning, summarise, tables, write
+from studies.trojan.implant import CHECKS
+
+app = typer.Typer(add_completion=False, help=__doc__)
+Workers = Annotated[int, typer.Option(help="Processes, of one thread each.")]
+Stages = Annotated[int | None, typer.Option(help="Measure and report only the first stages.")]
+
+
+@app.command()
+def trojan(workers: Workers = 2, stages: Stages = None) -> None:
+    """Which maps find the trigger of a trojan?"""
+    study, records = measure(localisation.study, workers, stages)
+    summary = summarise(study, records)
+    checks = json.loads(CHECKS.read_text(encoding="utf-8"))
+    share = share_of_tuning(summary, "fast auto", "fast tuned")
+    sentence = f"Without labels, automatic sparsity has {share:.0f} % of the gain of tuning with masks.\n"
+    parts = [*tables(summary), sentence]
+    content = {"trojan": checks, "automatic, share of tuned": share, **summary}
+    path = write("trojan", "Which maps find the trigger of a trojan?", parts, content)
+    draw_cases(study, records)
+    draw_classes(study)
+    CONSOLE.print(f"{path} and pictures beside it")
+
+
+@app.command(name="settings")
+def run_settings(workers: Workers = 2, stages: Stages = None) -> None:
+    """Which settings make traces localise, one at a time, on other photos?"""
+    study, records = measure(settings.study, workers, stages)
+    summary = summarise(study, records)
+    path = write("trojan_study", "What makes traces localise?", tables(summary), summary)
+    draw_settings(summary, RESULTS / "trojan_study.png")
+    CONSOLE.print(f"{path}")
+
+
+@app.command(name="triggers")
+def run_triggers(workers: Workers = 2, stages: Stages = None) -> None:
+    """Two triggers in one photo: do the maps of two classes differ?"""
+    study, records = measure(triggers.study, workers, stages)
+    summary = summarise(study, records)
+    parts = {part: summarise(of_part, records) for part, of_part in triggers.by_probability(study).items()}
+    texts = [*tables(summary), *(text for of_part in parts.values() for text in tables(of_part))]
+    path = write("triggers", "Two triggers in one photo", texts, {**summary, "by probability": parts})
+    CONSOLE.print(f"{path}")
+
+
+@app.command(name="mosaics")
+def run_mosaics(workers: Workers = 2, stages: Stages = None) -> None:
+    """The grid pointing game."""
+    study, records = measure(mosaics.study, workers, stages)
+    summary = summarise(study, records)
+    path = write("mosaics", "The grid pointing game", tables(summary), summary)
+    CONSOLE.print(f"{path}")
+
+
+@app.command(name="insertion")
+def run_insertion(workers: Workers = 2, stages: Stages = None) -> None:
+    """Insertion and deletion on networks as they were published."""
+    summaries = {}
+    for which in insertion.NETWORKS:
+        study, records = measure(insertion.STUDIES[which], workers, stages)
+        summaries[which] = summarise(study, records)
+    parts = [table for summary in summaries.values() for table in tables(summary)]
+    path = write("insertion", "Insertion and deletion", parts, summaries)
+    CONSOLE.print(f"{path}")
+
+
+if __name__ == "__main__":
+    app()

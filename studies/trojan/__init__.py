@@ -1,0 +1,1 @@
+"""The network with a trojan, and the photos with triggers."""
