@@ -13,7 +13,16 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "spade.ipynb"
-METHODS = ("Saliency", "Guided Grad-CAM", "Grad-CAM")
+ROWS = [
+    "Dense network",
+    "SmoothGrad",
+    "Automatic trace",
+    "Mean of two traces",
+    "... and SmoothGrad",
+    "SmoothGrad on a trace",
+    "Control: another's traces",
+    "Control: centre first",
+]
 
 
 def execute(folder):
@@ -56,31 +65,41 @@ def run(tmp_path_factory):
 
 def test_decision(run):
     assert re.match(r" *69\.\d% +Bullmastiff\n", text(run["predict"]))
-    assert "Trace(sample_id='0', 23 layers, sparsity=0.6000)" in text(run["trace"])
-    rows = re.findall(r"^ +(\d+)% +([\d.]+)% +(kept|LOST): ", text(run["kept"]), re.M)
-    assert [row[0] for row in rows] == ["40", "60", "80"]
-    assert (rows[0][2], rows[-1][2]) == ("kept", "LOST")
-    assert float(rows[0][1]) > 50 and float(rows[-1][1]) < 10
+    removed, kept, dense = map(float, re.findall(r"([\d.]+)%", text(run["trace"])))
+    assert 30 < removed < 90 and 69 < dense < 70 and kept >= 0.9 * dense
+    rows = re.findall(r"^(automatic|\d\d% everywhere) +(\d+)% +([\d.]+)% +(kept|LOST)", text(run["kept"]), re.M)
+    assert [row[0] for row in rows] == ["automatic", "40% everywhere", "60% everywhere", "80% everywhere"]
+    assert [float(row[1]) for row in rows] == [removed, 40, 60, 80]
+    assert float(rows[0][2]) == kept
+    assert (rows[0][3], rows[1][3], rows[-1][3]) == ("kept", "kept", "LOST")
 
 
-def test_mosaics(run):
-    rows = re.findall(r"^(.+?)  +(Dense network|FastSPADE, \d+% removed) +([\d.]+)", text(run["scores"]), re.M)
-    networks = ["Dense network", "FastSPADE, 30% removed", "FastSPADE, 60% removed"]
-    assert [row[:2] for row in rows] == [(method, network) for method in METHODS for network in networks]
-    scores = [float(row[2]) for row in rows]
-    assert all(0 <= score <= 1 for score in scores)
-    # The class that is asked for is seen: a cell that is not the class's would get less than chance from a CAM.
-    assert all(score > 0.5 for score, (method, _, _) in zip(scores, rows, strict=True) if method != "Saliency")
-    assert re.findall(r"decision on (\d) of 1 mosaics", text(run["scores"]))
+def test_the_mean_is_over_two_levels(run):
+    levels = re.findall(r"^keep=([\d.]+): P=([\d.]+)%, (\d+)% removed", text(run["maps"]), re.M)
+    (keep, more, mild), (half, less, sparse) = [map(float, level) for level in levels]
+    assert (keep, half) == (0.9, 0.5)
+    assert more >= less >= 0.5 * 69 and mild <= sparse
+    assert str(more) in text(run["trace"])  # the first is the automatic trace
 
 
-def test_tuning(run):
-    before, after = map(float, re.search(r"score ([\d.]+) -> ([\d.]+)", text(run["tune"])).groups())
-    same = float(re.search(r"same share of each layer instead: ([\d.]+)", text(run["tune"])).group(1))
-    assert before < after <= 1 and 0 <= same <= 1
+def test_insertion(run):
+    rows = re.findall(r"^(.{25}) +([\d.]+)   (.*)$", text(run["scores"]), re.M)
+    assert [row[0].rstrip() for row in rows] == ROWS
+    areas = {row[0].rstrip(): float(row[1]) for row in rows}
+    for name, _, differences in rows:
+        found = re.findall(r"([+-][\d.]+) \[ *([+-][\d.]+), *([+-][\d.]+)\] +(\d)/2", differences)
+        baselines = [one for one in ("Dense network", "SmoothGrad") if one != name.rstrip()]
+        assert len(found) == len(baselines)
+        for (difference, low, high, above), baseline in zip(found, baselines, strict=True):
+            assert float(difference) == pytest.approx(areas[name.rstrip()] - areas[baseline], abs=0.11)
+            assert float(low) <= float(difference) <= float(high)
+            assert int(above) < 2 or float(low) >= 0  # of two photos, the interval starts at the lower
+    assert all(0 < area < 100 for area in areas.values())
+    decisions = re.findall(r"^keep=(0\.[95]) .* decision kept on (\d) of 2 photos", text(run["scores"]), re.M)
+    assert decisions[0] == ("0.9", "2") and decisions[1][0] == "0.5"
 
 
-@pytest.mark.parametrize("name", ["predict", "maps", "mosaics", "feature"])
+@pytest.mark.parametrize("name", ["predict", "trace", "maps", "insertion", "feature"])
 def test_figures(run, kept, name):
     for cell in (run[name], code_cells(kept)[name]):
         (figure,) = (output.data for output in cell.outputs if output.output_type == "display_data")
@@ -94,8 +113,8 @@ def test_kept_outputs_belong_to_these_cells(run, kept):
     assert {output.output_type for cell in cells.values() for output in cell.outputs} == {"stream", "display_data"}
     assert "stderr" not in [kind for cell in cells.values() for kind in kinds(cell)]
     # With the numbers of readers, not with the small ones.
-    mosaics = int(re.search(r"MOSAICS = 1 if QUICK else (\d+)", cells["numbers"].source).group(1))
-    assert f"mean of {4 * mosaics} questions" in text(cells["scores"])
+    photos = re.search(r"PHOTOS = 2 if QUICK else (\d+)", cells["numbers"].source).group(1)
+    assert f"n = {photos} photos" in text(cells["scores"])
 
 
 def test_kept_notebook_is_small_and_says_nothing_of_its_machine(kept):
