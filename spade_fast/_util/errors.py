@@ -72,7 +72,11 @@ class DecisionWarning(UserWarning):
 
 
 class AssumptionWarning(UserWarning):
-    """`load_model` assumed what the message says, because the network does not state it."""
+    """Something was assumed, as the message says.
+
+    Preprocessing that a network does not state, or that a trace need not keep its score on noisy copies of a sample
+    because the noise destroys the dense network's.
+    """
 
 
 class ClusterError(UserError, ConnectionError):
