@@ -41,7 +41,7 @@ class PruneConfig:
     keep : float or iterable of float
         Share of the dense network's score, above 0 and at most 1, that automatic sparsity keeps. Several shares make a
         trace for each, where that is possible: in `Spade`, ``explain`` and batches. They are stored in descending
-        order.
+        order. Other sparsities allow one number, which has no effect.
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
     layers : str, iterable of str or None
@@ -99,7 +99,7 @@ class PruneConfig:
         check_names("precision", [self.precision], PRECISIONS, PRECISIONS)
         if isinstance(self.sparsity, Mapping):
             check_shares({f"sparsity[{pattern!r}]": share for pattern, share in self.sparsity.items()})
-        elif self.sparsity != AUTO and not callable(self.sparsity):
+        elif not (isinstance(self.sparsity, str) and self.sparsity == AUTO) and not callable(self.sparsity):
             if not is_number(self.sparsity):
                 raise InvalidTypeError(
                     f"sparsity must be a number between 0 and 1, a mapping, a function or {AUTO!r}, "
@@ -118,6 +118,8 @@ class PruneConfig:
         if isinstance(self.sparsity, Mapping):
             object.__setattr__(self, "sparsity", dict(self.sparsity))
         object.__setattr__(self, "keep", _checked_keep(self.keep))
+        if len(self.keeps) > 1 and self.sparsity != AUTO:
+            raise InvalidValueError(f"keep must be one number unless sparsity is {AUTO!r}, got {self.keep}")
         if self.memory_limit is not None:
             object.__setattr__(self, "memory_limit", parse_bytes(self.memory_limit))
         if self.layers is not None:
@@ -167,8 +169,8 @@ def _patterns(layers: Any) -> tuple[str, ...]:
 
 def _checked_keep(keep: Any) -> float | tuple[float, ...]:
     """Return the share to keep, or several in descending order; TypeError or ValueError if one is out of range."""
-    several = isinstance(keep, Iterable) and not isinstance(keep, (str, bytes))
-    shares = list(keep) if several else [keep]
+    single = isinstance(keep, (str, bytes)) or not isinstance(keep, Iterable) or getattr(keep, "ndim", 1) == 0
+    shares = [keep] if single else list(keep)
     if not shares:
         raise InvalidValueError("keep is empty: give at least one share")
     for share in shares:

@@ -7,7 +7,9 @@ import math
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from spade_fast import PruneConfig
 
@@ -33,6 +35,10 @@ def test_it_is_checked_once_and_frozen() -> None:
         ({"keep": ()}, ValueError, "keep is empty"),
         ({"keep": "0.9"}, TypeError, "keep must be a number above 0 and at most 1, got '0.9'"),
         ({"keep": (0.9, True)}, TypeError, "keep must be a number above 0 and at most 1, got True"),
+        ({"keep": np.array(0.9)}, TypeError, r"keep must be a number above 0 and at most 1, got array\(0.9\)"),
+        ({"keep": torch.tensor(0.9)}, TypeError, r"keep must be a number above 0 and at most 1, got tensor\(0.9"),
+        ({"keep": (0.9, 0.5)}, ValueError, r"keep must be one number unless sparsity is 'auto', got \(0.9, 0.5\)"),
+        ({"sparsity": np.array([0.5, 0.5])}, TypeError, r"sparsity must be a number.*got array\(\[0.5, 0.5\]\)"),
         ({"sparsity": {"a": -1}}, ValueError, r"sparsity\['a'\] must lie between 0 and 1"),
         ({"solver": "obs"}, ValueError, "unknown solver 'obs': choose from exact, sparsegpt"),
         ({"precision": "half"}, ValueError, "unknown precision 'half'"),
@@ -68,4 +74,5 @@ def test_shares_to_keep() -> None:
     assert PruneConfig().keep == 0.9 and PruneConfig().record()["keep"] == 0.9
     config = PruneConfig(keep=[0.5, 1, 0.5])
     assert config.keep == config.keeps == (1.0, 0.5) and config.record()["keep"] == [1.0, 0.5]
-    assert PruneConfig(keep=(0.5,)).keeps == (0.5,) and PruneConfig(**config.record()).keep == (1.0, 0.5)
+    assert PruneConfig(keep=(0.5,)).keeps == PruneConfig(keep=np.array([0.5])).keeps == (0.5,)
+    assert PruneConfig(**config.record()).keep == (1.0, 0.5)
