@@ -91,4 +91,6 @@ def _selected(output: Any, target: Any) -> float:
             f"the network returns {list(output.shape)}, of which the target {target!r} is no single number: give "
             "Spade(score=...), a function of the output that returns what is to be kept"
         )
+    if not bool(torch.isfinite(chosen).all()):
+        raise InvalidValueError(f"the network's output for the target {target!r} must be finite, got {float(chosen)}")
     return checked_score(chosen)

@@ -26,7 +26,8 @@ from spade_fast.attribution.sample_arguments import bind_arguments, divide_argum
 from spade_fast.pruning.calibration import Batches, draw_id
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.decision import Decision, probabilities
-from spade_fast.pruning.goals import NOISY_COPIES, Goal, Score, sample_goal
+from spade_fast.pruning.exchange import weights_held
+from spade_fast.pruning.goals import NOISY_COPIES, Goal, Score, naming, sample_goal
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import traces_by_level
@@ -146,6 +147,8 @@ class Spade(Attribution):
             raise InvalidValueError("draws need an augmenter: calibration batches given directly are one draw")
         if score is not None and not callable(score):
             raise InvalidTypeError(f"score must be a function of the network's output, got {score!r}")
+        if score is not None and self.config.sparsity != AUTO:
+            raise InvalidValueError(f"a score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
         if self.config.sparsity == AUTO and isinstance(attribution_method, DataLoaderAttribution):
             raise InvalidValueError(f"sparsity={AUTO!r} needs the samples themselves: give a number for a data loader")
         self.score = score
@@ -237,7 +240,8 @@ class Spade(Attribution):
         name = ",".join(ids)
         goal = self._mean_goal(name, inputs, arguments) if self.config.sparsity == AUTO else None
         (self.traces,) = self._trace([self.calibration], [name], [goal])
-        dense = self._predict(inputs, arguments) if len(ids) == 1 else None
+        with weights_held(self.model):
+            dense = self._predict(inputs, arguments) if len(ids) == 1 else None
         return mean_attributions([self._attribute_on(made, inputs, arguments, dense) for made in self.traces])
 
     def _attribute_each(self, inputs: Tensor | tuple[Tensor], arguments: dict[str, Any], ids: list[str]) -> Any:
@@ -251,7 +255,8 @@ class Spade(Attribution):
             traces = self._trace_group(samples, of_samples, ids, group)
             for index in group:
                 given = (samples[index],) if isinstance(inputs, tuple) else samples[index]
-                dense = self._predict(samples[index], of_samples[index])
+                with weights_held(self.model):
+                    dense = self._predict(samples[index], of_samples[index])
                 on_traces = [self._attribute_on(made, given, of_samples[index], dense) for made in traces[index]]
                 results.append(mean_attributions(on_traces))
                 self.traces += traces[index]
@@ -289,16 +294,17 @@ class Spade(Attribution):
         augmenter: Any = self.calibration
         noise = getattr(augmenter, "noise", 0.0)
         copies = augmenter.noisy(sample, name, NOISY_COPIES).split(1) if noise else ()
-        return sample_goal(
-            name, score_of_target(self.attribution_method, sample, arguments, self.score), sample, copies
-        )
+        with naming(name), weights_held(self.model):
+            score = score_of_target(self.attribution_method, sample, arguments, self.score)
+            return sample_goal(name, score, sample, copies)
 
     def _mean_goal(self, name: str, inputs: Tensor | tuple[Tensor], arguments: Mapping[str, Any]) -> Goal:
         """Return what a trace of several samples is to keep: the mean of their scores."""
         tensor = _single_input(inputs)
         pairs = zip(tensor.split(1), divide_arguments(self.attribution_method, tensor, arguments), strict=True)
-        scores = [(one, score_of_target(self.attribution_method, one, given, self.score)) for one, given in pairs]
-        return sample_goal(name, lambda _: math.fsum(score(one) for one, score in scores) / len(scores), inputs)
+        with naming(name), weights_held(self.model):
+            scores = [(one, score_of_target(self.attribution_method, one, given, self.score)) for one, given in pairs]
+            return sample_goal(name, lambda _: math.fsum(score(one) for one, score in scores) / len(scores), inputs)
 
     def _attribute_on(self, made: Trace, inputs: Any, arguments: dict[str, Any], dense: Tensor | None) -> Any:
         if not isinstance(self.attribution_method, DataLoaderAttribution):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spade_fast._util.checks import is_number
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.pruning.goals import Goal
 from spade_fast.pruning.ladders import Ladder, level_within, pruned_at, sparsity_at
 from spade_fast.pruning.pruned_layer import PrunedLayer
@@ -90,8 +90,8 @@ class AutoSparsity:
         if not isinstance(entries["curve"], list) or not all(_is_point(one) for one in entries["curve"]):
             raise InvalidValueError("the curve of an automatic sparsity must be lists of three numbers")
         numbers = (entries[name] for name in ("keep", "error", "dense", "score"))
-        if not all(map(_is_finite, numbers)) or not isinstance(entries["kept"], bool):
-            raise InvalidValueError("an automatic sparsity has a value of the wrong type")
+        if not all(map(_is_finite, numbers)) or entries["dense"] <= 0 or not isinstance(entries["kept"], bool):
+            raise InvalidValueError("an automatic sparsity has an invalid value")
         return cls(**{**entries, "curve": tuple(CurvePoint(*one) for one in entries["curve"])})
 
     def __str__(self) -> str:
@@ -170,7 +170,10 @@ class Search:
         key = tuple(levels.values())
         if key not in self._scores:
             with self._applied(pruned_at(self._ladders, levels)):
-                self._scores[key] = self._goal()
+                try:
+                    self._scores[key] = self._goal()
+                except (InvalidTypeError, InvalidValueError) as error:
+                    raise type(error)(f"in the trace with error limit {limit:.3g}: {error}") from error
         scores = self._scores[key]
         self._curve[limit] = CurvePoint(limit, scores[0], sparsity_at(self._ladders, levels))
         return scores

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -34,7 +37,7 @@ def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: S
     Parameters
     ----------
     name
-        Of the sample, for messages.
+        Of the sample, for the warning.
     score
         Called with the sample, or a copy of it: the score of the network with its current weights.
 
@@ -55,8 +58,8 @@ def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: S
     dense = score(sample)
     if dense <= 0:
         raise InvalidValueError(
-            f"sample {name!r}: the dense network's score is {dense:g}, of which no share can be kept: choose another "
-            "target or score, or give a sparsity"
+            f"the dense network's score is {dense:g}, of which no share can be kept: choose another target or score, "
+            "or give a sparsity"
         )
     if not copies:
         return lambda: (score(sample),)
@@ -70,6 +73,15 @@ def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: S
         )
         return lambda: (score(sample),)
     return lambda: (score(sample), on_copies())
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Name the sample in TypeErrors and ValueErrors of a ``with`` block that a user can cause."""
+    try:
+        yield
+    except (InvalidTypeError, InvalidValueError) as error:
+        raise type(error)(f"sample {name!r}: {error}") from error
 
 
 def output_score(
@@ -97,7 +109,7 @@ def output_score(
         raise InvalidValueError("give a target or a score to keep, not both")
     if score is not None and not callable(score):
         raise InvalidTypeError(f"score must be a function of the model's output, got {score!r}")
-    output = _first_output(model, inputs)
+    output = first_output(model, inputs)
     if score is not None:
         return lambda sample: checked_score(score(_output(model, sample)))
     try:
@@ -108,7 +120,8 @@ def output_score(
     return lambda sample: float(probabilities(_output(model, sample))[chosen])
 
 
-def _first_output(model: nn.Module, inputs: Any) -> Any:
+def first_output(model: nn.Module, inputs: Any) -> Any:
+    """Return a model's output for a sample; TypeError or ValueError if it cannot run it."""
     try:
         return _output(model, inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -143,18 +156,22 @@ def split_inputs(inputs: Any, model: nn.Module) -> tuple[tuple[Any, ...], dict[s
 
 def checked_class(target: Any, classes: int) -> int:
     """Return the index of a class; TypeError or ValueError unless it is one of them."""
-    if isinstance(target, bool) or not isinstance(target, int):
+    try:
+        index = operator.index(target)  # also of integers of numpy, and of tensors of one
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"target must be the index of a class, got {target!r}") from error
+    if isinstance(target, bool) or getattr(target, "dtype", None) == torch.bool:
         raise InvalidTypeError(f"target must be the index of a class, got {target!r}")
-    if not 0 <= target < classes:
-        raise InvalidValueError(f"target must be a class from 0 to {classes - 1}, got {target}")
-    return target
+    if not 0 <= index < classes:
+        raise InvalidValueError(f"target must be a class from 0 to {classes - 1}, got {index}")
+    return index
 
 
 def checked_score(value: Any) -> float:
     """Return a score as a number; TypeError or ValueError unless it is a finite one."""
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    number = value.item() if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1 else value
     if not is_number(number):
-        given = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        given = f"a {value.dtype} tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise InvalidTypeError(f"score must return a number, got {given}")
     if not math.isfinite(number):
         raise InvalidValueError(f"score must return a finite number, got {number}")

@@ -16,7 +16,7 @@ from torch import nn
 
 from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidValueError
 from spade_fast._util.progress import Progress, no_progress
-from spade_fast.pruning.calibration import Batches, Calibration, calibrate, device_of, gram_bytes, split_batches
+from spade_fast.pruning.calibration import Batches, Calibration, calibrate, gram_bytes, own_precision, split_batches
 from spade_fast.pruning.config import AUTO, PruneConfig, sparsity_by_layer
 from spade_fast.pruning.counts import count_zeros
 from spade_fast.pruning.dense_weights import DenseWeight
@@ -115,7 +115,7 @@ class Session:
     @contextmanager
     def exact_types(self) -> Iterator[None]:
         """Disable the caller's autocast, and keep traces from being applied to the model, during a ``with`` block."""
-        with weights_held(self.model), torch.autocast(device_of(self.model).type, enabled=False):
+        with weights_held(self.model), own_precision(self.model):
             yield
 
     def plan(self, samples: Sequence[Batches]) -> Plan:

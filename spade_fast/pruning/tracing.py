@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ from spade_fast._util.progress import Progress
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
 from spade_fast.pruning.auto_sparsity import Search
-from spade_fast.pruning.calibration import Batches, Calibration
+from spade_fast.pruning.calibration import Batches, Calibration, own_precision
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.dense_weights import count_weights
 from spade_fast.pruning.exchange import WeightsApplied
-from spade_fast.pruning.goals import Goal, Score, output_score, sample_goal, split_inputs
+from spade_fast.pruning.goals import Goal, Score, first_output, naming, output_score, sample_goal, split_inputs
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.module_kinds import named_parameters
@@ -94,6 +94,8 @@ def trace(
         `torch.inference_mode()`.
     UnknownLayerError
         A layer name or pattern matches no layer (also a KeyError and a ValueError).
+    TraceAppliedError
+        A trace is applied to the model, or another thread prunes it during the search (also a RuntimeError).
     MemoryLimitError
         A single layer does not fit into `memory_limit` (also a MemoryError).
     NotPositiveDefiniteError
@@ -197,6 +199,8 @@ def trace_batch(
 
 
 def _per_sample(name: str, given: Sequence[Any] | None, default: Sequence[Any]) -> list[Any]:
+    if given is not None and not isinstance(given, Iterable):
+        raise InvalidTypeError(f"{name} must have one entry for each of the samples, got {given!r}")
     entries = list(default if given is None else given)
     if len(entries) != len(default):
         what = "name" if name == "sample_ids" else "entry"
@@ -215,9 +219,12 @@ def _one_each(
     score: Score | None,
 ) -> list[Trace]:
     """Make one trace per sample, and record the decisions for the inputs that are given."""
-    if session.auto and any(one is None for one in inputs):
+    missing = [name for name, one in zip(ids, inputs, strict=True) if one is None]
+    if session.auto and missing:
+        which = f" (sample {missing[0]!r} lacks them)" if len(missing) < len(ids) else ""
         raise InvalidTypeError(
             f"sparsity={AUTO!r} needs the sample itself, as the model takes it: give inputs, or a number as sparsity"
+            f"{which}"
         )
     if not session.auto and (score is not None or any(target is not None for target in targets)):
         raise InvalidValueError(f"a target or score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
@@ -226,10 +233,13 @@ def _one_each(
             f"keep must be one number, got {session.config.keeps}: a trace for each would be several traces of a sample"
         )
     goals: list[Goal | None] = [None] * len(samples)
-    if session.auto:
-        with undisturbed(session.model):
-            scores = [output_score(session.model, *one, score) for one in zip(inputs, targets, strict=True)]
-            goals = [sample_goal(*one) for one in zip(ids, scores, inputs, strict=True)]
+    with session.exact_types(), undisturbed(session.model):
+        for s, (name, given, target) in enumerate(zip(ids, inputs, targets, strict=True)):
+            with naming(name):
+                if session.auto:
+                    goals[s] = sample_goal(name, output_score(session.model, given, target, score), given)
+                elif given is not None:
+                    first_output(session.model, given)
     results = [made for (made,) in traces_by_level(session, samples, ids, goals)]
     for made, given in zip(results, inputs, strict=True):
         if given is not None:
@@ -331,8 +341,9 @@ class _Builder:
         start = time.perf_counter()
         model, name = self.session.model, self.header["sample_id"]
         gradients = torch.is_grad_enabled()  # functions around a network may need them
-        with undisturbed(model), torch.set_grad_enabled(gradients):
-            search = Search(self.ladders, goal, lambda pruned: WeightsApplied(model, pruned))
+        with naming(name), own_precision(model), undisturbed(model), torch.set_grad_enabled(gradients):
+            with self.session.exact_types():
+                search = Search(self.ladders, goal, lambda pruned: WeightsApplied(model, pruned))
             found = search.run(self.session.config.keeps)
         for one in found:
             if not one.auto.kept:

@@ -14,9 +14,9 @@ from spade_fast._util.modes import undisturbed
 from spade_fast._util.progress import Progress
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
-from spade_fast.pruning.calibration import Batches
+from spade_fast.pruning.calibration import Batches, own_precision
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, check_shares
-from spade_fast.pruning.goals import Goal, output_score, sample_goal
+from spade_fast.pruning.goals import Goal, naming, output_score, sample_goal
 from spade_fast.pruning.keep_search import search_keeps
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
 from spade_fast.pruning.session import Session
@@ -172,8 +172,11 @@ def tune(
         session.layers = [layer for layer in session.layers if layer.name in named]
     goals: list[Goal] | None = None
     if inputs is not None:
-        with undisturbed(session.model):
-            goals = [sample_goal(str(s), output_score(session.model, one), one) for s, one in enumerate(inputs)]
+        goals = []
+        with session.exact_types(), undisturbed(session.model):
+            for s, one in enumerate(inputs):
+                with naming(str(s)):
+                    goals.append(sample_goal(str(s), output_score(session.model, one), one))
 
     ladders = solve_samples(session, samples, LEVELS if automatic else shares[1:])
     sizes = {layer.name: layer.numel for layer in session.layers if any(layer.name in each for each in ladders)}
@@ -181,7 +184,7 @@ def tune(
         session.warn()
         raise InvalidValueError("there is no layer to tune: the calibration data reaches no layer that can be pruned")
     gradients = torch.is_grad_enabled()  # the score may compute gradients
-    with undisturbed(model), torch.set_grad_enabled(gradients):
+    with own_precision(model), undisturbed(model), torch.set_grad_enabled(gradients):
         measured = Samples(model, ladders, goals, score)
         before = measured.dense_score()
         if automatic:

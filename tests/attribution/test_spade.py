@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 captum_attr = pytest.importorskip("captum.attr")
 
@@ -24,7 +25,7 @@ from captum.attr import (  # noqa: E402
     Saliency,
 )
 
-from spade_fast import DecisionWarning  # noqa: E402
+from spade_fast import DecisionWarning, TraceAppliedError  # noqa: E402
 from spade_fast.attribution import Spade, prepare_for_attribution  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
@@ -379,3 +380,25 @@ def test_bad_arguments_of_automatic_traces(model, images):
         Spade(Saliency(model), AUGMENTER, draws=0)
     with pytest.raises(TypeError, match="score must be a function of the network's output"):
         Spade(Saliency(model), AUGMENTER, score=3)
+    with pytest.raises(ValueError, match="a score is what sparsity='auto' keeps"):
+        Spade(Saliency(model), AUGMENTER, sparsity=0.5, score=float)
+    with pytest.raises(ValueError, match="sample 'b': score must return a finite number, got nan"):
+        Spade(Saliency(model), AUGMENTER, score=lambda output: math.nan).attribute(images[:1], 1, sample_ids=["b"])
+    with pytest.raises(ValueError, match="sample '1': the network's output for the target 1 must be finite, got nan"):
+        Spade(Saliency(model), AUGMENTER).attribute(torch.stack([images[0], images[1] * math.nan]), 1)
+
+
+def test_the_dense_network_is_asked_while_no_trace_can_be_applied(model, images):
+    other, refused = trace(model, AUGMENTER(images[0]), sparsity=0.5), []
+
+    def forward(x: Tensor) -> Tensor:
+        try:
+            with other.applied(model):
+                pass
+        except TraceAppliedError as error:
+            refused.append("being pruned" in str(error))
+        return model(x)
+
+    spade = Spade(Saliency(forward), AUGMENTER, sparsity=0.5, model=model)
+    spade.attribute(images[:1], 0)
+    assert refused == [True, False, False]  # the dense network, the trace's decision, the method

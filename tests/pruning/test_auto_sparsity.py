@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from spade_fast import AutoSparsity, FallbackError, FallbackWarning, Trace, trace, trace_batch
+from spade_fast import AutoSparsity, FallbackError, FallbackWarning, Trace, TraceAppliedError, trace, trace_batch
 from spade_fast.pruning.auto_sparsity import LIMITS, Search
 from spade_fast.pruning.calibration import calibrate
 from spade_fast.pruning.ladders import LEVELS, Level
@@ -193,7 +194,15 @@ def test_file(model, sample, tmp_path):
     assert read.header["settings"]["sparsity"] == "auto" and f"error limit {made.auto.error:.3f}" in made.summary()
     assert trace(model, calibration_of(sample), sparsity=0.5).auto is None
     entries = made.auto.entries()
-    for change in ({"kept": 1}, {"curve": [[0.1, 0.2]]}, {"curve": 3}, {"error": math.inf}, {"score": "1"}, {"x": 1}):
+    for change in (
+        {"kept": 1},
+        {"curve": [[0.1, 0.2]]},
+        {"curve": 3},
+        {"error": math.inf},
+        {"score": "1"},
+        {"dense": 0.0},
+        {"x": 1},
+    ):
         with pytest.raises(ValueError, match="automatic sparsity"):
             AutoSparsity.from_entries({**entries, **change})
 
@@ -234,7 +243,12 @@ def test_bad_arguments(model, sample):
     refuse(TypeError, "target must be the index of a class, got 'cat'", inputs=sample, target="cat")
     refuse(ValueError, "a target or a score to keep, not both", inputs=sample, target=1, score=lambda output: 1.0)
     refuse(TypeError, "score must be a function", inputs=sample, score=0.5)
-    refuse(TypeError, r"score must return a number, got a tensor \[1, 6\]", inputs=sample, score=lambda output: output)
+    refuse(
+        TypeError,
+        r"score must return a number, got a torch.float32 tensor \[1, 6\]",
+        inputs=sample,
+        score=lambda output: output,
+    )
     refuse(TypeError, "score must return a number, got None", inputs=sample, score=lambda output: None)
     refuse(ValueError, "score must return a finite number", inputs=sample, score=lambda output: math.nan)
     for score in (0.0, -1.0):
@@ -246,10 +260,65 @@ def test_bad_arguments(model, sample):
         )
     refuse(ValueError, r"keep must be one number, got \(0.9, 0.5\)", inputs=sample, keep=(0.5, 0.9))
     refuse(ValueError, "what sparsity='auto' keeps", inputs=sample, target=1, sparsity=0.5)
+    refuse(TypeError, "target must be the index of a class, got True", inputs=sample, target=True)
+    refuse(ValueError, r"sample '0': the model cannot run inputs.*\[1, 3\]", inputs=sample[:, :3], sparsity=0.5)
     with pytest.raises(ValueError, match="inputs must have one entry for each of the 2 samples, got 1"):
         trace_batch(model, [sample, sample], inputs=[sample])
     with pytest.raises(ValueError, match="targets must have one entry for each of the 1 samples, got 2"):
         trace_batch(model, [sample], inputs=[sample], targets=[1, 2])
+    with pytest.raises(TypeError, match="targets must have one entry for each of the samples, got 1"):
+        trace_batch(model, [sample], inputs=[sample], targets=1)
+    with pytest.raises(TypeError, match=r"give inputs, or a number as sparsity.*sample 'b' lacks them"):
+        trace_batch(model, [sample, sample], inputs=[sample, None], sample_ids=["a", "b"])
+    with pytest.raises(ValueError, match="sample 'b': the model cannot run inputs"):
+        trace_batch(model, [sample, sample], inputs=[sample, sample[:, :3]], sample_ids=["a", "b"])
+
+
+def test_a_score_that_is_no_number_on_a_trace_alone(model, sample):
+    with torch.no_grad():
+        dense = model.eval()(sample)
+
+    def score(output: Tensor) -> float:
+        return 1.0 if torch.equal(output, dense) else math.nan
+
+    with pytest.raises(ValueError, match=r"sample 'a': in the trace with error limit 0.*must return a finite number"):
+        trace(model, calibration_of(sample), inputs=sample, score=score, sample_id="a")
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.array, torch.tensor])
+def test_targets_and_scores_in_other_types(model, sample, kind):
+    data = calibration_of(sample)
+    expected = trace(model, data, inputs=sample, target=2).auto
+    assert trace(model, data, inputs=sample, target=kind(2)).auto == expected
+    (made,) = trace_batch(model, [data], inputs=[sample], targets=kind([2]) if kind is not np.int64 else [kind(2)])
+    assert made.auto == expected
+    of_array = trace(model, data, inputs=sample, score=lambda output: output.softmax(1)[:, 2].numpy())
+    assert of_array.auto is not None and of_array.auto.error == expected.error
+
+
+def test_modes_of_the_caller_change_nothing(model, sample):
+    plain = trace(model, calibration_of(sample), inputs=sample).auto
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        others = [trace(model, calibration_of(sample), inputs=sample).auto]
+    with torch.inference_mode():
+        others.append(trace(model, calibration_of(sample), inputs=sample).auto)
+    assert others == [plain, plain]
+
+
+def test_the_dense_network_is_scored_while_no_trace_can_be_applied(model, sample):
+    other, refused = trace(model, calibration_of(sample), sparsity=0.9), []
+
+    def score(output: Tensor) -> float:
+        try:
+            with other.applied(model):
+                pass
+        except TraceAppliedError as error:
+            refused.append(str(error))
+        return 1.0
+
+    trace(model, calibration_of(sample), inputs=sample, score=score)
+    pruning, applied = (sum(what in one for one in refused) for what in ("being pruned", "already applied"))
+    assert pruning == 2 and applied == len(refused) - 2 > 0
 
 
 def test_an_error_in_the_search_leaves_the_model_as_it_was(model, sample):
