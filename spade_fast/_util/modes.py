@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
+# Modules in evaluation mode: by id, the number of blocks that they are in, of all threads, and their modes before.
+_blocks: Counter[int] = Counter()
+_modes: dict[int, bool] = {}
+_lock = threading.Lock()
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode during a ``with`` block; modes and buffers are restored afterwards.
 
-    The modules' flags are set without calling `train` or `eval`, which some networks override to change their weights.
+    Blocks may overlap, in one thread or several; the last one that ends restores the modes. The modules' flags are set
+    without calling `train` or `eval`, which some networks override to change their weights.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers.items())) for module, _ in modes]
+    modules = list(model.modules())
+    buffers = [(module, dict(module._buffers.items())) for module in modules]
     copies = [[None if b is None else b.detach().clone() for b in of_module.values()] for _, of_module in buffers]
+    entered: list[nn.Module] = []
     try:
-        for module, _ in modes:
-            module.training = False
+        with _lock:
+            for module in modules:
+                _modes.setdefault(id(module), module.training)
+                _blocks[id(module)] += 1
+                entered.append(module)
+                module.training = False
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        with _lock:
+            for module in entered:
+                _blocks[id(module)] -= 1
+                if _blocks[id(module)]:
+                    module.training = False
+                else:
+                    module.training = _modes.pop(id(module))
+                    del _blocks[id(module)]
         with torch.no_grad():
             for (module, originals), of_module in zip(buffers, copies, strict=True):
                 if not isinstance(module, torch.jit.ScriptModule):  # whose buffers cannot be replaced

@@ -123,7 +123,7 @@ class WeightsApplied(AbstractContextManager[nn.Module]):
             if keys & _exchanged:
                 raise TraceAppliedError("a trace is already applied to this model; leave its `with` block first")
             if keys & _held.keys():
-                raise TraceAppliedError("the model is being pruned: apply the trace afterwards")
+                raise TraceAppliedError("the model is being pruned: apply traces, or prune it automatically, later")
             _exchanged.update(keys)
             self._reserved = keys
 

@@ -30,6 +30,22 @@ def test_evaluation_mode_restores_modes_and_buffers(data):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before)
 
 
+def test_blocks_that_overlap(data):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout().eval())
+    first, second = evaluation_mode(model), evaluation_mode(model[0])
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert [module.training for module in model.modules()] == [True, False, False]
+    second.__exit__(None, None, None)
+    assert [module.training for module in model.modules()] == [True, True, False]
+    with evaluation_mode(model):
+        with evaluation_mode(model):
+            model.train()
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
 class Averages(nn.Module):
     """Updates a buffer in place by values that can have a gradient."""
 
