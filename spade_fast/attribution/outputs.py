@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.pruning.decision import probabilities, repeatable
-from spade_fast.pruning.goals import Score, checked_class, checked_score
+from spade_fast.pruning.goals import Score, checked_class, checked_run, checked_score
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -53,13 +54,15 @@ def score_of_target(
     Raises
     ------
     TypeError, ValueError
-        The network has no such class, or `score` does not return a finite number.
+        The network cannot run the sample or has no such class, or `score` does not return a finite number.
     """
     target = arguments.get("target")
+    with checked_run(sample):
+        output = network_output(method, sample, arguments)
     if score is not None:
         return lambda given: checked_score(score(network_output(method, given, arguments)))
     try:
-        dense = probabilities(network_output(method, sample, arguments))
+        dense = probabilities(output)
     except InvalidValueError:
         return lambda given: _selected(network_output(method, given, arguments), target)
     if isinstance(target, tuple):
@@ -71,6 +74,8 @@ def score_of_target(
 
 def _index(target: Any) -> Any:
     """Return the class that Captum's target for one sample, an integer or a list or tensor of one, stands for."""
+    if isinstance(target, (np.generic, np.ndarray)):
+        raise InvalidTypeError(f"Captum takes a target as an integer, list, tensor or tuple, got {target!r}")
     if isinstance(target, Tensor) and target.numel() == 1:
         return int(target)
     return target[0] if isinstance(target, list) and len(target) == 1 else target

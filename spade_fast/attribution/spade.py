@@ -292,8 +292,8 @@ class Spade(Attribution):
     def _goal(self, name: str, sample: Tensor, arguments: Mapping[str, Any]) -> Goal:
         """Return what a sample's traces are to keep."""
         augmenter: Any = self.calibration
-        noise = getattr(augmenter, "noise", 0.0)
-        copies = augmenter.noisy(sample, name, NOISY_COPIES).split(1) if noise else ()
+        noisy = hasattr(augmenter, "noisy") and augmenter.noise > 0
+        copies = augmenter.noisy(sample, name, NOISY_COPIES).split(1) if noisy else ()
         with naming(name), weights_held(self.model):
             score = score_of_target(self.attribution_method, sample, arguments, self.score)
             return sample_goal(name, score, sample, copies)

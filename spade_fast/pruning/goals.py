@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spade_fast._util.checks import is_number
-from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError, UserError
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.pruning.calibration import device_of
 from spade_fast.pruning.decision import probabilities, repeatable
@@ -122,10 +122,17 @@ def output_score(
 
 def first_output(model: nn.Module, inputs: Any) -> Any:
     """Return a model's output for a sample; TypeError or ValueError if it cannot run it."""
-    try:
+    with checked_run(inputs):
         return _output(model, inputs)
+
+
+@contextmanager
+def checked_run(inputs: Any) -> Iterator[None]:
+    """Turn the errors of a model that cannot run a sample, during a ``with`` block, into ValueErrors that show it."""
+    try:
+        yield
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, InvalidTypeError) or is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         tensors = [one for one in tree_leaves(inputs) if isinstance(one, Tensor)]
         given = ", ".join(f"{one.dtype} {list(one.shape)}" for one in tensors)

@@ -159,6 +159,9 @@ def tune(
     if inputs is None and (automatic or score is None):
         needing = f"stages={AUTO!r} needs" if automatic else "without a score, tune needs"
         raise InvalidTypeError(f"{needing} the samples themselves, as the model takes them: give inputs")
+    if inputs is not None and not isinstance(inputs, Iterable):
+        raise InvalidTypeError(f"inputs must have one entry for each of the samples, got {inputs!r}")
+    inputs = None if inputs is None else list(inputs)
     if inputs is not None and len(inputs) != len(samples):
         raise InvalidValueError(f"inputs must have one entry for each of the {len(samples)} samples, got {len(inputs)}")
     session = Session(model, PruneConfig(sparsity=AUTO if automatic else shares[-1], **options), progress)

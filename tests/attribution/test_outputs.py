@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,5 +62,10 @@ def test_bad_targets_and_scores():
         score(torch.randn(1, 2, 3, 4), (5, 0, 0))
     with pytest.raises(TypeError, match="the network returns dict: give Spade"):
         score({"logits": torch.randn(1, 3)}, 1)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="output for the target None must be finite, got nan"):
         score(torch.full((1, 1), torch.nan))
+    with pytest.raises(TypeError, match=r"Captum takes a target as an integer.*got np.int64\(1\)"):
+        score(torch.randn(1, 3), np.int64(1))
+    for function in (None, float):
+        with pytest.raises(ValueError, match=r"the model cannot run inputs \(torch.float32 \[1, 2\]\)"):
+            score_of_target(Saliency(nn.Linear(3, 2)), SAMPLE, {}, function)

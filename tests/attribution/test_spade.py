@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -386,6 +387,17 @@ def test_bad_arguments_of_automatic_traces(model, images):
         Spade(Saliency(model), AUGMENTER, score=lambda output: math.nan).attribute(images[:1], 1, sample_ids=["b"])
     with pytest.raises(ValueError, match="sample '1': the network's output for the target 1 must be finite, got nan"):
         Spade(Saliency(model), AUGMENTER).attribute(torch.stack([images[0], images[1] * math.nan]), 1)
+
+
+def test_own_augmenters_may_have_noise_of_their_own(model, images):
+    class Own:
+        noise = 0.3
+
+        def __call__(self, image: Tensor, sample_id: str) -> Iterable[Tensor]:
+            return AUGMENTER(image, sample_id)
+
+    expected = Spade(Saliency(model), AUGMENTER, seed=1).attribute(images[:1], 1)
+    assert torch.equal(Spade(Saliency(model), Own(), seed=1).attribute(images[:1], 1), expected)
 
 
 def test_the_dense_network_is_asked_while_no_trace_can_be_applied(model, images):
