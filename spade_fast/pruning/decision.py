@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from spade_fast._util.checks import is_number
 from spade_fast._util.errors import InvalidValueError
+
+_lock = threading.RLock()  # the global random state is set by one thread at a time
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def predict(network: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> T
 def repeatable(network: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> Any:
     """Return a network's output; random numbers are as in :func:`predict`."""
     tensors = (one for one in tree_leaves((inputs, named_inputs)) if isinstance(one, Tensor))
-    with torch.random.fork_rng({one.device for one in tensors if one.is_cuda}):
+    with _lock, torch.random.fork_rng({one.device for one in tensors if one.is_cuda}):
         torch.manual_seed(0)
         return network(*inputs, **named_inputs)
 

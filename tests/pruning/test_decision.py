@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 
 import pytest
 import torch
 from torch import nn
 
 from spade_fast import Decision, Trace, TraceAppliedError, trace
-from spade_fast.pruning.decision import probabilities
+from spade_fast.pruning.decision import probabilities, repeatable
 
 
 @pytest.fixture
@@ -95,6 +96,29 @@ def test_random_networks_with_keyword_inputs(sample):
     following = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(following, torch.rand(1))
+
+
+def test_random_networks_in_two_threads():
+    def draw(meanwhile):
+        first = torch.rand(3)
+        meanwhile()
+        return first + torch.rand(3)
+
+    expected, before = repeatable(draw, lambda: None), torch.get_rng_state()
+    inside, other_inside, done = threading.Event(), threading.Event(), threading.Event()
+    results = []
+
+    def draw_in_other_thread() -> None:
+        inside.wait()
+        results.append(repeatable(draw, lambda: other_inside.set() or done.wait(0.2)))
+
+    thread = threading.Thread(target=draw_in_other_thread)
+    thread.start()
+    results.append(repeatable(draw, lambda: inside.set() or other_inside.wait(0.2)))
+    done.set()
+    thread.join()
+    assert all(torch.equal(one, expected) for one in results)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_half_precision_is_compared_in_float32():
