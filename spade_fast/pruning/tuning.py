@@ -123,8 +123,8 @@ def tune(
     Notes
     -----
     Hessians and paths are freed as soon as their layer is solved. The surviving weights and a bit mask of each sample,
-    layer and sparsity are kept on the CPU until the end: with float32 weights, 12 bytes per weight and sample for the
-    seven sparsities among which ``"auto"`` chooses, and 7.4 for the default candidates of other stages. While a layer
+    layer and sparsity are kept on the CPU until the end: with float32 weights, 9 bytes per weight and sample for the
+    five sparsities among which ``"auto"`` chooses, and 7.4 for the default candidates of other stages. While a layer
     is being solved, its dense weights at all sparsities are also in memory.
 
     Examples
