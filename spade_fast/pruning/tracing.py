@@ -22,11 +22,11 @@ from spade_fast.pruning.calibration import Batches, Calibration
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.dense_weights import count_weights
 from spade_fast.pruning.exchange import WeightsApplied
-from spade_fast.pruning.goals import Goal, Score, output_score, sample_goal, split_inputs
+from spade_fast.pruning.goals import Goal, Score, checked_output, output_score, sample_goal, split_inputs
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.module_kinds import named_parameters
-from spade_fast.pruning.session import Session
+from spade_fast.pruning.session import Session, naming_sample
 from spade_fast.pruning.solve import LayerReport
 from spade_fast.pruning.traces import Trace
 
@@ -51,8 +51,8 @@ def trace(
 
     The dense model runs over the sample's calibration data once; then each layer is pruned independently so that its
     outputs on that data change as little as possible. With automatic sparsity, the default, every layer is then pruned
-    up to the same relative error of its output, the largest at which the trace keeps the decision. The model itself is
-    not modified.
+    up to the same relative error of its output, the largest at which the trace keeps the decision. The search applies
+    the traces that it tries to the model, so no other thread may use it meanwhile; afterwards the model is as it was.
 
     Parameters
     ----------
@@ -147,7 +147,8 @@ def trace_batch(
     """Prune a model for several samples, with one solver call per layer for all of them.
 
     Each sample's trace equals that of :func:`trace` up to rounding. The Gram matrices of all samples are held at the
-    same time; if `memory_limit` does not allow that for the largest layer, fewer samples are solved together.
+    same time; if `memory_limit` does not allow that for the largest layer, fewer samples are solved together. With
+    automatic sparsity, so are the surviving weights of each sample and layer at all sparsities that are tried.
 
     Parameters
     ----------
@@ -226,10 +227,15 @@ def _one_each(
             f"keep must be one number, got {session.config.keeps}: a trace for each would be several traces of a sample"
         )
     goals: list[Goal | None] = [None] * len(samples)
-    if session.auto:
-        with undisturbed(session.model):
-            scores = [output_score(session.model, *one, score) for one in zip(inputs, targets, strict=True)]
-            goals = [sample_goal(*one) for one in zip(ids, scores, inputs, strict=True)]
+    with undisturbed(session.model):
+        for s, given in enumerate(inputs):
+            if session.auto:
+                with naming_sample(ids, s):
+                    scored = output_score(session.model, given, targets[s], score)
+                goals[s] = sample_goal(ids[s], scored, given)
+            elif given is not None:
+                with naming_sample(ids, s):
+                    checked_output(session.model, given)
     results = [made for (made,) in traces_by_level(session, samples, ids, goals)]
     for made, given in zip(results, inputs, strict=True):
         if given is not None:
@@ -277,7 +283,8 @@ def traces_by_level(
                     session.progress("solve", solved, to_solve)
         for s, builder in zip(chunk, builders, strict=True):
             goal = goals[s]
-            results.append([builder.trace()] if goal is None else builder.search(goal))
+            with naming_sample(ids, s):
+                results.append([builder.trace()] if goal is None else builder.search(goal))
             if goal is not None:
                 session.progress("search", len(results), len(samples))
     return results

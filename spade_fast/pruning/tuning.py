@@ -19,7 +19,7 @@ from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, check_sha
 from spade_fast.pruning.goals import Goal, output_score, sample_goal
 from spade_fast.pruning.keep_search import search_keeps
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
-from spade_fast.pruning.session import Session
+from spade_fast.pruning.session import Session, naming_sample
 from spade_fast.pruning.stage_search import StageSearch
 from spade_fast.pruning.stages import Stages, check_stages, group_layers
 from spade_fast.pruning.tuning_result import Tuning
@@ -170,12 +170,17 @@ def tune(
         grouped = group_layers(model, session.layers, stages)
         named = {name for names in grouped.values() for name in names}
         session.layers = [layer for layer in session.layers if layer.name in named]
+    ids = [str(s) for s in range(len(samples))]
     goals: list[Goal] | None = None
     if inputs is not None:
+        goals = []
         with undisturbed(session.model):
-            goals = [sample_goal(str(s), output_score(session.model, one), one) for s, one in enumerate(inputs)]
+            for s, given in enumerate(inputs):
+                with naming_sample(ids, s):
+                    scored = output_score(session.model, given)
+                goals.append(sample_goal(ids[s], scored, given))
 
-    ladders = solve_samples(session, samples, LEVELS if automatic else shares[1:])
+    ladders = solve_samples(session, samples, ids, LEVELS if automatic else shares[1:])
     sizes = {layer.name: layer.numel for layer in session.layers if any(layer.name in each for each in ladders)}
     if not sizes:
         session.warn()
@@ -238,10 +243,11 @@ def check_rounds(rounds: int, stages: Stages) -> None:
         )
 
 
-def solve_samples(session: Session, samples: Sequence[Batches], sparsities: Sequence[float]) -> list[dict[str, Ladder]]:
+def solve_samples(
+    session: Session, samples: Sequence[Batches], ids: Sequence[str], sparsities: Sequence[float]
+) -> list[dict[str, Ladder]]:
     """Return each sample's ladders at some sparsities, of the layers that its data reached."""
     solved: list[dict[str, Ladder]] = [{} for _ in samples]
-    ids = [str(s) for s in range(len(samples))]
     with session.exact_types():
         plan = session.plan(samples)
         done, to_do = 0, len(session.layers) * len(plan.chunks)

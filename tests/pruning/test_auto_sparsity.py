@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
 from contextlib import contextmanager
 
 import pytest
@@ -228,7 +229,14 @@ def test_bad_arguments(model, sample):
 
     refuse(TypeError, "sparsity='auto' needs the sample itself")
     refuse(TypeError, "inputs must be the sample as the model takes it.*got int", inputs=3)
-    refuse(ValueError, r"cannot run inputs \(torch.float32 \[1, 3\]\)", inputs=sample[:, :3])
+    for options in ({}, {"sparsity": 0.5}):
+        refuse(ValueError, r"cannot run inputs \(torch.float32 \[1, 3\]\)", inputs=sample[:, :3], **options)
+        refuse(
+            ValueError,
+            r"cannot run inputs \(torch.float64 \[1, 24\]\)",
+            inputs=UserDict(input=sample.double()),
+            **options,
+        )
     refuse(ValueError, "one row of logits for one image, got.*give the score to keep", inputs=sample.expand(2, -1))
     refuse(ValueError, "target must be a class from 0 to 5, got 6", inputs=sample, target=6)
     refuse(TypeError, "target must be the index of a class, got 'cat'", inputs=sample, target="cat")
@@ -246,10 +254,20 @@ def test_bad_arguments(model, sample):
         )
     refuse(ValueError, r"keep must be one number, got \(0.9, 0.5\)", inputs=sample, keep=(0.5, 0.9))
     refuse(ValueError, "what sparsity='auto' keeps", inputs=sample, target=1, sparsity=0.5)
+    with pytest.raises(ValueError, match="sample 'b': the model cannot run inputs"):
+        trace_batch(model, [sample, sample], inputs=[sample, sample[:, :3]], sample_ids=["a", "b"])
     with pytest.raises(ValueError, match="inputs must have one entry for each of the 2 samples, got 1"):
         trace_batch(model, [sample, sample], inputs=[sample])
     with pytest.raises(ValueError, match="targets must have one entry for each of the 1 samples, got 2"):
         trace_batch(model, [sample], inputs=[sample], targets=[1, 2])
+
+
+def test_autocast_of_the_caller(model, sample):
+    with torch.autocast("cpu", torch.bfloat16):
+        made = trace(model, calibration_of(sample), inputs=sample, keep=0.99)
+        with made.applied(model), torch.no_grad():
+            score = float(model.eval()(sample).float().softmax(1)[0, made.decision.class_before])
+    assert made.auto.score == pytest.approx(score, rel=1e-3) and made.auto.score != made.auto.dense
 
 
 def test_an_error_in_the_search_leaves_the_model_as_it_was(model, sample):
