@@ -229,7 +229,7 @@ class Spade(Attribution):
 
     @property
     def _traces_each(self) -> int:
-        return self.draws * (len(self.config.keeps) if self.config.sparsity == AUTO else 1)
+        return self.draws * len(self.config.keeps)
 
     def _attribute_all(self, inputs: Any, arguments: dict[str, Any], ids: list[str]) -> Any:
         """Attribute all samples at once on one trace, or several."""

@@ -222,7 +222,7 @@ def _one_each(
         )
     if not session.auto and (score is not None or any(target is not None for target in targets)):
         raise InvalidValueError(f"a target or score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
-    if session.auto and len(session.config.keeps) > 1:
+    if len(session.config.keeps) > 1:
         raise InvalidValueError(
             f"keep must be one number, got {session.config.keeps}: a trace for each would be several traces of a sample"
         )

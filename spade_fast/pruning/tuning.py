@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -161,10 +162,11 @@ def tune(
         raise InvalidTypeError(f"{needing} the samples themselves, as the model takes them: give inputs")
     if inputs is not None and len(inputs) != len(samples):
         raise InvalidValueError(f"inputs must have one entry for each of the {len(samples)} samples, got {len(inputs)}")
-    session = Session(model, PruneConfig(sparsity=AUTO if automatic else shares[-1], **options), progress)
-    keep, *more = session.config.keeps
+    config = PruneConfig(sparsity=AUTO, **options)
+    keep, *more = config.keeps
     if more:
-        raise InvalidValueError(f"keep must be one number, got {session.config.keeps}")
+        raise InvalidValueError(f"keep must be one number, got {config.keeps}")
+    session = Session(model, config if automatic else replace(config, sparsity=shares[-1]), progress)
     grouped: dict[str, list[str]] = {}
     if not automatic:
         grouped = group_layers(model, session.layers, stages)
