@@ -104,7 +104,7 @@ def output_score(
         dense = probabilities(output)
     except InvalidValueError as error:
         raise InvalidValueError(f"{error}; or give the score to keep, a function of the model's output") from error
-    chosen = int(dense.argmax()) if target is None else checked_class(target, len(dense))
+    chosen = int(dense.argmax()) if target is None else _checked_class(target, len(dense))
     return lambda sample: float(probabilities(_output(model, sample))[chosen])
 
 
@@ -149,7 +149,7 @@ def split_inputs(inputs: Any, model: nn.Module) -> tuple[tuple[Any, ...], dict[s
     return moved
 
 
-def checked_class(target: Any, classes: int) -> int:
+def _checked_class(target: Any, classes: int) -> int:
     """Return the index of a class; TypeError or ValueError unless it is one of them."""
     if isinstance(target, bool) or not isinstance(target, int):
         raise InvalidTypeError(f"target must be the index of a class, got {target!r}")
