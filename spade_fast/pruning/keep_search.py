@@ -55,7 +55,7 @@ def _traces(samples: Samples, s: int, shares: Sequence[float]) -> list[tuple[Map
         return [({}, 1.0)] * len(shares)
     assert samples.goals is not None
     search = Search(samples.ladders[s], samples.goals[s], samples.with_weights)
-    return [(one.levels, min(1.0, one.auto.score / one.auto.dense)) for one in search.run(shares)]
+    return [(one.levels, min(1.0, one.auto.share)) for one in search.run(shares)]
 
 
 def _scored(

@@ -194,7 +194,15 @@ def test_file(model, sample, tmp_path):
     assert read.header["settings"]["sparsity"] == "auto" and f"error limit {made.auto.error:.3f}" in made.summary()
     assert trace(model, calibration_of(sample), sparsity=0.5).auto is None
     entries = made.auto.entries()
-    for change in ({"kept": 1}, {"curve": [[0.1, 0.2]]}, {"curve": 3}, {"error": math.inf}, {"score": "1"}, {"x": 1}):
+    for change in (
+        {"kept": 1},
+        {"curve": [[0.1, 0.2]]},
+        {"curve": 3},
+        {"error": math.inf},
+        {"score": "1"},
+        {"dense": 0},
+        {"x": 1},
+    ):
         with pytest.raises(ValueError, match="automatic sparsity"):
             AutoSparsity.from_entries({**entries, **change})
 
