@@ -24,7 +24,7 @@ from spade_fast.pruning.session import Session, naming_sample
 from spade_fast.pruning.stage_search import StageSearch
 from spade_fast.pruning.stages import Stages, check_stages, group_layers
 from spade_fast.pruning.tuning_result import Tuning
-from spade_fast.pruning.tuning_samples import Samples, Score
+from spade_fast.pruning.tuning_samples import Samples, TraceScore
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,7 +37,7 @@ SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95, 0.99)
 def tune(
     model: nn.Module,
     samples: Sequence[Batches],
-    score: Score | None = None,
+    score: TraceScore | None = None,
     *,
     inputs: Sequence[Any] | None = None,
     candidates: Iterable[float] | None = None,
