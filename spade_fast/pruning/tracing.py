@@ -15,6 +15,7 @@ from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.modes import undisturbed
 from spade_fast._util.progress import Progress
+from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
 from spade_fast.pruning.auto_sparsity import Search
@@ -316,8 +317,8 @@ class _Builder:
     def count(self, calibration: Calibration) -> None:
         self.images = calibration.images
         self.reports.update((name, self.session.dense_report(name)) for name in calibration.used)
-        for stage, spent in calibration.seconds.items():
-            self.seconds[stage] += spent
+        for name, spent in calibration.seconds.items():
+            self.seconds[name] += spent
 
     def trace(self, levels: Mapping[str, int] | None = None, **entries: Any) -> Trace:
         """Return the trace with each layer at a level of its ladder, by default at the last one."""
@@ -338,7 +339,7 @@ class _Builder:
         start = time.perf_counter()
         model, name = self.session.model, self.header["sample_id"]
         gradients = torch.is_grad_enabled()  # functions around a network may need them
-        with undisturbed(model), torch.set_grad_enabled(gradients):
+        with stage("search"), undisturbed(model), torch.set_grad_enabled(gradients):
             search = Search(self.ladders, goal, lambda pruned: WeightsApplied(model, pruned))
             found = search.run(self.session.config.keeps)
         for one in found:
