@@ -54,7 +54,8 @@ class AutoSparsity:
         Scores of the dense network and of the trace on the sample: the probability of the target, unless another score
         was given.
     kept
-        Whether the trace keeps that share. If no limit does, the trace is the mildest one.
+        Whether the trace keeps that share, also on noisy copies of the sample where they count. If no limit does, the
+        trace is the mildest one.
     curve
         The traces that were tried, as tuples ``(error, score, sparsity)`` in the order of their limits; the sparsity is
         that of all layers that can be pruned.
@@ -100,8 +101,11 @@ class AutoSparsity:
         return cls(**{**entries, "curve": tuple(CurvePoint(*one) for one in entries["curve"])})
 
     def __str__(self) -> str:
-        missed = "" if self.kept else f", less than the {self.keep:.0%} asked for"
-        return f"error limit {self.error:.3f} keeps {self.share:.1%} of the dense score{missed}"
+        found = f"error limit {self.error:.3f} keeps {self.share:.1%} of the dense score"
+        if self.kept:
+            return found
+        asked = f"less than the {100 * self.keep:g}% asked for"
+        return f"{found}, {asked}" if self.share < self.keep else f"{found}, but {asked} on noisy copies of the sample"
 
 
 class Found(NamedTuple):

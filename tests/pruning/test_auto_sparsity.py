@@ -152,6 +152,9 @@ def test_nothing_holds():
     (found,) = search.run([0.9])
     assert found.levels == {"": 1} and not found.auto.kept and found.auto.score == 0.3
     assert "keeps 30.0% of the dense score, less than the 90% asked for" in str(found.auto)
+    search, _ = search_of([(1.0, 0.5), (0.95, 0.1)], [LIMITS[10]])
+    (found,) = search.run([0.9])
+    assert "keeps 95.0% of the dense score, but less than the 90% asked for on noisy copies" in str(found.auto)
     search, _ = search_of([1.0, 0.99], [0.9])  # above all limits
     (found,) = search.run([0.9])
     assert found.levels == {"": 1} and found.auto.error == 0.9 and found.auto.kept
