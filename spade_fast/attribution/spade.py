@@ -146,6 +146,8 @@ class Spade(Attribution):
             raise InvalidValueError("draws need an augmenter: calibration batches given directly are one draw")
         if score is not None and not callable(score):
             raise InvalidTypeError(f"score must be a function of the network's output, got {score!r}")
+        if self.config.sparsity != AUTO and score is not None:
+            raise InvalidValueError(f"a score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
         if self.config.sparsity == AUTO and isinstance(attribution_method, DataLoaderAttribution):
             raise InvalidValueError(f"sparsity={AUTO!r} needs the samples themselves: give a number for a data loader")
         self.score = score

@@ -379,3 +379,5 @@ def test_bad_arguments_of_automatic_traces(model, images):
         Spade(Saliency(model), AUGMENTER, draws=0)
     with pytest.raises(TypeError, match="score must be a function of the network's output"):
         Spade(Saliency(model), AUGMENTER, score=3)
+    with pytest.raises(ValueError, match="a score is what sparsity='auto' keeps"):
+        Spade(Saliency(model), AUGMENTER, sparsity=0.5, score=float)
