@@ -97,26 +97,28 @@ def output_score(
         raise InvalidValueError("give a target or a score to keep, not both")
     if score is not None and not callable(score):
         raise InvalidTypeError(f"score must be a function of the model's output, got {score!r}")
-    output = _first_output(model, inputs)
+    output = checked_output(model, inputs)
     if score is not None:
         return lambda sample: checked_score(score(_output(model, sample)))
     try:
         dense = probabilities(output)
     except InvalidValueError as error:
         raise InvalidValueError(f"{error}; or give the score to keep, a function of the model's output") from error
-    chosen = int(dense.argmax()) if target is None else checked_class(target, len(dense))
+    chosen = int(dense.argmax()) if target is None else _checked_class(target, len(dense))
     return lambda sample: float(probabilities(_output(model, sample))[chosen])
 
 
-def _first_output(model: nn.Module, inputs: Any) -> Any:
+def checked_output(model: nn.Module, inputs: Any) -> Any:
+    """Return a model's output for a sample; TypeError or ValueError if it is no sample, or the model cannot run it."""
+    given = split_inputs(inputs, model)
     try:
         return _output(model, inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, InvalidTypeError) or is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
-        tensors = [one for one in tree_leaves(inputs) if isinstance(one, Tensor)]
-        given = ", ".join(f"{one.dtype} {list(one.shape)}" for one in tensors)
-        raise InvalidValueError(f"the model cannot run inputs ({given}): {error}") from error
+        tensors = [one for one in tree_leaves(given) if isinstance(one, Tensor)]
+        shapes = ", ".join(f"{one.dtype} {list(one.shape)}" for one in tensors)
+        raise InvalidValueError(f"the model cannot run inputs ({shapes}): {error}") from error
 
 
 def _output(model: nn.Module, inputs: Any) -> Any:
@@ -127,21 +129,27 @@ def _output(model: nn.Module, inputs: Any) -> Any:
 
 def split_inputs(inputs: Any, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and keyword arguments that stand for a sample, on the model's device."""
-    device = device_of(model)
-    inputs = tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, inputs)
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, (list, tuple)) and any(isinstance(one, Tensor) for one in inputs):
-        return tuple(inputs), {}
-    raise InvalidTypeError(
-        "inputs must be the sample as the model takes it: a tensor, a list of its arguments or a mapping of its "
-        f"keyword arguments, got {type(inputs).__name__}"
+        args = (inputs,)
+    elif isinstance(inputs, Mapping):
+        kwargs = dict(inputs)
+    elif isinstance(inputs, (list, tuple)) and any(isinstance(one, Tensor) for one in inputs):
+        args = tuple(inputs)
+    else:
+        raise InvalidTypeError(
+            "inputs must be the sample as the model takes it: a tensor, a list of its arguments or a mapping of its "
+            f"keyword arguments, got {type(inputs).__name__}"
+        )
+    device = device_of(model)
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(
+        lambda one: one.to(device) if isinstance(one, Tensor) else one, (args, kwargs)
     )
+    return moved
 
 
-def checked_class(target: Any, classes: int) -> int:
+def _checked_class(target: Any, classes: int) -> int:
     """Return the index of a class; TypeError or ValueError unless it is one of them."""
     if isinstance(target, bool) or not isinstance(target, int):
         raise InvalidTypeError(f"target must be the index of a class, got {target!r}")

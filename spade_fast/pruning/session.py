@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidValueError
+from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidTypeError, InvalidValueError
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.pruning.calibration import Batches, Calibration, calibrate, device_of, gram_bytes, split_batches
 from spade_fast.pruning.config import AUTO, PruneConfig, sparsity_by_layer
@@ -219,13 +219,20 @@ class Session:
     def _calibrate(
         self, batches: Batches, layers: Sequence[Layer], progress: Callable[[int], None], ids: Sequence[str], s: int
     ) -> Calibration:
-        try:
-            precision = self.config.precision
+        precision = self.config.precision
+        with naming_sample(ids, s):
             return calibrate(self.model, batches, layers, watched=self._watched, precision=precision, progress=progress)
-        except (TypeError, ValueError) as error:
-            if len(ids) == 1:
-                raise
-            raise type(error)(f"sample {ids[s]!r}: {error}") from error
+
+
+@contextmanager
+def naming_sample(ids: Sequence[str], s: int) -> Iterator[None]:
+    """Name the sample in the errors about its data that a ``with`` block raises, if there are several samples."""
+    try:
+        yield
+    except (InvalidTypeError, InvalidValueError) as error:
+        if len(ids) == 1:
+            raise
+        raise type(error)(f"sample {ids[s]!r}: {error}") from error
 
 
 def _check_repeatable(samples: Sequence[Batches], passes: int) -> None:

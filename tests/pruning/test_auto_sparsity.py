@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
 from contextlib import contextmanager
 
 import pytest
@@ -151,6 +152,9 @@ def test_nothing_holds():
     (found,) = search.run([0.9])
     assert found.levels == {"": 1} and not found.auto.kept and found.auto.score == 0.3
     assert "keeps 30.0% of the dense score, less than the 90% asked for" in str(found.auto)
+    search, _ = search_of([(1.0, 0.5), (0.95, 0.1)], [LIMITS[10]])
+    (found,) = search.run([0.9])
+    assert "keeps 95.0% of the dense score, but less than the 90% asked for on noisy copies" in str(found.auto)
     search, _ = search_of([1.0, 0.99], [0.9])  # above all limits
     (found,) = search.run([0.9])
     assert found.levels == {"": 1} and found.auto.error == 0.9 and found.auto.kept
@@ -193,7 +197,15 @@ def test_file(model, sample, tmp_path):
     assert read.header["settings"]["sparsity"] == "auto" and f"error limit {made.auto.error:.3f}" in made.summary()
     assert trace(model, calibration_of(sample), sparsity=0.5).auto is None
     entries = made.auto.entries()
-    for change in ({"kept": 1}, {"curve": [[0.1, 0.2]]}, {"curve": 3}, {"error": math.inf}, {"score": "1"}, {"x": 1}):
+    for change in (
+        {"kept": 1},
+        {"curve": [[0.1, 0.2]]},
+        {"curve": 3},
+        {"error": math.inf},
+        {"score": "1"},
+        {"dense": 0},
+        {"x": 1},
+    ):
         with pytest.raises(ValueError, match="automatic sparsity"):
             AutoSparsity.from_entries({**entries, **change})
 
@@ -228,7 +240,14 @@ def test_bad_arguments(model, sample):
 
     refuse(TypeError, "sparsity='auto' needs the sample itself")
     refuse(TypeError, "inputs must be the sample as the model takes it.*got int", inputs=3)
-    refuse(ValueError, r"cannot run inputs \(torch.float32 \[1, 3\]\)", inputs=sample[:, :3])
+    for options in ({}, {"sparsity": 0.5}):
+        refuse(ValueError, r"cannot run inputs \(torch.float32 \[1, 3\]\)", inputs=sample[:, :3], **options)
+        refuse(
+            ValueError,
+            r"cannot run inputs \(torch.float64 \[1, 24\]\)",
+            inputs=UserDict(input=sample.double()),
+            **options,
+        )
     refuse(ValueError, "one row of logits for one image, got.*give the score to keep", inputs=sample.expand(2, -1))
     refuse(ValueError, "target must be a class from 0 to 5, got 6", inputs=sample, target=6)
     refuse(TypeError, "target must be the index of a class, got 'cat'", inputs=sample, target="cat")
@@ -246,10 +265,20 @@ def test_bad_arguments(model, sample):
         )
     refuse(ValueError, r"keep must be one number, got \(0.9, 0.5\)", inputs=sample, keep=(0.5, 0.9))
     refuse(ValueError, "what sparsity='auto' keeps", inputs=sample, target=1, sparsity=0.5)
+    with pytest.raises(ValueError, match="sample 'b': the model cannot run inputs"):
+        trace_batch(model, [sample, sample], inputs=[sample, sample[:, :3]], sample_ids=["a", "b"])
     with pytest.raises(ValueError, match="inputs must have one entry for each of the 2 samples, got 1"):
         trace_batch(model, [sample, sample], inputs=[sample])
     with pytest.raises(ValueError, match="targets must have one entry for each of the 1 samples, got 2"):
         trace_batch(model, [sample], inputs=[sample], targets=[1, 2])
+
+
+def test_autocast_of_the_caller(model, sample):
+    with torch.autocast("cpu", torch.bfloat16):
+        made = trace(model, calibration_of(sample), inputs=sample, keep=0.99)
+        with made.applied(model), torch.no_grad():
+            score = float(model.eval()(sample).float().softmax(1)[0, made.decision.class_before])
+    assert made.auto.score == pytest.approx(score, rel=1e-3) and made.auto.score != made.auto.dense
 
 
 def test_an_error_in_the_search_leaves_the_model_as_it_was(model, sample):

@@ -7,6 +7,7 @@ import math
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spade_fast import PruneConfig
@@ -31,6 +32,8 @@ def test_it_is_checked_once_and_frozen() -> None:
         ({"keep": 90}, ValueError, "keep must be above 0 and at most 1, got 90: did you mean 0.9[?]"),
         ({"keep": math.nan}, ValueError, "keep must be above 0"),
         ({"keep": ()}, ValueError, "keep is empty"),
+        ({"keep": (0.9, 0.5), "sparsity": 0.5}, ValueError, r"keep=\(0.9, 0.5\) needs sparsity='auto'"),
+        ({"sparsity": np.ones(2)}, TypeError, "sparsity must be a number between 0 and 1, a mapping"),
         ({"keep": "0.9"}, TypeError, "keep must be a number above 0 and at most 1, got '0.9'"),
         ({"keep": (0.9, True)}, TypeError, "keep must be a number above 0 and at most 1, got True"),
         ({"sparsity": {"a": -1}}, ValueError, r"sparsity\['a'\] must lie between 0 and 1"),
