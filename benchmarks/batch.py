@@ -25,13 +25,16 @@ from measuring import THREADS, best, machine
 from spade_fast._util.malloc import keep_freed_memory
 from spade_fast.batch import Results, Summary, run
 from spade_fast.batch.index import TIMED_STAGES
-from spade_fast.inputs.networks import LoadedModel
+from spade_fast.inputs.networks import LoadedModel, load_model
+from spade_fast.pruning.layers import find_layers
 
 RESULTS = Path(__file__).parent / "results"
 _NAME = "batch"
 _ROUNDS = 3
 _SMALL_SAMPLES = 1000
 _SMALL = "batch:small_network"
+_SPARSITY = {"exact": 0.8, "sparsegpt": 0.6}
+_LEAST_COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Noise:
 def _measured(setup: Setup) -> dict[str, Any]:
     """Work through photos with the packaged network."""
     ended: list[float] = []
+    layers = [layer.name for layer in find_layers(load_model("demo").module)[0] if layer.columns >= _LEAST_COLUMNS]
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "photos.csv"
         names = photos(setup.samples)
@@ -101,6 +105,8 @@ def _measured(setup: Setup) -> dict[str, Any]:
         summary = run(
             listed,
             Path(folder) / "out",
+            sparsity=_SPARSITY[setup.solver],
+            layers=layers,
             solver=setup.solver,
             threads=setup.threads,
             engine=setup.engine,
@@ -201,7 +207,9 @@ def report() -> None:
         "# Batches",
         "",
         f"{facts['cpu']}, {facts['cores']} cores, torch {facts['versions']['torch']}, {saved['date']}. Packaged "
-        "EfficientNet-Lite0, default layers and 64 augmentations, ImageNet photos of foolbox; medians over rounds.",
+        f"EfficientNet-Lite0, layers of at least {_LEAST_COLUMNS} weights per output, sparsity "
+        f"{' and '.join(f'{share:g} ({solver})' for solver, share in _SPARSITY.items())}, 64 augmentations, ImageNet "
+        "photos of foolbox; medians over rounds.",
         "",
         "## Throughput",
         "",
@@ -220,16 +228,17 @@ def report() -> None:
                 f"| {statistics.median(row['seconds'] for row in found) / setup.samples:.2f} "
                 f"| {statistics.median(ratios):.2f} | {statistics.median(row['start'] for row in found):.1f} |"
             )
+    timed = [stage for stage in TIMED_STAGES if stage in rows[0]["stages"]]
     lines += [
         "",
         "## Seconds per sample by stage, on one thread",
         "",
-        "| solver | " + " | ".join(TIMED_STAGES) + " | sum |",
-        "| --- |" + " --- |" * (len(TIMED_STAGES) + 1),
+        "| solver | " + " | ".join(timed) + " | sum |",
+        "| --- |" + " --- |" * (len(timed) + 1),
     ]
     for setup in (SOLVES[0], EXACT[0]):
         found = [row["stages"] for row in _runs(rows, setup)]
-        stages = [statistics.median(row[stage] for row in found) for stage in TIMED_STAGES]
+        stages = [statistics.median(row[stage] for row in found) for stage in timed]
         lines.append(f"| {setup.solver} | " + " | ".join(f"{stage:.2f}" for stage in [*stages, sum(stages)]) + " |")
     lines += [
         "",

@@ -17,7 +17,7 @@ from studies.trojan.images import trojan_cases
 from studies.trojan.implant import trojaned_network
 
 METHODS = ("saliency", "input-x-gradient", "guided-backprop", "deeplift", "lrp")
-SPARSITIES = (0.3, 0.5, 0.7, 0.8)
+SPARSITIES = (0.3, 0.5, 0.7, 0.85)
 _PHOTOS = 10
 
 

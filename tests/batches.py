@@ -33,15 +33,15 @@ def make_photos(folder: Path, count: int) -> list[str]:
 
 
 def settings(model: str, **changes: Any) -> dict[str, Any]:
-    """Arguments of a run that takes little time and prunes one layer."""
-    return {"model": model, "sparsity": 0.5, "layers": "2", "augmentations": 6, **changes}
+    """Arguments of a run that takes little time."""
+    return {"model": model, "sparsity": 0.5, "augmentations": 6, **changes}
 
 
 def small_job(
     samples: Any, out: Path, model: str, *, methods: Sequence[str] = (), draws: int = 1, **changes: Any
 ) -> tuple[Job, LoadedModel]:
     """Make the job of such a run."""
-    config = PruneConfig(**{"sparsity": 0.5, "layers": "2", "seed": 0, **changes})
+    config = PruneConfig(**{"sparsity": 0.5, "seed": 0, **changes})
     return make_job(find_samples(samples), out, config, Setup(model, augmentations=6), methods=methods, draws=draws)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.profiler import record_function
 
 PREFIX = "spade_fast."
-STAGES = ("augment", "forward", "gram", "factor", "path", "solution", "sweep", "apply", "attribute")
+STAGES = ("augment", "forward", "gram", "factor", "path", "solution", "sweep", "search", "apply", "attribute")
 NVTX_VARIABLE = "SPADE_FAST_NVTX"
 
 

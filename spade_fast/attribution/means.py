@@ -17,7 +17,8 @@ def mean_attributions(results: Sequence[Any]) -> Any:
     Parameters
     ----------
     results
-        Tensors of equal shape whose first dimension counts samples, or tuples or lists of such tensors.
+        Tensors of equal shape whose first dimension counts samples, or tuples or lists of such tensors. The mean is at
+        least in float32: shares of a sum are too small for half precision.
 
     Examples
     --------
@@ -35,8 +36,7 @@ def mean_attributions(results: Sequence[Any]) -> Any:
 
 
 def _normalised(attributions: Tensor) -> Tensor:
-    # Half precision has no values for the sums of large attributions.
     wide = attributions.to(torch.promote_types(attributions.dtype, torch.float32))
-    dimensions = tuple(range(1, wide.dim())) or None
+    dimensions = tuple(range(1, wide.dim()))
     total = wide.abs().sum(dimensions, keepdim=True) if dimensions else wide.abs().sum()
-    return torch.where(total > 0, wide / total, wide).to(attributions.dtype)
+    return torch.where(total > 0, wide / total, wide)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.pruning.decision import probabilities, repeatable
-from spade_fast.pruning.goals import Score, checked_class, checked_run, checked_score
+from spade_fast.pruning.goals import Score, checked_run, checked_score
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -54,26 +54,23 @@ def score_of_target(
     Raises
     ------
     TypeError, ValueError
-        The network cannot run the sample or has no such class, or `score` does not return a finite number.
+        The network cannot run the sample, the output has no such place, or `score` does not return a finite number.
     """
-    target = arguments.get("target")
     with checked_run(sample):
         output = network_output(method, sample, arguments)
     if score is not None:
         return lambda given: checked_score(score(network_output(method, given, arguments)))
+    target = _index(arguments.get("target"))
     try:
         dense = probabilities(output)
     except InvalidValueError:
         return lambda given: _selected(network_output(method, given, arguments), target)
-    if isinstance(target, tuple):
-        return lambda given: _selected(network_output(method, given, arguments), target)
-    index = _index(target)
-    chosen = int(dense.argmax()) if index is None else checked_class(index, len(dense))
-    return lambda given: float(probabilities(network_output(method, given, arguments))[chosen])
+    chosen = int(dense.argmax()) if target is None else target
+    return lambda given: _selected(probabilities(network_output(method, given, arguments))[None], chosen)
 
 
 def _index(target: Any) -> Any:
-    """Return the class that Captum's target for one sample, an integer or a list or tensor of one, stands for."""
+    """Return the place in the output, an integer or a tuple, that Captum's target for one sample stands for."""
     if isinstance(target, (np.generic, np.ndarray)):
         raise InvalidTypeError(f"Captum takes a target as an integer, list, tensor or tuple, got {target!r}")
     if isinstance(target, Tensor) and target.numel() == 1:
@@ -82,9 +79,8 @@ def _index(target: Any) -> Any:
 
 
 def _selected(output: Any, target: Any) -> float:
-    """Return the number in a network's output for one sample that Captum's target stands for."""
-    index = _index(target)
-    place = () if index is None else index if isinstance(index, tuple) else (index,)
+    """Return the number at a place in a network's output for one sample."""
+    place = () if target is None else target if isinstance(target, tuple) else (target,)
     if not isinstance(output, Tensor):
         raise InvalidTypeError(f"the network returns {type(output).__name__}: give Spade(score=...), a function of it")
     try:

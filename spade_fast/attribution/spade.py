@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.text import listed
 from spade_fast.attribution.cam import check_layout
 from spade_fast.attribution.means import mean_attributions
+from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, rules_kept
 from spade_fast.attribution.outputs import network_inputs, network_output, score_of_target
 from spade_fast.attribution.sample_arguments import bind_arguments, divide_arguments, innermost
 from spade_fast.pruning.calibration import Batches, draw_id
@@ -34,7 +35,6 @@ from spade_fast.pruning.tracing import traces_by_level
 
 with extra_for("Spade needs"):
     from captum.attr import (
-        LRP,
         Attribution,
         DataLoaderAttribution,
         FeaturePermutation,
@@ -147,7 +147,7 @@ class Spade(Attribution):
             raise InvalidValueError("draws need an augmenter: calibration batches given directly are one draw")
         if score is not None and not callable(score):
             raise InvalidTypeError(f"score must be a function of the network's output, got {score!r}")
-        if score is not None and self.config.sparsity != AUTO:
+        if self.config.sparsity != AUTO and score is not None:
             raise InvalidValueError(f"a score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
         if self.config.sparsity == AUTO and isinstance(attribution_method, DataLoaderAttribution):
             raise InvalidValueError(f"sparsity={AUTO!r} needs the samples themselves: give a number for a data loader")
@@ -156,7 +156,7 @@ class Spade(Attribution):
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
         self.calibration = calibration
-        self.model = _find_model(attribution_method) if model is None else _checked(model, attribution_method)
+        self.model = find_network(attribution_method) if model is None else checked_network(model, attribution_method)
         self.progress = progress
         self.traces: list[Trace] = []
 
@@ -223,7 +223,7 @@ class Spade(Attribution):
             raise InvalidValueError(f"sample_ids must have one name for each of the {count} samples, got {len(ids)}")
         self.traces = []
         with ExitStack() as stack:
-            for network in _networks(self.model, self.attribution_method):
+            for network in networks_of(self.model, self.attribution_method):
                 stack.enter_context(evaluation_mode(network))
             run = self._attribute_each if callable(self.calibration) else self._attribute_all
             result = run(inputs, arguments, ids)
@@ -232,7 +232,7 @@ class Spade(Attribution):
 
     @property
     def _traces_each(self) -> int:
-        return self.draws * (len(self.config.keeps) if self.config.sparsity == AUTO else 1)
+        return self.draws * len(self.config.keeps)
 
     def _attribute_all(self, inputs: Any, arguments: dict[str, Any], ids: list[str]) -> Any:
         """Attribute all samples at once on one trace, or several."""
@@ -294,16 +294,20 @@ class Spade(Attribution):
         augmenter: Any = self.calibration
         noisy = hasattr(augmenter, "noisy") and augmenter.noise > 0
         copies = augmenter.noisy(sample, name, NOISY_COPIES).split(1) if noisy else ()
-        with naming(name), weights_held(self.model):
-            score = score_of_target(self.attribution_method, sample, arguments, self.score)
+        with weights_held(self.model):
+            with naming(name):
+                score = score_of_target(self.attribution_method, sample, arguments, self.score)
             return sample_goal(name, score, sample, copies)
 
     def _mean_goal(self, name: str, inputs: Tensor | tuple[Tensor], arguments: Mapping[str, Any]) -> Goal:
         """Return what a trace of several samples is to keep: the mean of their scores."""
         tensor = _single_input(inputs)
         pairs = zip(tensor.split(1), divide_arguments(self.attribution_method, tensor, arguments), strict=True)
-        with naming(name), weights_held(self.model):
-            scores = [(one, score_of_target(self.attribution_method, one, given, self.score)) for one, given in pairs]
+        with weights_held(self.model):
+            with naming(name):
+                scores = [
+                    (one, score_of_target(self.attribution_method, one, given, self.score)) for one, given in pairs
+                ]
             return sample_goal(name, lambda _: math.fsum(score(one) for one, score in scores) / len(scores), inputs)
 
     def _attribute_on(self, made: Trace, inputs: Any, arguments: dict[str, Any], dense: Tensor | None) -> Any:
@@ -314,7 +318,7 @@ class Spade(Attribution):
             pruned = None if dense is None else self._predict(inputs, arguments)
             if dense is not None and pruned is not None:
                 made.decision = Decision.between(dense, pruned)
-            with _rules_kept(self.attribution_method):
+            with rules_kept(self.attribution_method):
                 return self.attribution_method.attribute(inputs, **arguments)
 
     def _predict(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
@@ -344,29 +348,6 @@ def _seed_of(calibration: Any) -> int | None:
     return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 
-def _find_model(method: Attribution) -> nn.Module:
-    for candidate in (method.forward_func, getattr(method, "model", None)):
-        if isinstance(candidate, nn.Module):
-            return candidate
-    raise InvalidTypeError(
-        f"{type(method).__name__} was built on a function, {method.forward_func!r}, not on a module: "
-        "pass the network whose weights it uses as Spade(..., model=...)"
-    )
-
-
-def _checked(model: nn.Module, method: Attribution) -> nn.Module:
-    """Return the given network, or raise ValueError if the method runs on another, which traces would not change."""
-    network = innermost(method).forward_func
-    if isinstance(network, nn.Module) and isinstance(model, nn.Module):
-        own = set(map(id, model.parameters()))
-        if own and own.isdisjoint(map(id, network.parameters())):
-            raise InvalidValueError(
-                f"model shares no parameters with the {type(network).__name__} that {type(method).__name__} was built "
-                "on, so traces would change nothing: build the method on the model or on a prepared copy of it"
-            )
-    return model
-
-
 def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:
     tensor = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
     if not isinstance(tensor, Tensor):
@@ -377,29 +358,6 @@ def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:
             f"inputs must have shape [samples, ...] with at least one sample, got {list(tensor.shape)}"
         )
     return tensor
-
-
-def _networks(model: nn.Module, method: Attribution) -> list[nn.Module]:
-    """Return the networks whose modules run: the model, and that on which the method was built."""
-    method = innermost(method)
-    found = [model, method.forward_func, getattr(method, "model", None)]
-    return [one for index, one in enumerate(found) if isinstance(one, nn.Module) and one not in found[:index]]
-
-
-@contextmanager
-def _rules_kept(method: Attribution) -> Iterator[None]:
-    """Put back the rules of a network's modules after Captum's LRP, which deletes them."""
-    method = innermost(method)
-    modules = list(method.model.modules()) if isinstance(method, LRP) else []
-    names = ("rule", "activations")
-    before = [{name: vars(module)[name] for name in names if name in vars(module)} for module in modules]
-    try:
-        yield
-    finally:
-        for module, kept in zip(modules, before, strict=True):
-            for name in names:
-                vars(module).pop(name, None)
-            vars(module).update(kept)
 
 
 def _returns_coefficients(method: Attribution, arguments: Mapping[str, Any]) -> bool:

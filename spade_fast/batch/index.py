@@ -95,7 +95,7 @@ def index_rows(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
             if found.report and found.report["id"] != row["id"]:
                 raise ValueError("it has the report of another sample")
             row["report"] = found.report
-        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):  # not what was written
+        except (AttributeError, KeyError, TypeError, ValueError):  # not what was written
             row = {"state": "damaged"}
         yield {"file": found.file, **row}
     for path in sorted(folder.glob("errors/*.json")):
@@ -131,7 +131,7 @@ def _searched(entries: Any) -> dict[str, Any]:
     if entries is None:
         return {}
     auto = AutoSparsity.from_entries(entries)
-    return {"error_limit": auto.error, "share_kept": auto.score / auto.dense, "enough_kept": auto.kept}
+    return {"error_limit": auto.error, "share_kept": auto.share, "enough_kept": auto.kept}
 
 
 def _report(report: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from spade_fast.inputs.augment import ImageAugmenter
 from spade_fast.inputs.networks import LoadedModel, load_model, predict
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.calibration import gram_bytes
-from spade_fast.pruning.config import AUTO, PruneConfig
+from spade_fast.pruning.config import PruneConfig
 from spade_fast.pruning.ladders import LEVELS
 from spade_fast.pruning.session import Session
 
@@ -71,7 +71,7 @@ class Job:
     @property
     def traces_per_sample(self) -> int:
         """Traces that are made of each sample: one per level and draw."""
-        return _levels(self.config) * int(self.facts["draws"])
+        return len(self.config.keeps) * int(self.facts["draws"])
 
     def load_model(self) -> LoadedModel:
         """Load the network of this job onto its device.
@@ -128,7 +128,7 @@ def make_job(
     integer("draws", draws, 1)
     if callable(config.sparsity):
         raise InvalidTypeError("the sparsity of a batch must be 'auto', a number or a mapping, got a function")
-    if not methods and (_levels(config) > 1 or draws > 1):
+    if not methods and (len(config.keeps) > 1 or draws > 1):
         given = f"keep={', '.join(f'{share:g}' for share in config.keeps)} and draws={draws}"
         raise InvalidValueError(
             f"several shares to keep or draws make means of maps, which need methods: got {given}, and no methods"
@@ -204,7 +204,7 @@ def bytes_per_sample(job: Job, model: LoadedModel) -> int:
         weight, gram = layer.weight(model.module), gram_bytes(layer, model.module)
         levels = LEVELS if session.auto else [session.sparsity[layer.name]]
         held += gram + sum(_packed_bytes(weight, level) for level in levels)
-        held += (job.facts["draws"] - 1) * _levels(job.config) * _packed_bytes(weight, levels[0])
+        held += (job.facts["draws"] - 1) * len(job.config.keeps) * _packed_bytes(weight, levels[0])
         working.append(3 * gram + len(levels) * weight.nbytes)
     return held + max(working)
 
@@ -212,10 +212,6 @@ def bytes_per_sample(job: Job, model: LoadedModel) -> int:
 def _packed_bytes(weight: Tensor, sparsity: float) -> int:
     """Return the memory of a pruned weight: a bit for each element, and the values that survive."""
     return math.ceil(weight.numel() / 8 + (1 - sparsity) * weight.nbytes)
-
-
-def _levels(config: PruneConfig) -> int:
-    return len(config.keeps) if config.sparsity == AUTO else 1
 
 
 def model_bytes(model: LoadedModel) -> int:

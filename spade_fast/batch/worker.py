@@ -21,7 +21,6 @@ from torch import Tensor
 
 from spade_fast._util.errors import UserError, WorkerError
 from spade_fast._util.files import write_whole, writing
-from spade_fast._util.modes import undisturbed
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.attribution.maps import mean_map
 from spade_fast.attribution.methods import Question, attribution_map
@@ -32,6 +31,7 @@ from spade_fast.batch.samples import file_name
 from spade_fast.batch.store import Store
 from spade_fast.batch.thumbnails import thumbnail
 from spade_fast.inputs.networks import LoadedModel, predict
+from spade_fast.pruning.calibration import draw_id
 from spade_fast.pruning.config import AUTO
 from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.goals import Goal
@@ -219,7 +219,7 @@ class Worker:
         config, traces = self.job.config, [list[Trace]() for _ in samples]
         goals = [self._goal(sample) if config.sparsity == AUTO else None for sample in samples]
         for draw in range(self.job.facts["draws"]):
-            ids = [f"{sample.id}/draw{draw}" if draw else sample.id for sample in samples]
+            ids = [draw_id(sample.id, draw) for sample in samples]
             data = []
             for sample, name in zip(samples, ids, strict=True):
                 with _noted_warnings() as noted:
@@ -234,12 +234,7 @@ class Worker:
     def _goal(self, sample: _Sample) -> Goal:
         """Return the goal of keeping the probability of the class that the dense network predicts."""
         image, target = sample.image.to(self.job.facts["device"]), int(sample.dense.argmax())
-
-        def scores() -> tuple[float, ...]:
-            with undisturbed(self.module):
-                return (float(predict(self.module, image)[target]),)
-
-        return scores
+        return lambda: (float(predict(self.module, image)[target]),)
 
     def _finish(self, sample: _Sample, traces: Sequence[Trace], together: int) -> Outcome:
         """Predict and explain with the traces of a sample, and write the files."""
@@ -328,11 +323,7 @@ def _searched(made: Trace, decision: Decision) -> dict[str, Any]:
         "id": made.sample_id,
         "sparsity": made.sparsity,
         "decision_kept": decision.kept,
-        **(
-            {}
-            if auto is None
-            else {"keep": auto.keep, "error_limit": auto.error, "share_kept": auto.score / auto.dense}
-        ),
+        **({} if auto is None else {"keep": auto.keep, "error_limit": auto.error, "share_kept": auto.share}),
     }
 
 

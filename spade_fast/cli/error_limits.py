@@ -56,8 +56,8 @@ class ErrorLimits:
 
 def plot_limits(found: Sequence[Mapping[str, Any]]) -> ErrorLimits:
     """Lay out the plot for the traces of one calibration, given by the ``auto`` entries of the report."""
-    trials = sorted({(error, score, share) for one in found for error, score, share in one["curve"] if error > 0})
-    low, high = (math.log10(error) for error in _ends([error for error, *_ in trials]))
+    trials = sorted({(error, score, share) for one in found for error, score, share in one["curve"]})
+    low, high = map(math.log10, _ends([error for error, *_ in trials]))
     dense = found[0]["dense"]
     top = 1.05 * max([dense, *(score for _, score, _ in trials)])
 
@@ -70,9 +70,9 @@ def plot_limits(found: Sequence[Mapping[str, Any]]) -> ErrorLimits:
     def point(error: float, score: float, share: float) -> Point:
         return Point(across(error), down(score), f"λ {error:.3g}: {score:.1%}, {share:.0%} removed")
 
-    asked = {f"{one['keep']:.0%} of it": one["keep"] * dense for one in found}
+    asked = {f"{100 * one['keep']:g}% of it": one["keep"] * dense for one in found}
     lines = sorted({"dense": dense, **asked}.items(), key=lambda line: -line[1])
-    chosen = {one["error"]: one for one in found if one["error"] > 0}
+    chosen = {one["error"]: one for one in found}
     shares = {error: share for error, _, share in trials}
     return ErrorLimits(
         (_LEFT, _RIGHT, _TOP, _BOTTOM),
@@ -80,14 +80,12 @@ def plot_limits(found: Sequence[Mapping[str, Any]]) -> ErrorLimits:
         [Mark(down(score), f"{score:.{digits}%}") for score, digits in _steps(top)],
         _spread([Mark(down(score), text) for text, score in lines]),
         [point(*trial) for trial in trials],
-        [point(error, one["score"], shares.get(error, 0.0)) for error, one in sorted(chosen.items())],
+        [point(error, one["score"], shares[error]) for error, one in sorted(chosen.items())],
     )
 
 
 def _ends(errors: Sequence[float]) -> tuple[float, float]:
     """Return the ends of the axis: those of the trials, or a decade around a single one."""
-    if not errors:
-        return 0.01, 1.0
     low, high = min(errors), max(errors)
     return (low, high) if high > 1.5 * low else (low / 3, high * 3)
 

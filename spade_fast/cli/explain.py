@@ -36,7 +36,7 @@ from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.calibration import draw_id
 from spade_fast.pruning.config import AUTO, SOLVERS, PruneConfig
 from spade_fast.pruning.decision import Decision
-from spade_fast.pruning.goals import NOISY_COPIES, Goal, naming, output_score, sample_goal
+from spade_fast.pruning.goals import NOISY_COPIES, Goal, output_score, sample_goal
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.tracing import traces_by_level
 
@@ -214,8 +214,7 @@ def _prepare(
     augmenter(pixels)  # checks what it needs
     copies = () if smooth is None else augmenter.noisy(pixels, name, NOISY_COPIES).split(1)
     score = output_score(prepared, pixels, target)
-    with naming(name):
-        goal = sample_goal(name, score, pixels, copies) if config.sparsity == AUTO else None
+    goal = sample_goal(name, score, pixels, copies) if config.sparsity == AUTO else None
     noisy = math.fsum(map(score, copies)) / len(copies) if copies else None
     return _Task(
         name,

@@ -139,6 +139,6 @@ def _on_levels(solver: str, own: Mapping[str, Mapping[str, Any]], target: str) -
     share = auto["score"] / auto["dense"]
     where = "on noisy copies of the photo" if share >= auto["keep"] else f"only {share:.1%}"
     return [
-        f"{title} keeps less than {auto['keep']:.0%} of the dense network's probability of “{target}”, {where}, but is "
-        "the mildest trace tried"
+        f"{title} keeps less than {100 * auto['keep']:g}% of the dense network's probability of “{target}”, {where}, "
+        "but is the mildest trace tried"
     ]

@@ -83,7 +83,7 @@ class _Solver:
     @property
     def description(self) -> str:
         """What the plot shows, in words."""
-        chosen = [f"λ {one['error']:.3g} with {one['score']:.1%} to keep {one['keep']:.0%}" for one in self.found]
+        chosen = [f"λ {one['error']:.3g} with {one['score']:.1%} to keep {100 * one['keep']:g}%" for one in self.found]
         trials = self.plot.trials if self.plot else ()
         return f"{len(trials)} trials. Dense network: {self.found[0]['dense']:.1%}. Chosen: {'; '.join(chosen)}."
 

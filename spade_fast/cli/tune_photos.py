@@ -30,7 +30,7 @@ from spade_fast.pruning.layers import find_layers
 from spade_fast.pruning.stages import check_stages
 from spade_fast.pruning.tuning import check_rounds, checked_candidates, tune
 from spade_fast.pruning.tuning_result import Tuning
-from spade_fast.pruning.tuning_samples import Score
+from spade_fast.pruning.tuning_samples import TraceScore
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,7 +109,7 @@ def tune_photos(
     questions = [
         Question(module, image, target, model.black.to(image)) for image, target in zip(images, targets, strict=True)
     ]
-    scored: Score | None = None
+    scored: TraceScore | None = None
     if score != "sparsity":
         make_recipe(method, questions[0])  # fails if the method cannot be used on the network
         if masks is None:
@@ -142,7 +142,7 @@ def tune_photos(
     return tuning
 
 
-def _perturbation(kind: str, dense: nn.Module, method: str, questions: Sequence[Question]) -> Score:
+def _perturbation(kind: str, dense: nn.Module, method: str, questions: Sequence[Question]) -> TraceScore:
     def score(module: nn.Module, i: int) -> float:
         image, target = questions[i].image, questions[i].target
         found = attribution_map(method, questions[i])[None].to(image.device)
@@ -153,7 +153,7 @@ def _perturbation(kind: str, dense: nn.Module, method: str, questions: Sequence[
     return score
 
 
-def _localisation(method: str, questions: Sequence[Question], masks: Sequence[Tensor]) -> Score:
+def _localisation(method: str, questions: Sequence[Question], masks: Sequence[Tensor]) -> TraceScore:
     return lambda module, i: float(localisation_auc(attribution_map(method, questions[i])[None], masks[i][None]))
 
 

@@ -54,7 +54,8 @@ class AutoSparsity:
         Scores of the dense network and of the trace on the sample: the probability of the target, unless another score
         was given.
     kept
-        Whether the trace keeps that share. If no limit does, the trace is the mildest one.
+        Whether the trace keeps that share, also on noisy copies of the sample where they count. If no limit does, the
+        trace is the mildest one.
     curve
         The traces that were tried, as tuples ``(error, score, sparsity)`` in the order of their limits; the sparsity is
         that of all layers that can be pruned.
@@ -77,6 +78,11 @@ class AutoSparsity:
     kept: bool
     curve: tuple[CurvePoint, ...]
 
+    @property
+    def share(self) -> float:
+        """The share of the dense network's score that the trace keeps; above 1 where the score rises."""
+        return self.score / self.dense
+
     def entries(self) -> dict[str, Any]:
         """Return the fields in a form that JSON can represent."""
         return {**asdict(self), "curve": [list(point) for point in self.curve]}
@@ -89,15 +95,17 @@ class AutoSparsity:
             raise InvalidValueError(f"an automatic sparsity has the entries {', '.join(names)}")
         if not isinstance(entries["curve"], list) or not all(_is_point(one) for one in entries["curve"]):
             raise InvalidValueError("the curve of an automatic sparsity must be lists of three numbers")
-        numbers = (entries[name] for name in ("keep", "error", "dense", "score"))
+        numbers = [entries[name] for name in ("keep", "error", "dense", "score")]
         if not all(map(_is_finite, numbers)) or entries["dense"] <= 0 or not isinstance(entries["kept"], bool):
-            raise InvalidValueError("an automatic sparsity has an invalid value")
+            raise InvalidValueError("an automatic sparsity has a value of the wrong type or range")
         return cls(**{**entries, "curve": tuple(CurvePoint(*one) for one in entries["curve"])})
 
     def __str__(self) -> str:
-        share = self.score / self.dense
-        missed = "" if self.kept else f", less than the {self.keep:.0%} asked for"
-        return f"error limit {self.error:.3f} keeps {share:.1%} of the dense score{missed}"
+        found = f"error limit {self.error:.3f} keeps {self.share:.1%} of the dense score"
+        if self.kept:
+            return found
+        asked = f"less than the {100 * self.keep:g}% asked for"
+        return f"{found}, {asked}" if self.share < self.keep else f"{found}, but {asked} on noisy copies of the sample"
 
 
 class Found(NamedTuple):
@@ -134,22 +142,22 @@ class Search:
         self._ladders, self._goal, self._applied = ladders, goal, applied
         self._limits = _pruning_limits(ladders)
         self._scores: dict[tuple[int, ...], tuple[float, ...]] = {}
-        self._curve: dict[float, CurvePoint] = {}
+        self._curve: dict[int, CurvePoint] = {}  # by index of the limit
         self.dense = goal()
 
     def run(self, keeps: Sequence[float]) -> list[Found]:
         """Return what was found for each share to keep."""
         chosen = [self._largest(keep) for keep in keeps]
-        curve = tuple(self._curve[limit] for limit in sorted(self._curve))
+        curve = tuple(self._curve[index] for index in sorted(self._curve))
         found = []
-        for keep, limit in zip(keeps, chosen, strict=True):
-            kept = self._holds(self._limits.index(limit), keep)
-            score = self._scored(limit)[0]
-            found.append(Found(AutoSparsity(keep, limit, self.dense[0], score, kept, curve), self._levels(limit)))
+        for keep, index in zip(keeps, chosen, strict=True):
+            limit, score = self._limits[index], self._scored(index)[0]
+            auto = AutoSparsity(keep, limit, self.dense[0], score, self._holds(index, keep), curve)
+            found.append(Found(auto, self._levels(limit)))
         return found
 
-    def _largest(self, keep: float) -> float:
-        """Return the largest limit that holds; the smallest one if none does."""
+    def _largest(self, keep: float) -> int:
+        """Return the index of the largest limit that holds; that of the smallest one if none does."""
         held, failed = -1, len(self._limits)
         while True:
             while failed - held > 1:
@@ -158,29 +166,28 @@ class Search:
             above = range(failed + 1, min(failed + 1 + _BEYOND, len(self._limits)))
             again = [index for index in above if self._holds(index, keep)]
             if not again:
-                return self._limits[max(held, 0)]
+                return max(held, 0)
             held, failed = again[-1], len(self._limits)
 
     def _levels(self, limit: float) -> dict[str, int]:
         return {name: level_within(ladder, limit) for name, ladder in self._ladders.items()}
 
-    def _scored(self, limit: float) -> tuple[float, ...]:
+    def _scored(self, index: int) -> tuple[float, ...]:
         """Return the scores at a limit; limits that give the same levels are scored once."""
-        levels = self._levels(limit)
+        levels = self._levels(self._limits[index])
         key = tuple(levels.values())
         if key not in self._scores:
             with self._applied(pruned_at(self._ladders, levels)):
                 try:
                     self._scores[key] = self._goal()
                 except (InvalidTypeError, InvalidValueError) as error:
-                    raise type(error)(f"in the trace with error limit {limit:.3g}: {error}") from error
+                    raise type(error)(f"in the trace with error limit {self._limits[index]:.3g}: {error}") from error
         scores = self._scores[key]
-        self._curve[limit] = CurvePoint(limit, scores[0], sparsity_at(self._ladders, levels))
+        self._curve[index] = CurvePoint(self._limits[index], scores[0], sparsity_at(self._ladders, levels))
         return scores
 
     def _holds(self, index: int, keep: float) -> bool:
-        scores = self._scored(self._limits[index])
-        return all(score >= keep * dense for score, dense in zip(scores, self.dense, strict=True))
+        return all(score >= keep * dense for score, dense in zip(self._scored(index), self.dense, strict=True))
 
 
 def _pruning_limits(ladders: Mapping[str, Ladder]) -> list[float]:

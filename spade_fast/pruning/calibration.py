@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -131,11 +130,6 @@ def calibrate(
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter or buffer, or the CPU if it has none."""
     return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
-
-
-def own_precision(model: nn.Module) -> AbstractContextManager[object]:
-    """Return a context manager that disables the caller's autocast on a model's device."""
-    return torch.autocast(device_of(model).type, enabled=False)
 
 
 def split_batches(batches: Batches) -> Iterable[Batch]:

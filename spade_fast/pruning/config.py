@@ -40,8 +40,8 @@ class PruneConfig:
         Layers with a share of 0 are skipped.
     keep : float or iterable of float
         Share of the dense network's score, above 0 and at most 1, that automatic sparsity keeps. Several shares make a
-        trace for each, where that is possible: in `Spade`, ``explain`` and batches. They are stored in descending
-        order. Other sparsities allow one number, which has no effect.
+        trace for each from one calibration, where that is possible: in `Spade`, ``explain`` and batches. They are
+        stored in descending order, and need automatic sparsity.
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
     layers : str, iterable of str or None
@@ -99,13 +99,12 @@ class PruneConfig:
         check_names("precision", [self.precision], PRECISIONS, PRECISIONS)
         if isinstance(self.sparsity, Mapping):
             check_shares({f"sparsity[{pattern!r}]": share for pattern, share in self.sparsity.items()})
-        elif not (isinstance(self.sparsity, str) and self.sparsity == AUTO) and not callable(self.sparsity):
-            if not is_number(self.sparsity):
-                raise InvalidTypeError(
-                    f"sparsity must be a number between 0 and 1, a mapping, a function or {AUTO!r}, "
-                    f"got {self.sparsity!r}"
-                )
+        elif is_number(self.sparsity):
             check_shares({"sparsity": self.sparsity})
+        elif not callable(self.sparsity) and not (isinstance(self.sparsity, str) and self.sparsity == AUTO):
+            raise InvalidTypeError(
+                f"sparsity must be a number between 0 and 1, a mapping, a function or {AUTO!r}, got {self.sparsity!r}"
+            )
         if self.block is not None:
             integer("block", self.block, 1)
         if not (is_number(self.damping) and 0 <= self.damping < math.inf):
@@ -119,7 +118,7 @@ class PruneConfig:
             object.__setattr__(self, "sparsity", dict(self.sparsity))
         object.__setattr__(self, "keep", _checked_keep(self.keep))
         if len(self.keeps) > 1 and self.sparsity != AUTO:
-            raise InvalidValueError(f"keep must be one number unless sparsity is {AUTO!r}, got {self.keep}")
+            raise InvalidValueError(f"keep={self.keep} needs sparsity={AUTO!r}, which makes a trace for each share")
         if self.memory_limit is not None:
             object.__setattr__(self, "memory_limit", parse_bytes(self.memory_limit))
         if self.layers is not None:
@@ -127,7 +126,7 @@ class PruneConfig:
 
     @property
     def keeps(self) -> tuple[float, ...]:
-        """The shares to keep, in descending order; one also where `keep` is a number."""
+        """The shares to keep, in descending order: one for each trace that is made from one calibration."""
         return self.keep if isinstance(self.keep, tuple) else (self.keep,)
 
     def options(self) -> dict[str, Any]:

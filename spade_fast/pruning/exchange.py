@@ -88,6 +88,7 @@ class WeightsApplied(AbstractContextManager[nn.Module]):
             self._originals = [(layer.parameter, weight, weight.detach().clone()) for layer, weight in targets]
             for layer, weight in targets:
                 weight.copy_(layer.dense())
+            torch.clear_autocast_cache()  # it knows a weight by its identity, and would go on using the old values
 
     def _leave(self) -> None:
         try:
@@ -110,6 +111,7 @@ class WeightsApplied(AbstractContextManager[nn.Module]):
                     failed.append((name, error))
                     with suppress(Exception):
                         weight.data = original
+            torch.clear_autocast_cache()
         self._originals = []
         if failed:
             name, cause = failed[0]

@@ -37,7 +37,7 @@ def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: S
     Parameters
     ----------
     name
-        Of the sample, for the warning.
+        Of the sample, for messages.
     score
         Called with the sample, or a copy of it: the score of the network with its current weights.
 
@@ -55,12 +55,13 @@ def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: S
     def on_copies() -> float:
         return math.fsum(map(score, copies)) / len(copies)
 
-    dense = score(sample)
-    if dense <= 0:
-        raise InvalidValueError(
-            f"the dense network's score is {dense:g}, of which no share can be kept: choose another target or score, "
-            "or give a sparsity"
-        )
+    with naming(name):
+        dense = score(sample)
+        if dense <= 0:
+            raise InvalidValueError(
+                f"the dense network's score is {dense:g}, of which no share can be kept: choose another target or "
+                "score, or give a sparsity"
+            )
     if not copies:
         return lambda: (score(sample),)
     noisy = on_copies()
@@ -109,20 +110,20 @@ def output_score(
         raise InvalidValueError("give a target or a score to keep, not both")
     if score is not None and not callable(score):
         raise InvalidTypeError(f"score must be a function of the model's output, got {score!r}")
-    output = first_output(model, inputs)
+    output = checked_output(model, inputs)
     if score is not None:
         return lambda sample: checked_score(score(_output(model, sample)))
     try:
         dense = probabilities(output)
     except InvalidValueError as error:
         raise InvalidValueError(f"{error}; or give the score to keep, a function of the model's output") from error
-    chosen = int(dense.argmax()) if target is None else checked_class(target, len(dense))
+    chosen = int(dense.argmax()) if target is None else _checked_class(target, len(dense))
     return lambda sample: float(probabilities(_output(model, sample))[chosen])
 
 
-def first_output(model: nn.Module, inputs: Any) -> Any:
-    """Return a model's output for a sample; TypeError or ValueError if it cannot run it."""
-    with checked_run(inputs):
+def checked_output(model: nn.Module, inputs: Any) -> Any:
+    """Return a model's output for a sample; TypeError or ValueError if it is no sample, or the model cannot run it."""
+    with checked_run(split_inputs(inputs, model)):
         return _output(model, inputs)
 
 
@@ -147,21 +148,27 @@ def _output(model: nn.Module, inputs: Any) -> Any:
 
 def split_inputs(inputs: Any, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and keyword arguments that stand for a sample, on the model's device."""
-    device = device_of(model)
-    inputs = tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, inputs)
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, (list, tuple)) and any(isinstance(one, Tensor) for one in inputs):
-        return tuple(inputs), {}
-    raise InvalidTypeError(
-        "inputs must be the sample as the model takes it: a tensor, a list of its arguments or a mapping of its "
-        f"keyword arguments, got {type(inputs).__name__}"
+        args = (inputs,)
+    elif isinstance(inputs, Mapping):
+        kwargs = dict(inputs)
+    elif isinstance(inputs, (list, tuple)) and any(isinstance(one, Tensor) for one in inputs):
+        args = tuple(inputs)
+    else:
+        raise InvalidTypeError(
+            "inputs must be the sample as the model takes it: a tensor, a list of its arguments or a mapping of its "
+            f"keyword arguments, got {type(inputs).__name__}"
+        )
+    device = device_of(model)
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(
+        lambda one: one.to(device) if isinstance(one, Tensor) else one, (args, kwargs)
     )
+    return moved
 
 
-def checked_class(target: Any, classes: int) -> int:
+def _checked_class(target: Any, classes: int) -> int:
     """Return the index of a class; TypeError or ValueError unless it is one of them."""
     try:
         index = operator.index(target)  # also of integers of numpy, and of tensors of one

@@ -8,10 +8,10 @@ from spade_fast._util.progress import Progress
 from spade_fast.pruning.auto_sparsity import Search
 from spade_fast.pruning.config import AUTO
 from spade_fast.pruning.tuning_result import Trial
-from spade_fast.pruning.tuning_samples import Found, Samples, mean
+from spade_fast.pruning.tuning_samples import Choice, Samples, mean
 
 
-def search_keeps(samples: Samples, shares: Sequence[float], keep: float, progress: Progress) -> Found:
+def search_keeps(samples: Samples, shares: Sequence[float], keep: float, progress: Progress) -> Choice:
     """Search for the share with the best mean score over the traces that automatic sparsity makes with it.
 
     Parameters
@@ -46,7 +46,7 @@ def search_keeps(samples: Samples, shares: Sequence[float], keep: float, progres
     history = (
         Trial(1, AUTO, share, sparsities[index], means[index], scores.get(index)) for index, share in enumerate(shares)
     )
-    return Found({"sparsity": AUTO, "keep": shares[best]}, scores[best], means[best], tuple(history))
+    return Choice({"sparsity": AUTO, "keep": shares[best]}, scores[best], means[best], tuple(history))
 
 
 def _traces(samples: Samples, s: int, shares: Sequence[float]) -> list[tuple[Mapping[str, int], float]]:
@@ -55,7 +55,7 @@ def _traces(samples: Samples, s: int, shares: Sequence[float]) -> list[tuple[Map
         return [({}, 1.0)] * len(shares)
     assert samples.goals is not None
     search = Search(samples.ladders[s], samples.goals[s], samples.with_weights)
-    return [(one.levels, min(1.0, one.auto.score / one.auto.dense)) for one in search.run(shares)]
+    return [(one.levels, min(1.0, one.auto.share)) for one in search.run(shares)]
 
 
 def _scored(

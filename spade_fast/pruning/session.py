@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import nn
 
 from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidValueError
 from spade_fast._util.progress import Progress, no_progress
-from spade_fast.pruning.calibration import Batches, Calibration, calibrate, gram_bytes, own_precision, split_batches
+from spade_fast.pruning.calibration import Batches, Calibration, calibrate, device_of, gram_bytes, split_batches
 from spade_fast.pruning.config import AUTO, PruneConfig, sparsity_by_layer
 from spade_fast.pruning.counts import count_zeros
 from spade_fast.pruning.dense_weights import DenseWeight
 from spade_fast.pruning.exchange import weights_held
+from spade_fast.pruning.goals import naming
 from spade_fast.pruning.layers import Layer, find_layers
 from spade_fast.pruning.memory_plan import group_by_memory, samples_per_solve
 from spade_fast.pruning.module_kinds import check_parameters, original_module
@@ -115,7 +116,7 @@ class Session:
     @contextmanager
     def exact_types(self) -> Iterator[None]:
         """Disable the caller's autocast, and keep traces from being applied to the model, during a ``with`` block."""
-        with weights_held(self.model), own_precision(self.model):
+        with weights_held(self.model), torch.autocast(device_of(self.model).type, enabled=False):
             yield
 
     def plan(self, samples: Sequence[Batches]) -> Plan:
@@ -219,13 +220,14 @@ class Session:
     def _calibrate(
         self, batches: Batches, layers: Sequence[Layer], progress: Callable[[int], None], ids: Sequence[str], s: int
     ) -> Calibration:
-        try:
-            precision = self.config.precision
+        precision = self.config.precision
+        with naming_sample(ids, s):
             return calibrate(self.model, batches, layers, watched=self._watched, precision=precision, progress=progress)
-        except (TypeError, ValueError) as error:
-            if len(ids) == 1:
-                raise
-            raise type(error)(f"sample {ids[s]!r}: {error}") from error
+
+
+def naming_sample(ids: Sequence[str], s: int) -> AbstractContextManager[None]:
+    """Name the sample in the errors about its data that a ``with`` block raises, if there are several samples."""
+    return naming(ids[s]) if len(ids) > 1 else nullcontext()
 
 
 def _check_repeatable(samples: Sequence[Batches], passes: int) -> None:

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from spade_fast._util.progress import Progress
 from spade_fast.pruning.tuning_result import Trial
-from spade_fast.pruning.tuning_samples import Found, Samples, mean
+from spade_fast.pruning.tuning_samples import Choice, Samples, mean
 
 _Key = tuple[float, ...]  # the sparsity of each stage
 
@@ -46,7 +46,7 @@ class StageSearch:
         self._history: list[Trial] = []
         self._done = self._total = 0
 
-    def run(self, rounds: int, before: float) -> Found:
+    def run(self, rounds: int, before: float) -> Choice:
         """Go through the stages at most `rounds` times, from the dense model, whose mean score is `before`."""
         chosen = dict.fromkeys(self._stages, 0.0)
         key = tuple(chosen.values())
@@ -70,7 +70,7 @@ class StageSearch:
         by_layer = {name: chosen[stage] for stage, names in self._stages.items() for name in names}
         sparsity = {name: by_layer[name] for name in self._sizes}
         kept = self._kept[tuple(chosen.values())] if self._samples.goals is not None else None
-        return Found({"sparsity": sparsity}, best, kept, tuple(self._history))
+        return Choice({"sparsity": sparsity}, best, kept, tuple(self._history))
 
     def _try(self, turn: int, stage: str, chosen: Mapping[str, float], floor: float) -> dict[float, float]:
         """Return the mean score of each candidate for a stage that keeps enough, computing those not yet known."""

@@ -99,7 +99,8 @@ class Trace:
     def decision(self) -> Decision | None:
         """What the dense network and the trace predict for the sample, or None if that was not recorded.
 
-        `Spade` and the commands record it, and :meth:`record_decision` does.
+        `spade_fast.trace` records it if it is given the sample as `inputs`; `Spade`, the commands and
+        :meth:`record_decision` do too.
         """
         entries = self.header.get("decision")
         return None if entries is None else Decision.from_entries(entries)

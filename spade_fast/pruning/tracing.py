@@ -15,18 +15,19 @@ from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.hashes import hash_tensors
 from spade_fast._util.modes import undisturbed
 from spade_fast._util.progress import Progress
+from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
 from spade_fast.pruning.auto_sparsity import Search
-from spade_fast.pruning.calibration import Batches, Calibration, own_precision
+from spade_fast.pruning.calibration import Batches, Calibration
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.dense_weights import count_weights
-from spade_fast.pruning.exchange import WeightsApplied
-from spade_fast.pruning.goals import Goal, Score, first_output, naming, output_score, sample_goal, split_inputs
+from spade_fast.pruning.exchange import WeightsApplied, weights_held
+from spade_fast.pruning.goals import Goal, Score, checked_output, output_score, sample_goal, split_inputs
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.module_kinds import named_parameters
-from spade_fast.pruning.session import Session
+from spade_fast.pruning.session import Session, naming_sample
 from spade_fast.pruning.solve import LayerReport
 from spade_fast.pruning.traces import Trace
 
@@ -51,8 +52,8 @@ def trace(
 
     The dense model runs over the sample's calibration data once; then each layer is pruned independently so that its
     outputs on that data change as little as possible. With automatic sparsity, the default, every layer is then pruned
-    up to the same relative error of its output, the largest at which the trace keeps the decision. The model itself is
-    not modified.
+    up to the same relative error of its output, the largest at which the trace keeps the decision. The search applies
+    the traces that it tries to the model, so no other thread may use it meanwhile; afterwards the model is as it was.
 
     Parameters
     ----------
@@ -149,7 +150,8 @@ def trace_batch(
     """Prune a model for several samples, with one solver call per layer for all of them.
 
     Each sample's trace equals that of :func:`trace` up to rounding. The Gram matrices of all samples are held at the
-    same time; if `memory_limit` does not allow that for the largest layer, fewer samples are solved together.
+    same time; if `memory_limit` does not allow that for the largest layer, fewer samples are solved together. With
+    automatic sparsity, so are the surviving weights of each sample and layer at all sparsities that are tried.
 
     Parameters
     ----------
@@ -228,18 +230,20 @@ def _one_each(
         )
     if not session.auto and (score is not None or any(target is not None for target in targets)):
         raise InvalidValueError(f"a target or score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
-    if session.auto and len(session.config.keeps) > 1:
+    if len(session.config.keeps) > 1:
         raise InvalidValueError(
             f"keep must be one number, got {session.config.keeps}: a trace for each would be several traces of a sample"
         )
     goals: list[Goal | None] = [None] * len(samples)
-    with session.exact_types(), undisturbed(session.model):
-        for s, (name, given, target) in enumerate(zip(ids, inputs, targets, strict=True)):
-            with naming(name):
-                if session.auto:
-                    goals[s] = sample_goal(name, output_score(session.model, given, target, score), given)
-                elif given is not None:
-                    first_output(session.model, given)
+    with weights_held(session.model), undisturbed(session.model):
+        for s, given in enumerate(inputs):
+            if session.auto:
+                with naming_sample(ids, s):
+                    scored = output_score(session.model, given, targets[s], score)
+                goals[s] = sample_goal(ids[s], scored, given)
+            elif given is not None:
+                with naming_sample(ids, s):
+                    checked_output(session.model, given)
     results = [made for (made,) in traces_by_level(session, samples, ids, goals)]
     for made, given in zip(results, inputs, strict=True):
         if given is not None:
@@ -287,7 +291,8 @@ def traces_by_level(
                     session.progress("solve", solved, to_solve)
         for s, builder in zip(chunk, builders, strict=True):
             goal = goals[s]
-            results.append([builder.trace()] if goal is None else builder.search(goal))
+            with naming_sample(ids, s):
+                results.append([builder.trace()] if goal is None else builder.search(goal))
             if goal is not None:
                 session.progress("search", len(results), len(samples))
     return results
@@ -319,8 +324,8 @@ class _Builder:
     def count(self, calibration: Calibration) -> None:
         self.images = calibration.images
         self.reports.update((name, self.session.dense_report(name)) for name in calibration.used)
-        for stage, spent in calibration.seconds.items():
-            self.seconds[stage] += spent
+        for name, spent in calibration.seconds.items():
+            self.seconds[name] += spent
 
     def trace(self, levels: Mapping[str, int] | None = None, **entries: Any) -> Trace:
         """Return the trace with each layer at a level of its ladder, by default at the last one."""
@@ -341,8 +346,8 @@ class _Builder:
         start = time.perf_counter()
         model, name = self.session.model, self.header["sample_id"]
         gradients = torch.is_grad_enabled()  # functions around a network may need them
-        with naming(name), own_precision(model), undisturbed(model), torch.set_grad_enabled(gradients):
-            with self.session.exact_types():
+        with stage("search"), undisturbed(model), torch.set_grad_enabled(gradients):
+            with weights_held(model):
                 search = Search(self.ladders, goal, lambda pruned: WeightsApplied(model, pruned))
             found = search.run(self.session.config.keeps)
         for one in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,16 +15,17 @@ from spade_fast._util.modes import undisturbed
 from spade_fast._util.progress import Progress
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.versions import library_version
-from spade_fast.pruning.calibration import Batches, own_precision
+from spade_fast.pruning.calibration import Batches
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, check_shares
-from spade_fast.pruning.goals import Goal, naming, output_score, sample_goal
+from spade_fast.pruning.exchange import weights_held
+from spade_fast.pruning.goals import Goal, output_score, sample_goal
 from spade_fast.pruning.keep_search import search_keeps
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
-from spade_fast.pruning.session import Session
+from spade_fast.pruning.session import Session, naming_sample
 from spade_fast.pruning.stage_search import StageSearch
 from spade_fast.pruning.stages import Stages, check_stages, group_layers
 from spade_fast.pruning.tuning_result import Tuning
-from spade_fast.pruning.tuning_samples import Samples, Score
+from spade_fast.pruning.tuning_samples import Samples, TraceScore
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,7 +38,7 @@ SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95, 0.99)
 def tune(
     model: nn.Module,
     samples: Sequence[Batches],
-    score: Score | None = None,
+    score: TraceScore | None = None,
     *,
     inputs: Sequence[Any] | None = None,
     candidates: Iterable[float] | None = None,
@@ -123,8 +125,8 @@ def tune(
     Notes
     -----
     Hessians and paths are freed as soon as their layer is solved. The surviving weights and a bit mask of each sample,
-    layer and sparsity are kept on the CPU until the end: with float32 weights, 12 bytes per weight and sample for the
-    seven sparsities among which ``"auto"`` chooses, and 7.4 for the default candidates of other stages. While a layer
+    layer and sparsity are kept on the CPU until the end: with float32 weights, 9 bytes per weight and sample for the
+    five sparsities among which ``"auto"`` chooses, and 7.4 for the default candidates of other stages. While a layer
     is being solved, its dense weights at all sparsities are also in memory.
 
     Examples
@@ -164,30 +166,33 @@ def tune(
     inputs = None if inputs is None else list(inputs)
     if inputs is not None and len(inputs) != len(samples):
         raise InvalidValueError(f"inputs must have one entry for each of the {len(samples)} samples, got {len(inputs)}")
-    session = Session(model, PruneConfig(sparsity=AUTO if automatic else shares[-1], **options), progress)
-    keep, *more = session.config.keeps
+    config = PruneConfig(sparsity=AUTO, **options)
+    keep, *more = config.keeps
     if more:
-        raise InvalidValueError(f"keep must be one number, got {session.config.keeps}")
+        raise InvalidValueError(f"keep must be one number, got {config.keeps}")
+    session = Session(model, config if automatic else replace(config, sparsity=shares[-1]), progress)
     grouped: dict[str, list[str]] = {}
     if not automatic:
         grouped = group_layers(model, session.layers, stages)
         named = {name for names in grouped.values() for name in names}
         session.layers = [layer for layer in session.layers if layer.name in named]
+    ids = [str(s) for s in range(len(samples))]
     goals: list[Goal] | None = None
     if inputs is not None:
         goals = []
-        with session.exact_types(), undisturbed(session.model):
-            for s, one in enumerate(inputs):
-                with naming(str(s)):
-                    goals.append(sample_goal(str(s), output_score(session.model, one), one))
+        with weights_held(session.model), undisturbed(session.model):
+            for s, given in enumerate(inputs):
+                with naming_sample(ids, s):
+                    scored = output_score(session.model, given)
+                goals.append(sample_goal(ids[s], scored, given))
 
-    ladders = solve_samples(session, samples, LEVELS if automatic else shares[1:])
+    ladders = solve_samples(session, samples, ids, LEVELS if automatic else shares[1:])
     sizes = {layer.name: layer.numel for layer in session.layers if any(layer.name in each for each in ladders)}
     if not sizes:
         session.warn()
         raise InvalidValueError("there is no layer to tune: the calibration data reaches no layer that can be pruned")
     gradients = torch.is_grad_enabled()  # the score may compute gradients
-    with own_precision(model), undisturbed(model), torch.set_grad_enabled(gradients):
+    with undisturbed(model), torch.set_grad_enabled(gradients):
         measured = Samples(model, ladders, goals, score)
         before = measured.dense_score()
         if automatic:
@@ -244,10 +249,11 @@ def check_rounds(rounds: int, stages: Stages) -> None:
         )
 
 
-def solve_samples(session: Session, samples: Sequence[Batches], sparsities: Sequence[float]) -> list[dict[str, Ladder]]:
+def solve_samples(
+    session: Session, samples: Sequence[Batches], ids: Sequence[str], sparsities: Sequence[float]
+) -> list[dict[str, Ladder]]:
     """Return each sample's ladders at some sparsities, of the layers that its data reached."""
     solved: list[dict[str, Ladder]] = [{} for _ in samples]
-    ids = [str(s) for s in range(len(samples))]
     with session.exact_types():
         plan = session.plan(samples)
         done, to_do = 0, len(session.layers) * len(plan.chunks)

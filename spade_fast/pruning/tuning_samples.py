@@ -15,10 +15,10 @@ from spade_fast.pruning.ladders import Ladder, pruned_at, sparsity_at
 from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.tuning_result import Trial
 
-Score = Callable[[nn.Module, int], float]
+TraceScore = Callable[[nn.Module, int], float]
 
 
-class Found(NamedTuple):
+class Choice(NamedTuple):
     """What a search chose.
 
     Attributes
@@ -55,7 +55,7 @@ class Samples:
         model: nn.Module,
         ladders: Sequence[Mapping[str, Ladder]],
         goals: Sequence[Goal] | None,
-        score: Score | None,
+        score: TraceScore | None,
     ) -> None:
         self.ladders, self.goals, self.has_score = ladders, goals, score is not None
         self._model, self._score = model, score

@@ -22,7 +22,7 @@ from studies.shared.scores import localisation
 from studies.trojan.images import trojan_cases
 
 METHODS = ("saliency", "guided-backprop")
-CANDIDATES = (0.3, 0.5, 0.7, 0.8, 0.9)  # levels of the ladders
+CANDIDATES = (0.3, 0.5, 0.6, 0.7, 0.85)  # levels of the ladders
 _PHOTOS = 8
 
 

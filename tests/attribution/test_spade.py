@@ -370,7 +370,7 @@ def test_noise_of_the_calibration_is_noise_of_the_goal(sure, images):
 
 
 def test_bad_arguments_of_automatic_traces(model, images):
-    with pytest.raises(ValueError, match="target must be a class from 0 to 4, got 9"):
+    with pytest.raises(ValueError, match=r"target 9 does not fit the output \[1, 5\]"):
         Spade(Saliency(model), AUGMENTER).attribute(images, target=9)
     with pytest.raises(ValueError, match="no convergence delta"):
         spade = Spade(IntegratedGradients(model), AUGMENTER, keep=(0.9, 0.5))

@@ -33,7 +33,7 @@ from spade_fast.pruning.traces import Trace  # noqa: E402
 def out(small, tmp_path):
     make_photos(tmp_path / "photos", 3)
     (tmp_path / "photos/bad.png").write_text("x")
-    run_small(tmp_path / "photos", tmp_path / "out", small)
+    run_small(tmp_path / "photos", tmp_path / "out", small, layers="2")
     return tmp_path / "out"
 
 
@@ -58,7 +58,7 @@ def test_one_row_per_sample(out):
 def test_what_automatic_sparsity_found(small, tmp_path):
     make_photos(tmp_path / "photos", 3)
     options = {"sparsity": "auto", "keep": (1.0, 0.5), "solver": "sparsegpt", "methods": ["saliency"]}
-    run_small(tmp_path / "photos", tmp_path / "out", small, **options)
+    run_small(tmp_path / "photos", tmp_path / "out", small, layers="2", **options)
     for row in parquet.read_table(tmp_path / "out/index.parquet").to_pylist():
         made = Trace.load(tmp_path / "out" / row["file"])
         assert (row["error_limit"], row["enough_kept"]) == (made.auto.error, made.auto.kept)

@@ -38,7 +38,7 @@ def packed(sparsity: float) -> float:
 )
 def test_memory_of_a_sample(small, tmp_path, options, expected):
     make_photos(tmp_path / "photos", 1)
-    job, network = small_job(tmp_path / "photos", tmp_path / "out", small, methods=["saliency"], **options)
+    job, network = small_job(tmp_path / "photos", tmp_path / "out", small, methods=["saliency"], layers="2", **options)
     assert bytes_per_sample(job, network) == pytest.approx(expected, abs=50)
 
 

@@ -18,13 +18,13 @@ CURVE = [[0.01, 0.8, 0.3], [0.1, 0.75, 0.5], [1.0, 0.2, 0.9]]
 
 
 def test_places_of_trials_and_lines():
-    plot = plot_limits([found(CURVE, 0.9, 1), found(CURVE, 0.25, 2)])
+    plot = plot_limits([found(CURVE, 0.999, 1), found(CURVE, 0.25, 2)])
     left, right, top, bottom = plot.area
     assert [one.x for one in plot.trials] == [left, (left + right) / 2, right], "the axis is logarithmic"
     heights = [bottom - one.y for one in plot.trials]
     assert top < plot.trials[0].y and abs(heights[2] - heights[0] / 4) < 0.2
     assert plot.chosen == plot.trials[1:] and plot.trials[1].text == "λ 0.1: 75.0%, 50% removed"
-    assert [one.text for one in plot.lines] == ["dense", "90% of it", "25% of it"]
+    assert [one.text for one in plot.lines] == ["dense", "99.9% of it", "25% of it"]
     assert [one.at for one in plot.lines][::2] == [plot.trials[0].y, plot.trials[2].y]
 
 
@@ -51,9 +51,3 @@ def test_labels_of_near_lines_do_not_overlap():
     labels = [one.label for one in plot.lines]
     assert len(labels) == 5 and min(after - before for before, after in itertools.pairwise(labels)) >= 13
     assert labels[0] == plot.lines[0].at and labels[-1] == plot.lines[-1].at
-
-
-def test_limits_of_zero_have_no_place():
-    plot = plot_limits([found([[0.0, 0.8, 0.0], [0.1, 0.5, 0.5]])])
-    assert len(plot.trials) == 1 and plot.chosen == []
-    assert plot_limits([found([[0.0, 0.8, 0.0]])]).trials == []

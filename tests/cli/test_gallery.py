@@ -45,7 +45,7 @@ def out(small, tmp_path):
     """A batch of four photos, of which one cannot be read."""
     make_photos(tmp_path / "photos", 3)
     (tmp_path / "photos/bad.png").write_text("x")
-    run_small(tmp_path / "photos", tmp_path / "out", small, methods=METHODS)
+    run_small(tmp_path / "photos", tmp_path / "out", small, methods=METHODS, layers="2")
     return tmp_path / "out"
 
 
@@ -65,7 +65,7 @@ def samples(parsed):
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_card_per_sample(small, out, packed):
     if packed:
-        run_small(out.parent / "photos", out, small, methods=METHODS, pack=2)
+        run_small(out.parent / "photos", out, small, methods=METHODS, pack=2, layers="2")
         assert not [*out.glob("traces/*")]
     made = Gallery(out)
     assert made.counts == {"kept": 3, "failed": 1} and made.write() == out / "index.html"
@@ -91,7 +91,7 @@ def test_a_card_per_sample(small, out, packed):
 
 def test_what_automatic_sparsity_found(small, out):
     options = {"sparsity": "auto", "keep": (1.0, 0.5), "solver": "sparsegpt", "methods": METHODS, "draws": 2}
-    run_small(out.parent / "photos", out.parent / "auto", small, **options)
+    run_small(out.parent / "photos", out.parent / "auto", small, layers="2", **options)
     path = out.parent / "auto/traces/sub%2F02.png.safetensors"
     made = Trace.load(path)
     made.header["traces_lost"] = 3

@@ -37,7 +37,7 @@ def test_every_stage_is_a_range():
         with made.applied(network):
             pass
         ops.nm_path(weight, hinv, 2, 4)
-        spade_fast.trace(network, torch.rand(20, 3, 2, 2), sparsity=0.5, solver="sparsegpt")
+        spade_fast.trace(network, torch.rand(20, 3, 2, 2), inputs=torch.rand(1, 3, 2, 2), solver="sparsegpt")
     assert names(profiler.events()) == set(stages.STAGES) - {"attribute"}
 
 
@@ -173,7 +173,7 @@ def test_peak_memory_belongs_to_its_stage(tmp_path):
 
 # The command
 
-COMMAND_STAGES = {"augment", "forward", "gram", "factor", "path", "solution", "sweep", "apply", "attribute"}
+COMMAND_STAGES = {"augment", "forward", "gram", "factor", "path", "solution", "sweep", "search", "apply", "attribute"}
 
 
 @pytest.fixture

@@ -76,6 +76,17 @@ def other_dtype(layers: list[PrunedLayer]) -> None:
     layers[2] = replace(layers[2], dtype=torch.float64, values=layers[2].values.double())
 
 
+def test_autocast_sees_the_exchanged_weights(model, made):
+    sample = torch.randn(1, 6)
+    with made.applied(model), torch.autocast("cpu", torch.bfloat16):
+        expected = model(sample)
+    with torch.autocast("cpu", torch.bfloat16):
+        dense = model(sample)  # its casts of the weights are cached until the end of the block
+        with made.applied(model):
+            assert torch.equal(model(sample), expected) and not torch.equal(dense, expected)
+        assert torch.equal(model(sample), dense)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

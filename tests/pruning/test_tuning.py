@@ -468,7 +468,9 @@ def test_bad_arguments(model, samples, score):
     refuse(TypeError, "without a score, tune needs the samples", score=None)
     refuse(ValueError, "inputs must have one entry for each of the 3 samples, got 2", inputs=samples[:2])
     refuse(TypeError, "inputs must have one entry for each of the samples, got 3", inputs=3)
-    refuse(ValueError, "sample '0': the model cannot run inputs", inputs=[torch.ones(2)] * 3)
+    refuse(
+        ValueError, "sample '1': the model cannot run inputs", inputs=[samples[0][:1], torch.ones(2), samples[2][:1]]
+    )
     refuse(ValueError, "keep must be one number", keep=[0.5, 0.9])
     refuse(ValueError, "keep must be above 0 and at most 1, got 90: did you mean 0.9", keep=90)
     automatic = {"stages": "auto", "inputs": [sample[:1] for sample in samples]}

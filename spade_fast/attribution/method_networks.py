@@ -1,0 +1,62 @@
+"""The networks that a Captum method runs: which they are, and what Captum leaves on their modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.extras import extra_for
+from spade_fast.attribution.sample_arguments import innermost
+
+with extra_for("Spade needs"):
+    from captum.attr import LRP, Attribution
+
+
+def find_network(method: Attribution) -> nn.Module:
+    """Return the network that a method was built on; raise TypeError if it was built on a function."""
+    for candidate in (method.forward_func, getattr(method, "model", None)):
+        if isinstance(candidate, nn.Module):
+            return candidate
+    raise InvalidTypeError(
+        f"{type(method).__name__} was built on a function, {method.forward_func!r}, not on a module: "
+        "pass the network whose weights it uses as Spade(..., model=...)"
+    )
+
+
+def checked_network(model: nn.Module, method: Attribution) -> nn.Module:
+    """Return the given network, or raise ValueError if the method runs on another, which traces would not change."""
+    network = innermost(method).forward_func
+    if isinstance(network, nn.Module) and isinstance(model, nn.Module):
+        own = set(map(id, model.parameters()))
+        if own and own.isdisjoint(map(id, network.parameters())):
+            raise InvalidValueError(
+                f"model shares no parameters with the {type(network).__name__} that {type(method).__name__} was built "
+                "on, so traces would change nothing: build the method on the model or on a prepared copy of it"
+            )
+    return model
+
+
+def networks_of(model: nn.Module, method: Attribution) -> list[nn.Module]:
+    """Return the networks whose modules run: the model, and that on which the method was built."""
+    method = innermost(method)
+    found = [model, method.forward_func, getattr(method, "model", None)]
+    return [one for index, one in enumerate(found) if isinstance(one, nn.Module) and one not in found[:index]]
+
+
+@contextmanager
+def rules_kept(method: Attribution) -> Iterator[None]:
+    """Put back the rules of a network's modules after Captum's LRP, which deletes them."""
+    method = innermost(method)
+    modules = list(method.model.modules()) if isinstance(method, LRP) else []
+    names = ("rule", "activations")
+    before = [{name: vars(module)[name] for name in names if name in vars(module)} for module in modules]
+    try:
+        yield
+    finally:
+        for module, kept in zip(modules, before, strict=True):
+            for name in names:
+                vars(module).pop(name, None)
+            vars(module).update(kept)
