@@ -17,7 +17,7 @@ class SmoothGrad:
     """Settings of SmoothGrad (Smilkov et al., arXiv 1706.03825), for `attribution_map`.
 
     Magnitudes are averaged, as Captum's `NoiseTunnel` around `Saliency` does. The paper averages signed gradients,
-    whose maps were worse in our measurements (``docs/evidence.md``).
+    whose maps were worse: insertion 51.9 against 59.4 %, saliency of EfficientNet-Lite0 on ten photos.
 
     Attributes
     ----------

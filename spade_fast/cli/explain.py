@@ -217,22 +217,22 @@ def _prepare(
     goal = sample_goal(name, score, pixels, copies) if config.sparsity == AUTO else None
     noisy = math.fsum(map(score, copies)) / len(copies) if copies else None
     return _Task(
-        name,
-        photo,
-        drawn,
-        model,
-        setup,
-        question,
-        scores,
-        usable,
-        left_out,
-        config,
-        configs,
-        augmenter,
-        goal,
-        noisy,
-        draws,
-        smooth,
+        name=name,
+        photo=photo,
+        drawn=drawn,
+        model=model,
+        setup=setup,
+        question=question,
+        scores=scores,
+        methods=usable,
+        left_out=left_out,
+        config=config,
+        configs=configs,
+        augmenter=augmenter,
+        goal=goal,
+        noisy=noisy,
+        draws=draws,
+        smooth=smooth,
     )
 
 
