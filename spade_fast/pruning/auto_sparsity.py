@@ -141,7 +141,7 @@ class Search:
     ) -> None:
         self._ladders, self._goal, self._applied = ladders, goal, applied
         self._limits = _pruning_limits(ladders)
-        self._scores: dict[tuple[int, ...], tuple[float, ...]] = {}
+        self._scores: dict[tuple[int, ...], tuple[float, ...] | InvalidValueError] = {}
         self._curve: dict[int, CurvePoint] = {}  # by index of the limit
         self.dense = goal()
 
@@ -151,8 +151,10 @@ class Search:
         curve = tuple(self._curve[index] for index in sorted(self._curve))
         found = []
         for keep, index in zip(keeps, chosen, strict=True):
-            limit, score = self._limits[index], self._scored(index)[0]
-            auto = AutoSparsity(keep, limit, self.dense[0], score, self._holds(index, keep), curve)
+            limit, scores = self._limits[index], self._scored(index)
+            if isinstance(scores, InvalidValueError):
+                raise scores
+            auto = AutoSparsity(keep, limit, self.dense[0], scores[0], self._holds(index, keep), curve)
             found.append(Found(auto, self._levels(limit)))
         return found
 
@@ -172,22 +174,30 @@ class Search:
     def _levels(self, limit: float) -> dict[str, int]:
         return {name: level_within(ladder, limit) for name, ladder in self._ladders.items()}
 
-    def _scored(self, index: int) -> tuple[float, ...]:
-        """Return the scores at a limit; limits that give the same levels are scored once."""
+    def _scored(self, index: int) -> tuple[float, ...] | InvalidValueError:
+        """Return the scores at a limit, or why it has none; limits that give the same levels are scored once."""
         levels = self._levels(self._limits[index])
         key = tuple(levels.values())
         if key not in self._scores:
             with self._applied(pruned_at(self._ladders, levels)):
                 try:
                     self._scores[key] = self._goal()
-                except (InvalidTypeError, InvalidValueError) as error:
-                    raise type(error)(f"in the trace with error limit {self._limits[index]:.3g}: {error}") from error
+                except InvalidValueError as error:  # the trace's output is not finite, although the dense one is
+                    self._scores[key] = InvalidValueError(f"in the mildest trace: {error}")
+                except InvalidTypeError as error:
+                    raise InvalidTypeError(
+                        f"in the trace with error limit {self._limits[index]:.3g}: {error}"
+                    ) from error
         scores = self._scores[key]
-        self._curve[index] = CurvePoint(self._limits[index], scores[0], sparsity_at(self._ladders, levels))
+        if not isinstance(scores, InvalidValueError):
+            self._curve[index] = CurvePoint(self._limits[index], scores[0], sparsity_at(self._ladders, levels))
         return scores
 
     def _holds(self, index: int, keep: float) -> bool:
-        return all(score >= keep * dense for score, dense in zip(self._scored(index), self.dense, strict=True))
+        scores = self._scored(index)
+        if isinstance(scores, InvalidValueError):
+            return False
+        return all(score >= keep * dense for score, dense in zip(scores, self.dense, strict=True))
 
 
 def _pruning_limits(ladders: Mapping[str, Ladder]) -> list[float]:

@@ -23,7 +23,7 @@ from spade_fast.pruning.calibration import Batches, Calibration
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.dense_weights import count_weights
 from spade_fast.pruning.exchange import WeightsApplied, weights_held
-from spade_fast.pruning.goals import Goal, Score, checked_output, output_score, sample_goal, split_inputs
+from spade_fast.pruning.goals import Goal, Score, checked_output, naming, output_score, sample_goal, split_inputs
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.module_kinds import named_parameters
@@ -346,7 +346,7 @@ class _Builder:
         start = time.perf_counter()
         model, name = self.session.model, self.header["sample_id"]
         gradients = torch.is_grad_enabled()  # functions around a network may need them
-        with stage("search"), undisturbed(model), torch.set_grad_enabled(gradients):
+        with naming(name), stage("search"), undisturbed(model), torch.set_grad_enabled(gradients):
             with weights_held(model):
                 search = Search(self.ladders, goal, lambda pruned: WeightsApplied(model, pruned))
             found = search.run(self.session.config.keeps)

@@ -285,15 +285,19 @@ def test_bad_arguments(model, sample):
         trace_batch(model, [sample, sample], inputs=[sample, sample[:, :3]], sample_ids=["a", "b"])
 
 
-def test_a_score_that_is_no_number_on_a_trace_alone(model, sample):
+def test_a_trace_whose_score_is_not_finite_keeps_nothing(model, sample):
     with torch.no_grad():
         dense = model.eval()(sample)
 
-    def score(output: Tensor) -> float:
-        return 1.0 if torch.equal(output, dense) else math.nan
+    def score(output: Tensor, near: float) -> float:
+        return 1.0 if float((output - dense).norm() / dense.norm()) <= near else math.nan
 
-    with pytest.raises(ValueError, match=r"in the trace with error limit 0.*must return a finite number"):
-        trace(model, calibration_of(sample), inputs=sample, score=score)
+    made = trace(model, calibration_of(sample), inputs=sample, score=lambda output: score(output, 0.05))
+    with made.applied(model), torch.no_grad():
+        assert score(model(sample), 0.05) == 1.0
+    assert made.auto.kept and made.auto.error < LIMITS[-1] and {point.score for point in made.auto.curve} == {1.0}
+    with pytest.raises(ValueError, match="sample '0': in the mildest trace: score must return a finite number"):
+        trace(model, calibration_of(sample), inputs=sample, score=lambda output: score(output, 0.0))
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.array, torch.tensor])
