@@ -17,7 +17,7 @@ from studies.shared.ladders import POINTWISE, Calibration
 from studies.shared.making import Other
 from studies.shared.measure import Study
 from studies.shared.photos import animal_photos, imagenet_photos, test_photos
-from studies.shared.rows import DENSE, EQUAL, SMOOTH, Row, Rows, Source, fixed, row, smoothed, two_levels
+from studies.shared.rows import DENSE, EQUAL, SIGNED, SMOOTH, Row, Rows, Source, fixed, row, smoothed, two_levels
 from studies.shared.scores import perturbation
 
 METHODS = ("saliency", "input-x-gradient")
@@ -75,6 +75,7 @@ def _stages(calibration: Calibration) -> list[Rows]:
         "edges": Row("edge detector", methods=METHODS, plain="edges"),
         "centre": Row("centre of the image", methods=METHODS, plain="centre"),
         "smooth": _row("SmoothGrad", SMOOTH),
+        "signed": _row("SmoothGrad of signed attributions", SIGNED),
         "fast 50": _row(f"FastSPADE, {EQUAL:.0%}", fixed("sparsegpt", EQUAL, calibration)),
         "auto": _row("FastSPADE, automatic", traces[0]),
         "two": _row("FastSPADE, two levels", *traces),
@@ -95,6 +96,7 @@ _PAIRS = (
     ("auto", "dense"),
     ("two", "dense"),
     ("smooth", "dense"),
+    ("signed", "smooth"),
     ("two", "fast 50"),
     ("two", "another"),
     ("two", "edges"),

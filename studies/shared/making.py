@@ -32,6 +32,7 @@ from studies.shared.ladders import Calibration, Ladders, Solved, make_ladders
 from studies.shared.pathways import neuron_contributions, silenced_but, strongest
 from studies.shared.plain_maps import PLAIN_MAPS
 from studies.shared.rows import NOISE, Row, Rows, Weights
+from studies.shared.signed_smoothgrad import signed_smoothgrad
 
 _PATHWAY_SHARES = tuple(0.97**step for step in range(150))  # of the neurons to keep: from all to 1 %
 _LADDERS_HELD = 12
@@ -87,7 +88,7 @@ class Maker:
     def maps(self, case: Case, rows: Rows) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Any]]]:
         """Yield for each row its name, its map for each method, and what is known about its networks."""
         self._begin(case)
-        wanted: dict[Weights, dict[tuple[bool, str], None]] = defaultdict(dict)
+        wanted: dict[Weights, dict[tuple[str, str], None]] = defaultdict(dict)
         for one in rows.values():
             for source in one.sources():
                 wanted[source.weights].update(dict.fromkeys((source.smooth, method) for method in one.methods))
@@ -120,8 +121,10 @@ class Maker:
         self._searches = {}
         self._images = {case.sample: case.image, **{one.name: one.image for one in self._others_of(case)}}
 
-    def _map(self, case: Case, method: str, smooth: bool) -> Tensor:
+    def _map(self, case: Case, method: str, smooth: str) -> Tensor:
         question = Question(self.prepared, case.image, case.target, self.network.black)
+        if smooth == "signed":
+            return signed_smoothgrad(method, question, SmoothGrad(noise=NOISE))
         return attribution_map(method, question, smooth=SmoothGrad(noise=NOISE) if smooth else None)
 
     @torch.no_grad()
@@ -233,7 +236,7 @@ def _level_at(ladder: Sequence[Level], sparsity: float) -> Level:
     return next(level for level in ladder if level.report.sparsity == sparsity)
 
 
-def _mean(row: Row, method: str, found: Mapping[tuple[Weights, bool, str], Tensor]) -> Tensor:
+def _mean(row: Row, method: str, found: Mapping[tuple[Weights, str, str], Tensor]) -> Tensor:
     groups = [_mean_of([found[source.weights, source.smooth, method] for source in group]) for group in row.groups]
     return _mean_of(groups)
 

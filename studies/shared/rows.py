@@ -50,10 +50,10 @@ DENSE = Weights()
 
 @dataclass(frozen=True)
 class Source:
-    """Maps of a network, plain or by SmoothGrad."""
+    """Maps of a network: plain, or by SmoothGrad of ``"magnitudes"`` (the package's) or ``"signed"`` attributions."""
 
     weights: Weights = DENSE
-    smooth: bool = False
+    smooth: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Row:
 
 
 Rows = Mapping[str, Row]
-SMOOTH = Source(DENSE, smooth=True)
+SMOOTH = Source(DENSE, smooth="magnitudes")
+SIGNED = Source(DENSE, smooth="signed")
 
 
 def row(title: str, *sources: Source, methods: tuple[str, ...] = GRADIENTS) -> Row:
@@ -121,6 +122,6 @@ def draws(kind: str, count: int, images: int) -> tuple[Source, ...]:
 def smoothed(*sources: Source) -> tuple[Source, ...]:
     """Return the same networks for SmoothGrad: calibrated with its noise."""
     return tuple(
-        Source(replace(one.weights, calibration=replace(one.weights.calibration, noise=NOISE)), smooth=True)
+        Source(replace(one.weights, calibration=replace(one.weights.calibration, noise=NOISE)), smooth="magnitudes")
         for one in sources
     )

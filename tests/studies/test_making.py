@@ -6,16 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from captum.attr import InputXGradient, Saliency
 from torch import Tensor
 
 import spade_fast
-from spade_fast.attribution import attribution_map
+from spade_fast._util.draws import add_noise, noise_deviation
+from spade_fast.attribution import SmoothGrad, attribution_map
 from spade_fast.attribution.methods import Question
 from spade_fast.inputs.networks import LoadedModel
 from studies.shared.cases import Case, probabilities
 from studies.shared.ladders import Calibration
 from studies.shared.making import Maker, Other, smallest_that_holds
 from studies.shared.rows import DENSE, Row, Rows, Source, Weights, draws, fixed, kept, row, two_levels
+from studies.shared.signed_smoothgrad import signed_smoothgrad
 
 CALIBRATION = Calibration(images=4, layers=("0", "2"))
 METHODS = ("saliency", "input-x-gradient")
@@ -53,6 +56,23 @@ def test_an_automatic_row_has_the_maps_of_the_packages_automatic_trace(loaded: L
     facts = facts_of(maker, case, kept("sparsegpt", 0.8, calibration=CALIBRATION))
     assert facts["limit"] == made.auto.error and facts["probability"] == pytest.approx(made.auto.score)
     assert facts["kept"] == 1 and facts["layer error"] <= facts["limit"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_signed_smoothgrad_is_captums_over_the_packages_copies(
+    loaded: LoadedModel, cases: list[Case], method: str
+) -> None:
+    case, smooth = cases[0], SmoothGrad(noise=0.2, copies=10)
+    maker = Maker(loaded, case.image)
+    question = Question(maker.prepared, case.image, case.target, loaded.black)
+    deviation = noise_deviation(case.image, smooth.noise)
+    copies = [add_noise(case.image, deviation, [f"smoothgrad/{index}"], torch.float32) for index in range(10)]
+    captums = Saliency(maker.prepared) if method == "saliency" else InputXGradient(maker.prepared)
+    options = {"abs": False} if method == "saliency" else {}
+    expected = sum(captums.attribute(copy, target=case.target, **options) for copy in copies).detach() / 10
+    found = signed_smoothgrad(method, question, smooth)
+    torch.testing.assert_close(found, expected.abs().sum(1)[0])
+    assert float(found.sum()) < float(attribution_map(method, question, smooth).sum())  # magnitudes do not cancel out
 
 
 def test_the_network_is_dense_again_after_any_row(loaded: LoadedModel, cases: list[Case]) -> None:
