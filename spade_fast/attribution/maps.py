@@ -38,8 +38,8 @@ def mean_map(maps: Sequence[Tensor]) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        There are no maps; one is not a floating-point tensor ``[H, W]``, has NaN, infinite or negative values, or
-        another shape than the first.
+        No map is given; or a map is not a floating-point tensor ``[H, W]``, has NaN, infinite or negative values, or
+        has another shape than the first.
 
     Examples
     --------

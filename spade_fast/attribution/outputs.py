@@ -89,7 +89,7 @@ def _selected(output: Any, target: Any) -> float:
         raise InvalidValueError(f"target {target!r} does not fit the output {list(output.shape)}: {error}") from error
     if chosen.numel() != 1:
         raise InvalidValueError(
-            f"the network returns {list(output.shape)}, of which the target {target!r} is no single number: give "
+            f"the network returns {list(output.shape)}, where the target {target!r} selects several numbers: give "
             "Spade(score=...), a function of the output that returns what is to be kept"
         )
     if not bool(torch.isfinite(chosen).all()):

@@ -20,9 +20,10 @@ _ROOT = Path(__file__).parents[2]
 _PACKAGE = Path(spade_fast.__file__).parent
 _CODE = (
     *(_PACKAGE / folder for folder in ("ops", "pruning", "inputs", "attribution")),
+    _PACKAGE / "_util" / "draws.py",
     *(
         _ROOT / "studies" / "shared" / f"{name}.py"
-        for name in ("ladders", "pathways", "plain_maps", "making", "scores")
+        for name in ("ladders", "pathways", "plain_maps", "signed_smoothgrad", "making", "scores")
     ),
 )
 

@@ -56,7 +56,7 @@ def test_bad_targets_and_scores():
     for target in (3, (1, 1), "cat"):
         with pytest.raises(ValueError, match=r"target .* does not fit the output \[1, 3\]"):
             score(torch.randn(1, 3), target)
-    with pytest.raises(ValueError, match=r"the network returns \[1, 2, 3, 4\], of which the target None"):
+    with pytest.raises(ValueError, match=r"the network returns \[1, 2, 3, 4\], where the target None"):
         score(torch.randn(1, 2, 3, 4))
     with pytest.raises(ValueError, match=r"target \(5, 0, 0\) does not fit the output"):
         score(torch.randn(1, 2, 3, 4), (5, 0, 0))

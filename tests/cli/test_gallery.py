@@ -40,6 +40,12 @@ def invoke(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def batch_options(model):
+    """Return the options of the command for the settings of `out`."""
+    shared = ["--model", model, "--sparsity", 0.5, "--layers", "2", "--augmentations", 6]
+    return [*shared, "--methods", ",".join(METHODS)]
+
+
 @pytest.fixture
 def out(small, tmp_path):
     """A batch of four photos, of which one cannot be read."""
@@ -135,18 +141,7 @@ def test_samples_that_lost_the_decision_come_first(small, out):
 
 
 def test_commands_write_it_and_count_lost_decisions(small, out):
-    options = [
-        "--model",
-        small,
-        "--sparsity",
-        0.5,
-        "--layers",
-        "2",
-        "--augmentations",
-        6,
-        "--methods",
-        "saliency,gradcam",
-    ]
+    options = batch_options(small)
     again = ["batch", out.parent / "photos", *options, "--workers", 0, "--out", out]
     result = invoke(*again)
     assert result.exit_code == 1 and result.stdout.splitlines()[-2:] == [str(out / "index.html"), str(out)]
@@ -166,18 +161,7 @@ def test_pages_that_are_missing_are_written_again(small, out, monkeypatch):
     monkeypatch.setattr(gallery, "_LEAST_PER_PAGE", 1)
     (out.parent / "photos/bad.png").unlink()
     (out / "errors/bad.png.json").unlink()
-    options = [
-        "--model",
-        small,
-        "--sparsity",
-        0.5,
-        "--layers",
-        "2",
-        "--augmentations",
-        6,
-        "--methods",
-        ",".join(METHODS),
-    ]
+    options = batch_options(small)
     for missing in ("index.html", "gallery/2.html"):
         Gallery(out).write()
         (out / missing).unlink()
