@@ -13,7 +13,7 @@ from spade_fast.pruning.session import Session
 from spade_fast.pruning.solve import LayerReport, solve_sparsities
 
 # The sparsities between which automatic sparsity chooses, beside 0. Ladders of 4 to 11 levels made equally good maps: a
-# localisation AUC of 95.2 to 95.7 % on photos for settings.
+# localisation AUC of 95.7 to 96.0 % on 17 photos for settings (these five were not among them).
 LEVELS = (0.3, 0.5, 0.6, 0.7, 0.85)
 
 
