@@ -45,7 +45,9 @@ def pruning_options(
         str | None,
         typer.Option(help="Comma-separated name patterns; default: all layers that can be pruned."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the augmentations.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the augmentations, which depend on the name of the photo as well.")
+    ] = 0,
     precision: Annotated[
         str, typer.Option(help="Precision of the calibration: float32 or bf16.")
     ] = PruneConfig.precision,
