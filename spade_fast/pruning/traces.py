@@ -227,8 +227,10 @@ class Trace:
         return "\n".join([f"{self!r}: {shares}", *decision, *auto, *lines])
 
     def __repr__(self) -> str:
+        found = "" if self.auto is None else f", keep={self.auto.keep:g}, error={self.auto.error:.3f}"
         lost = "" if self.decision is None or self.decision.kept else ", decision lost"
-        return f"Trace(sample_id={self.sample_id!r}, {len(self._pruned)} layers, sparsity={self.sparsity:.4f}{lost})"
+        facts = f"{len(self._pruned)} layers, sparsity={self.sparsity:.4f}{found}{lost}"
+        return f"Trace(sample_id={self.sample_id!r}, {facts})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: a bit mask and the surviving values of each pruned layer, and the header.

@@ -196,6 +196,7 @@ def test_file(model, sample, tmp_path):
     read = Trace.load(tmp_path / "trace.safetensors")
     assert read.auto == made.auto and isinstance(read.auto, AutoSparsity)
     assert read.header["settings"]["sparsity"] == "auto" and f"error limit {made.auto.error:.3f}" in made.summary()
+    assert repr(read).endswith(f", keep=0.9, error={made.auto.error:.3f})")
     assert trace(model, calibration_of(sample), sparsity=0.5).auto is None
     entries = made.auto.entries()
     for change in (
