@@ -232,7 +232,8 @@ def _one_each(
         raise InvalidValueError(f"a target or score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
     if len(session.config.keeps) > 1:
         raise InvalidValueError(
-            f"keep must be one number, got {session.config.keeps}: a trace for each would be several traces of a sample"
+            f"keep must be one number, got {session.config.keeps}: trace once for each, or use Spade or explain, which "
+            "take several"
         )
     goals: list[Goal | None] = [None] * len(samples)
     with weights_held(session.model), undisturbed(session.model):

@@ -290,7 +290,10 @@ def test_trace_command_makes_the_trace_of_the_explanation(small, photo, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--keep": "0.9,0.5"}, "keep must be one number"),
+        (
+            {"--keep": "0.9,0.5"},
+            "keep must be one number, got (0.9, 0.5): trace once for each, or use Spade or explain",
+        ),
         ({"--solver": "both"}, "unknown solver 'both': choose from exact, sparsegpt"),
         ({"--sparsity": "2"}, "sparsity must lie between 0 and 1"),
         ({"--device": "cuda:99"}, "device 'cuda:99' cannot be used"),

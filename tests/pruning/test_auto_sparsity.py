@@ -270,7 +270,7 @@ def test_bad_arguments(model, sample):
             inputs=sample,
             score=lambda _, s=score: s,
         )
-    refuse(ValueError, r"keep must be one number, got \(0.9, 0.5\)", inputs=sample, keep=(0.5, 0.9))
+    refuse(ValueError, r"must be one number, got \(0.9, 0.5\): trace once for each", inputs=sample, keep=(0.5, 0.9))
     refuse(ValueError, "what sparsity='auto' keeps", inputs=sample, target=1, sparsity=0.5)
     refuse(TypeError, "target must be the index of a class, got True", inputs=sample, target=True)
     refuse(ValueError, r"the model cannot run inputs.*\[1, 3\]", inputs=sample[:, :3], sparsity=0.5)
