@@ -41,7 +41,7 @@ class PruneConfig:
     keep : float or iterable of float
         Share of the dense network's score, above 0 and at most 1, that automatic sparsity keeps. Several shares make a
         trace for each from one calibration, where that is possible: in `Spade`, ``explain`` and batches. They are
-        stored in descending order, and need automatic sparsity.
+        stored in descending order, equal ones once, and need automatic sparsity.
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
     layers : str, iterable of str or None
@@ -176,8 +176,10 @@ def _checked_keep(keep: Any) -> float | tuple[float, ...]:
         if not is_number(share):
             raise InvalidTypeError(f"keep must be a number above 0 and at most 1, got {share!r}")
         if not 0 < share <= 1:
-            percent = f": did you mean {share / 100:g}?" if 2 <= share <= 100 else ""
-            raise InvalidValueError(f"keep must be above 0 and at most 1, got {share!r}{percent}")
+            hint = f": did you mean {share / 100:g}?" if 2 <= share <= 100 else ""
+            if share == 0:
+                hint = ": to prune harder, give a small share such as 0.1, or a number as sparsity"
+            raise InvalidValueError(f"keep must be above 0 and at most 1, got {share!r}{hint}")
     ordered = sorted({float(share) for share in shares}, reverse=True)
     return tuple(ordered) if len(ordered) > 1 else ordered[0]
 

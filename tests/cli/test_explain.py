@@ -238,7 +238,7 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"--precision": "fp32"}, "did you mean 'float32' (fp32)?"),
         ({"--sparsity": "50"}, "sparsity must lie between 0 and 1, got 50.0: did you mean 0.5?"),
         ({"--sparsity": "50%"}, "sparsity must be a number, a file FILE.yaml or auto, got '50%': did you mean 0.5?"),
-        ({"--keep": "0"}, "keep must be above 0 and at most 1, got 0.0"),
+        ({"--keep": "0"}, "keep must be above 0 and at most 1, got 0.0: to prune harder, give a small share"),
         ({"--keep": "1.5"}, "keep must be above 0 and at most 1, got 1.5"),
         ({"--keep": "90%"}, "keep must be a number, got '90%': did you mean 0.9?"),
         ({"--keep": "0.9,"}, "keep must be a number, got ''"),
