@@ -36,7 +36,7 @@ from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.calibration import draw_id
 from spade_fast.pruning.config import AUTO, SOLVERS, PruneConfig
 from spade_fast.pruning.decision import Decision
-from spade_fast.pruning.goals import NOISY_COPIES, Goal, output_score, sample_goal
+from spade_fast.pruning.goals import LEAST_WITH_NOISE, NOISY_COPIES, Goal, output_score, sample_goal
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.tracing import traces_by_level
 
@@ -175,8 +175,17 @@ class _Task:
         work = {"calibration": self.draws, "trace": traces, "map": traces * len(self.methods)}
         return (
             f"{solvers}{each}: {_count('draw', self.draws)} x {_count('level', len(self.levels))}: "
-            f"{', '.join(_count(what, number) for what, number in work.items())}{copies}"
+            f"{', '.join(_count(what, number) for what, number in work.items())}{copies}{self._noise()}"
         )
+
+    def _noise(self) -> str:
+        """Say what SmoothGrad changes about the traces."""
+        if self.noisy is None:
+            return ""
+        calibrated = "; the traces are calibrated on noisy images"
+        if self.goal is None or self.noisy < LEAST_WITH_NOISE * float(self.scores[self.question.target]):
+            return calibrated
+        return f"{calibrated} and must keep the score on noisy copies too: usually less is removed"
 
     def trace_name(self, solver: str, level: int, number: int) -> str:
         """Name a trace by its solver and by what else tells it from the others."""

@@ -377,7 +377,9 @@ def test_smoothgrad_beside_and_inside_traces(small, photo, tmp_path):
     out, smooth = tmp_path / "out", SmoothGrad(noise=0.1, copies=3)
     told = []
     explanation = run(small, photo, out, smooth=smooth, solvers=("sparsegpt",), layers="*", tell=told.append)
-    assert told == ["FastSPADE: 1 draw x 1 level: 1 calibration, 1 trace, 2 maps of 3 noisy copies"]
+    work = "FastSPADE: 1 draw x 1 level: 1 calibration, 1 trace, 2 maps of 3 noisy copies"
+    noise = "the traces are calibrated on noisy images and must keep the score on noisy copies too"
+    assert told == [f"{work}; {noise}: usually less is removed"]
     titles = ("Dense network", "Dense network, SmoothGrad", "FastSPADE, SmoothGrad", "Mean of FastSPADE and SmoothGrad")
     assert tuple(one["heading"] for one in explanation.report["columns"]) == titles
     assert explanation.report["settings"]["smooth"] == {"noise": 0.1, "copies": 3}
@@ -400,11 +402,13 @@ def test_smoothgrad_beside_and_inside_traces(small, photo, tmp_path):
 
 @pytest.mark.parametrize("sparsity", ["auto", "0.5"])
 def test_noise_that_destroys_the_class_is_said(small, photo, tmp_path, monkeypatch, sparsity):
-    monkeypatch.setattr("spade_fast.cli.explanation.LEAST_WITH_NOISE", 1.5)
+    for name in ("explanation", "explain"):
+        monkeypatch.setattr(f"spade_fast.cli.{name}.LEAST_WITH_NOISE", 1.5)
     options = ["--model", small, "--augmentations", 4, "--solver", "sparsegpt", "--methods", "saliency"]
     result = invoke("explain", photo, *options, "--sparsity", sparsity, "--smooth", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert result.stderr.count("warning: the noise of SmoothGrad destroys “cat”") == 1
+    assert "16 noisy copies; the traces are calibrated on noisy images\n" in result.stderr
     assert "destroys “cat”" in (tmp_path / "out/index.html").read_text()
 
 
