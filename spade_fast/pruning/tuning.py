@@ -51,7 +51,8 @@ def tune(
 
     With the stages ``"auto"``, the sparsity is automatic (:class:`spade_fast.AutoSparsity`): each sample's layers take
     their own sparsities, and the search is for the share of the dense model's probability that they are to keep. It
-    makes the traces of ``trace(model, samples[i], inputs=inputs[i], keep=...)`` for all candidates.
+    makes the traces of ``trace(model, samples[i], inputs=inputs[i], keep=...)`` for all candidates. Among equal scores
+    the largest share is chosen: equal traces have equal scores, and on other samples it keeps the most.
 
     With other stages, each stage of layers gets one sparsity for all samples (SPADE, arXiv 2310.04519). All layers are
     dense at the start. Stage by stage, starting with the last, each candidate is applied to all layers of the stage,

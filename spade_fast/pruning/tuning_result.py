@@ -104,7 +104,9 @@ class Tuning:
         """Return what was found, and the scores, as text."""
         if self.sparsity == AUTO:
             lines = [_line(trial) for trial in self.history]
-            lines.append(f"sparsity auto, keep {self.options['keep']:g}")
+            equal = sum(trial.score == self.after for trial in self.history)
+            tie = f", the largest of {equal} shares with this score" if equal > 1 else ""
+            lines.append(f"sparsity auto, keep {self.options['keep']:g}{tie}")
         else:
             width = max(map(len, self.stages), default=0)
             lines = [f"{stage:{width}}  {share:g}" for stage, share in self.stages.items()]

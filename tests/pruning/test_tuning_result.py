@@ -64,6 +64,8 @@ def test_file_of_automatic_sparsity(tmp_path):
         "mean score 0.1000 -> 0.2500 after 2 trials",
         "the traces keep 95.0% of the dense network's probability",
     ]
+    tied = replace(automatic(), history=(*automatic().history, Trial(1, "auto", 0.8, 0.5, 0.95, 0.25)))
+    assert "sparsity auto, keep 0.9, the largest of 2 shares with this score" in tied.summary().splitlines()
     sample, network = torch.randn(1, 64), nn.Sequential(nn.Linear(64, 4))
     path.write_text("sparsity: auto\nkeep: 0.5\nlayers: ['0']\n")
     made_of_it = trace(network, sample + 0.1 * torch.randn(9, 64), inputs=sample, **load_sparsity(path))
