@@ -331,13 +331,16 @@ class Spade(Attribution):
             return None
 
     def _warn(self) -> None:
-        lost = [made.sample_id for made in self.traces if made.decision is not None and not made.decision.kept]
+        lost = [made for made in self.traces if made.decision is not None and not made.decision.kept]
         if lost:
-            shown = listed(list(map(repr, lost)), 5)
+            levels = len(self.config.keeps) > 1
+            names = [
+                f"{made.sample_id!r}{f' with keep={made.auto.keep:g}' if levels and made.auto else ''}" for made in lost
+            ]
             warnings.warn(
-                f"{len(lost)} of {len(self.traces)} traces lost the decision ({shown}): they predict "
-                "another class than the dense network, so that the result does not explain its prediction: keep more, "
-                "or lower the sparsity",
+                f"{len(lost)} of {len(self.traces)} traces lost the decision ({listed(names, 5)}): they predict "
+                "another class than the dense network, so that the result does not explain its prediction; less "
+                "pruning (a larger keep or a lower sparsity) often preserves it, but not always",
                 DecisionWarning,
                 stacklevel=4,
             )

@@ -346,6 +346,18 @@ def test_means_over_levels_and_draws(sure, images):
     assert len(fixed.traces) == 2 and not torch.equal(fixed.traces[0].weight("conv1"), fixed.traces[1].weight("conv1"))
 
 
+def test_lost_decisions_of_levels_are_told_apart(sure, images):
+    with torch.no_grad():  # two classes are as good as tied on the dense network
+        first, second = sure(images[:1])[0].topk(2).indices.tolist()
+        sure.head.bias[second] += float(sure(images[:1])[0, first] - sure(images[:1])[0, second]) - 1e-3
+    spade = Spade(Saliency(sure), AUGMENTER, keep=(0.9, 0.5), layers="conv*")
+    with pytest.warns(DecisionWarning) as caught:
+        spade.attribute(images[:1], target=second, sample_ids=["a"])
+    said = str(next(one.message for one in caught if one.category is DecisionWarning))
+    assert said.startswith("2 of 2 traces lost the decision ('a' with keep=0.9, 'a' with keep=0.5): ")
+    assert said.endswith("less pruning (a larger keep or a lower sparsity) often preserves it, but not always")
+
+
 def test_one_automatic_trace_for_all_samples_keeps_their_mean(sure, images):
     model = sure
     spade = Spade(Saliency(model), torch.cat([*AUGMENTER(images[0]), *AUGMENTER(images[1])]), keep=(0.9, 0.5))
