@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Explanation:
     report: dict[str, Any]
 
     def predictions(self) -> list[str]:
-        """Return a line for each network: what it predicts, and how much a trace lacks."""
+        """Return lines: what each network predicts and how much a trace lacks, and which levels are the same trace."""
         titles = {name: trace_title(one, self.report["traces"]) for name, one in self.report["traces"].items()}
         width = max(map(len, ("dense", *titles.values())))
         lines = []
@@ -40,6 +41,8 @@ class Explanation:
                 found = "" if one["auto"] is None else f"λ {one['auto']['error']:.3g}, "
                 line += f" ({found}{one['removed']:.0%} removed)"
             lines.append(line)
+        for solver in self.report["settings"]["solvers"]:
+            lines += equal_levels(solver, self.report)
         return lines
 
     def warnings(self) -> list[str]:
@@ -66,6 +69,20 @@ def solver_warnings(solver: str, report: Mapping[str, Any]) -> list[str]:
     """Say which of a solver's traces lost the decision, and which kept less than was asked."""
     own, target = traces_of(solver, report), report["predictions"]["dense"]["target"]["name"]
     return _on_decisions(solver, own, report["predictions"]) + _on_levels(solver, own, target)
+
+
+def equal_levels(solver: str, report: Mapping[str, Any]) -> list[str]:
+    """Say which shares to keep led to the same trace of a solver."""
+    keeps: dict[tuple[int, tuple[float, ...]], list[Any]] = {}
+    for one in traces_of(solver, report).values():
+        reached = tuple(layer["reached"] for layer in one["layers"])
+        keeps.setdefault((one["draw"], reached), []).append(one["keep"])
+    draws = report["settings"]["draws"]
+    equal = Counter(", ".join(f"{keep:g}" for keep in shares) for shares in keeps.values() if len(shares) > 1)
+    return [
+        f"{SOLVERS[solver]} makes the same trace for keep {shares}" + (f" in {count} of {draws} draws" * (draws > 1))
+        for shares, count in equal.items()
+    ]
 
 
 def traces_of(solver: str, report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

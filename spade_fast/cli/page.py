@@ -13,7 +13,7 @@ from spade_fast._util.extras import extra_for
 from spade_fast.attribution.drawing import COLOURS, Column, overlay
 from spade_fast.cli.columns import row_titles
 from spade_fast.cli.error_limits import ErrorLimits, plot_limits
-from spade_fast.cli.explanation import noise_warnings, solver_warnings, trace_title, traces_of
+from spade_fast.cli.explanation import equal_levels, noise_warnings, solver_warnings, trace_title, traces_of
 from spade_fast.cli.html_pages import data_url, render_template
 from spade_fast.pruning.config import SOLVERS
 
@@ -68,6 +68,8 @@ class _Solver:
         How the automatic sparsities of the first draw were found, from the report; empty for another sparsity.
     warnings
         What is to be known of its traces.
+    equal
+        Which of its levels are the same trace.
     """
 
     name: str
@@ -75,6 +77,7 @@ class _Solver:
     traces: Sequence[_Trace]
     found: Sequence[Mapping[str, Any]]
     warnings: Sequence[str]
+    equal: Sequence[str]
 
     @property
     def plot(self) -> ErrorLimits | None:
@@ -146,4 +149,5 @@ def _solver(solver: str, report: Mapping[str, Any]) -> _Solver:
         for name, one in own.items()
     ]
     found = [one["auto"] for one in own.values() if one["draw"] == 0 and one["auto"] is not None]
-    return _Solver(solver, SOLVERS[solver], traces, found, solver_warnings(solver, report))
+    warnings, equal = solver_warnings(solver, report), equal_levels(solver, report)
+    return _Solver(solver, SOLVERS[solver], traces, found, warnings, equal)

@@ -129,7 +129,8 @@ def make_report_of_several(keeps=(0.9, 0.5), draws=2, **settings):
     for solver, (draw, keep) in itertools.product(single, itertools.product(range(draws), keeps)):
         last, name = (draw, keep) == (draws - 1, keeps[-1]), f"{solver}-keep{keep}-draw{draw}"
         auto = make_auto(keep, *found[keep], kept=not last)
-        entry = {"keep": keep, "draw": draw, "auto": auto, "decision_kept": not last}
+        layers = [{**one, "reached": one["reached"] * (1 - keep)} for one in single[solver]["layers"]]
+        entry = {"keep": keep, "draw": draw, "auto": auto, "decision_kept": not last, "layers": layers}
         report["traces"][name] = {**single[solver], **entry}
         report["predictions"][name] = prediction(1 if last else 0)
     return report
@@ -257,6 +258,15 @@ def test_several_traces():
     assert parsed.texts("caption")[:5] == [*first, "Dense network", *first]
     single = Parsed(make_page())
     assert not any("mean over" in note or "draw 0" in note for note in single.texts("p", style="note"))
+
+
+@pytest.mark.parametrize(("draws", "said"), [(1, ""), (2, " in 1 of 2 draws")])
+def test_levels_that_are_the_same_trace_are_said(draws, said):
+    report = make_report_of_several(draws=draws)
+    assert "the same trace" not in make_page(report)
+    report["traces"]["exact-keep0.5-draw0"]["layers"] = report["traces"]["exact-keep0.9-draw0"]["layers"]
+    notes = [note for note in Parsed(make_page(report)).texts("p", style="note") if "the same trace" in note]
+    assert notes == [f"SPADE makes the same trace for keep 0.9, 0.5{said}."]
 
 
 @pytest.mark.parametrize(("score", "said"), [(0.3, "only 50.0%"), (0.59, "on noisy copies of the photo")])
