@@ -33,7 +33,7 @@ from spade_fast._util.errors import (
     WorkerError,
 )
 from spade_fast._util.ranges import emit_nvtx_if_asked_for
-from spade_fast.attribution import Feature, prepare_for_attribution, visualize
+from spade_fast.attribution import Feature, Visualization, prepare_for_attribution, visualize
 from spade_fast.inputs import ImageAugmenter, load_model
 from spade_fast.pruning import (
     AutoSparsity,
@@ -79,6 +79,7 @@ __all__ = [
     "UnknownLayerError",
     "UnknownSampleError",
     "UserError",
+    "Visualization",
     "WorkerError",
     "compat",
     "load_model",

@@ -15,6 +15,7 @@ from studies.pictures import draw_cases, draw_classes, draw_settings
 from studies.shared.measure import measure
 from studies.shared.photos import CONSOLE
 from studies.shared.report import RESULTS, share_of_tuning, summarise, tables, write
+from studies.spectrum import write_spectrum
 from studies.trojan.implant import CHECKS
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -78,6 +79,12 @@ def run_insertion(workers: Workers = 2, stages: Stages = None) -> None:
     parts = [table for summary in summaries.values() for table in tables(summary)]
     path = write("insertion", "Insertion and deletion", parts, summaries)
     CONSOLE.print(f"{path}")
+
+
+@app.command()
+def spectrum() -> None:
+    """Measure the spectrum of natural images that feature visualisation uses."""
+    CONSOLE.print(f"{write_spectrum()}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from spade_fast.attribution.drawing import Column, draw
-from spade_fast.attribution.feature_visualization import Feature, visualize
 from spade_fast.attribution.methods import METHODS
+from spade_fast.attribution.visualization import Feature, visualize
 from spade_fast.inputs.networks import LoadedModel
 from studies.shared.cases import Case, clean_image, undo_normalisation
 from studies.shared.making import Maker, Other
@@ -95,13 +95,13 @@ def draw_classes(study: Study) -> None:
         )
         for axes, weights in zip(row[1:], traces, strict=True):
             with maker.made(case, weights).applied():
-                picture = visualize(
+                (picture,) = visualize(
                     network.module,
                     Feature(case.target),
                     size=network.size,
                     mean=network.mean,
                     std=network.std,
-                )
+                ).pictures
             axes.imshow(picture.permute(1, 2, 0).numpy())
         row[0].set_ylabel(f"“{network.class_name(case.target)}”")
         for axes in row:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from spade_fast.attribution import metrics
 from spade_fast.attribution.drawing import overlay
-from spade_fast.attribution.feature_visualization import Feature, visualize
 from spade_fast.attribution.maps import mean_map
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.attribution.smoothgrad import SmoothGrad
+from spade_fast.attribution.visualization import Feature, Visualization, visualize
 
 if TYPE_CHECKING:
     from spade_fast.attribution.cam import LayerCam
@@ -25,6 +25,7 @@ __all__ = [
     "Question",
     "SmoothGrad",
     "Spade",
+    "Visualization",
     "attribution_map",
     "make_recipe",
     "mean_map",

@@ -141,7 +141,7 @@ def visualize_command(
     trace: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Also visualise this trace; can be repeated.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Number of optimisation steps.")] = 512,
+    steps: Annotated[int, typer.Option(help="Number of optimisation steps.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of the initial image.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the HTML page and images.")] = Path(
         "visualization"

@@ -17,7 +17,7 @@ from spade_fast._util.files import REPORT, whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
 from spade_fast._util.versions import library_version
 from spade_fast.attribution.drawing import Column, draw_pictures
-from spade_fast.attribution.feature_visualization import Feature, visualize
+from spade_fast.attribution.visualization import Feature, visualize
 from spade_fast.cli.class_names import class_index
 from spade_fast.cli.doctor import versions
 from spade_fast.cli.html_pages import data_url, render_template
@@ -38,7 +38,7 @@ def draw_feature(
     *,
     layer: str | None = None,
     neuron: bool = False,
-    steps: int = 512,
+    steps: int = 128,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> list[Path]:
@@ -97,7 +97,7 @@ def draw_feature(
         pictures: dict[str, np.ndarray] = {}
         for name in (_DENSE, *opened):
             with opened[name].applied(network.module) if name in opened else nullcontext():
-                picture = visualize(
+                made = visualize(
                     network.module,
                     Feature(index, layer, neuron),
                     size=network.size,
@@ -107,6 +107,7 @@ def draw_feature(
                     seed=seed,
                     progress=titled(progress, name),
                 )
+            (picture,) = made.pictures
             pictures[name] = (255 * picture).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy()
         feature = _feature_name(network, index, layer, neuron)
         settings = {**vars(setup), "steps": steps, "seed": seed}

@@ -51,7 +51,7 @@ def test_a_labelled_page_with_dense_and_traces_side_by_side(small, trace, tmp_pa
     for address, name in zip(shown, names[:2], strict=True):
         with Image.open(io.BytesIO(base64.b64decode(address))) as page, Image.open(out / name) as single:
             error = np.asarray(page, float) - np.asarray(single, float)
-            assert page.size == single.size == (16, 16) and np.abs(error).mean() < 5
+            assert page.size == single.size == (16, 16) and np.abs(error).mean() < 8
     with Image.open(out / "overview.png") as overview:
         row = np.asarray(overview.convert("L"))[overview.height // 2]
         assert row[[160, 600]].max() < 255, "both pictures are there"

@@ -1,0 +1,61 @@
+"""How alike pictures are to a network: similarity of their Gram matrices, which keep what is seen and not where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spade_fast._util.errors import InvalidValueError
+
+
+@contextmanager
+def comparing(model: nn.Module, example: Tensor) -> Iterator[Callable[[int], Tensor]]:
+    """Yield a function that tells how alike the images of the last forward pass are.
+
+    It is given the number of pictures, of which the images are views in equal number, and returns the mean similarity
+    of each picture with the others ``[N]``: the cosine of the Gram matrices of the last feature map with several
+    positions (Olah, Mordvintsev and Schubert, Distill 2017).
+
+    Raises
+    ------
+    ValueError
+        The network has no such feature map.
+    """
+    found: list[nn.Module] = []
+    maps: list[Tensor] = []
+
+    def find(module: nn.Module, inputs: object, output: Any) -> None:
+        if _is_map(output):
+            found.append(module)
+
+    def read(module: nn.Module, inputs: object, output: Any) -> None:
+        maps[:] = [output.clone()]
+
+    hooks = [module.register_forward_hook(find) for module in model.modules() if not list(module.children())]
+    try:
+        with torch.no_grad():
+            model(example)
+        if not found:
+            raise InvalidValueError(
+                "several pictures cannot be told apart: no module of the network returns feature maps"
+            )
+        hooks.append(found[-1].register_forward_hook(read))
+
+        def similarity(count: int) -> Tensor:
+            features = maps[0].float().unflatten(0, (count, -1)).movedim(1, 2).flatten(2)  # [N, C, views H W]
+            grams = F.normalize((features @ features.mT).flatten(1), dim=1)
+            return ((grams @ grams.mT).sum(1) - 1) / (count - 1)
+
+        yield similarity
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_map(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1

@@ -1,0 +1,190 @@
+"""What a picture is to excite: a class, channel, neuron or direction, read from a network during its forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spade_fast._util.checks import nearest
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.text import first_line
+from spade_fast.attribution.layouts import Layouts
+
+
+@dataclass(frozen=True)
+class Feature:
+    """The activation that an image is to maximise.
+
+    Attributes
+    ----------
+    index : int or sequence of float
+        A class if `layer` is None, otherwise a channel of the layer (a feature, if the layer returns tokens). A
+        direction in the space of all of them is given by its coordinates, one per class or channel.
+    layer : str or None
+        Name of a module of the model; None for the model's output.
+    neuron : bool
+        Maximise only the central neuron of the feature map instead of the mean over all positions.
+    contrast : bool
+        Subtract the mean of the other classes or channels.
+
+    Examples
+    --------
+    >>> from spade_fast import Feature
+    >>> Feature(3, layer="layer4.1.conv2", neuron=True)
+    Feature(index=3, layer='layer4.1.conv2', neuron=True, contrast=False)
+    """
+
+    index: int | tuple[float, ...]
+    layer: str | None = None
+    neuron: bool = False
+    contrast: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the index."""
+        if isinstance(self.index, int) and not isinstance(self.index, bool):
+            return
+        try:
+            direction = torch.as_tensor(self.index, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidTypeError(
+                f"index must be an integer or the coordinates of a direction, got {self.index!r}"
+            ) from error
+        if isinstance(self.index, bool) or direction.dim() != 1:
+            raise InvalidTypeError(f"index must be an integer or the coordinates of a direction, got {self.index!r}")
+        if not bool(direction.isfinite().all()) or not bool(direction.any()):
+            raise InvalidValueError("a direction must be finite and have a coordinate that is not 0")
+        object.__setattr__(self, "index", tuple(direction.tolist()))
+
+    def __str__(self) -> str:
+        """Name the feature in messages."""
+        what = "a direction" if isinstance(self.index, tuple) else str(self.index)
+        if self.layer is None:
+            return what if isinstance(self.index, tuple) else f"class {what}"
+        channel = what if isinstance(self.index, tuple) else f"channel {what}"
+        return f"{'the central neuron of ' if self.neuron else ''}{channel} of layer {self.layer!r}"
+
+    @property
+    def place(self) -> str:
+        """Where it is read."""
+        return "the model" if self.layer is None else f"layer {self.layer!r}"
+
+
+Activations = Callable[[Tensor], Tensor]  # of images [N, C, H, W]: the sum over the features [N]
+
+
+@contextmanager
+def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> Iterator[Activations]:
+    """Yield a function from images to the features' activations, one number per image.
+
+    Parameters
+    ----------
+    model
+        A network in evaluation mode.
+    features
+        Their activations are added up.
+    example
+        Images of the size and type that will be given ``[N, C, H, W]``: one pass tells where the channels are.
+
+    Raises
+    ------
+    ValueError
+        A layer or index does not exist, all weights of a channel are zero, a layer does not return feature maps, tokens
+        or classes, or the network cannot take the example.
+    """
+    modules = dict(model.named_modules())
+    outputs: dict[str | None, tuple[Any, Any]] = {}
+    hooks = []
+    try:
+        for layer in dict.fromkeys(feature.layer for feature in features):
+            if layer is not None and layer not in modules:
+                near = nearest(layer, filter(None, modules))
+                hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+                raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
+
+            def read(module: nn.Module, inputs: object, output: Any, layer: str | None = layer) -> None:
+                # What follows may change the output in place.
+                outputs[layer] = (output, output.clone() if isinstance(output, Tensor) else output)
+
+            hooks.append((model if layer is None else modules[layer]).register_forward_hook(read))
+        channels = {}
+        with torch.no_grad(), Layouts(example) as layouts:
+            try:
+                model(example)
+            except RuntimeError as error:
+                size = " x ".join(map(str, example.shape[-2:]))
+                raise InvalidValueError(
+                    f"the model cannot take images of {size} pixels: {first_line(error)}"
+                ) from error
+            for feature in features:
+                output = outputs.get(feature.layer, (None, None))[0]
+                channels[feature.layer] = _channels(feature, output, layouts)
+                _check(feature, output, channels[feature.layer], modules)
+
+        def activations(images: Tensor) -> Tensor:
+            model(images)
+            total = images.new_zeros(())
+            for feature in features:
+                total = total + _activation(feature, outputs[feature.layer][1], channels[feature.layer])
+            return total
+
+        yield activations
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _channels(feature: Feature, output: Any, layouts: Layouts) -> int:
+    """Return the dimension of an output that holds classes, channels or features of tokens."""
+    if output is None:
+        raise InvalidValueError(f"{feature.place} is not called in the network's forward pass")
+    if not isinstance(output, Tensor) or output.dim() not in (2, 3, 4):
+        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InvalidValueError(f"{feature.place} returns {given}, not feature maps, tokens or classes")
+    if output.dim() < 4:
+        return output.dim() - 1  # tokens have their features last
+    found = layouts.channels(output)
+    if found is None:
+        raise InvalidValueError(
+            f"{feature.place} returns {list(output.shape)}, whose order of dimensions the network does not tell"
+        )
+    return found
+
+
+def _check(feature: Feature, output: Tensor, channels: int, modules: dict[str, nn.Module]) -> None:
+    count, index = output.shape[channels], feature.index
+    if isinstance(index, tuple):
+        if len(index) != count:
+            raise InvalidValueError(f"a direction of {feature.place} has {count} coordinates, got {len(index)}")
+    elif not 0 <= index < count:
+        raise InvalidValueError(f"index must lie between 0 and {count - 1}, got {index}")
+    if feature.neuron and output.dim() != 4:
+        raise InvalidValueError(
+            f"a neuron needs a layer whose output is a feature map, but {feature.place} returns {list(output.shape)}"
+        )
+    if 0 in output.shape:
+        raise InvalidValueError(f"{feature.place} returns {list(output.shape)}: the images are too small for it")
+    weight: object = None if feature.layer is None else getattr(modules[feature.layer], "weight", None)
+    if isinstance(index, int) and isinstance(weight, Tensor) and weight.dim() > 1:
+        if len(weight) == count and not bool(weight[index].any()):
+            raise InvalidValueError(f"all weights of {feature} are zero: nothing can excite it")
+
+
+def _activation(feature: Feature, output: Tensor, channels: int) -> Tensor:
+    """Return a feature's activation of each image ``[N]``."""
+    values = output.movedim(channels, 1)
+    if isinstance(feature.index, tuple):
+        direction = values.new_tensor(feature.index)
+        chosen = torch.tensordot(values, direction / direction.norm(), dims=([1], [0]))
+    else:
+        chosen = values[:, feature.index]
+        if feature.contrast:
+            others = values.shape[1] - 1
+            chosen = chosen - (values.sum(1) - chosen) / max(others, 1)
+    if feature.neuron:
+        return chosen[:, chosen.shape[1] // 2, chosen.shape[2] // 2]
+    return chosen.flatten(1).mean(1) if chosen.dim() > 1 else chosen
