@@ -169,9 +169,9 @@ def _check(feature: Feature, output: Tensor, channels: int, modules: dict[str, n
     if 0 in output.shape:
         raise InvalidValueError(f"{feature.place} returns {list(output.shape)}: the images are too small for it")
     weight: object = None if feature.layer is None else getattr(modules[feature.layer], "weight", None)
-    if isinstance(index, int) and isinstance(weight, Tensor) and weight.dim() > 1:
-        if len(weight) == count and not bool(weight[index].any()):
-            raise InvalidValueError(f"all weights of {feature} are zero: nothing can excite it")
+    of_channels = weight if isinstance(weight, Tensor) and weight.dim() > 1 and len(weight) == count else None
+    if isinstance(index, int) and of_channels is not None and not bool(of_channels[index].any()):
+        raise InvalidValueError(f"all weights of {feature} are zero: nothing can excite it")
 
 
 def _activation(feature: Feature, output: Tensor, channels: int) -> Tensor:
