@@ -15,6 +15,7 @@ from spade_fast import compat, ops
 from spade_fast._util.errors import (
     AssumptionWarning,
     ClusterError,
+    DeadFeatureError,
     DecisionWarning,
     FallbackError,
     FallbackWarning,
@@ -56,6 +57,7 @@ __all__ = [
     "AssumptionWarning",
     "AutoSparsity",
     "ClusterError",
+    "DeadFeatureError",
     "Decision",
     "DecisionWarning",
     "FallbackError",

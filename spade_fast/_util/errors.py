@@ -13,6 +13,10 @@ class InvalidValueError(UserError, ValueError):
     """An argument, or the content of a file, has the right type but an invalid value."""
 
 
+class DeadFeatureError(InvalidValueError):
+    """A feature cannot be visualised: its weights are zero, or no picture that was tried changes it."""
+
+
 class InvalidTypeError(UserError, TypeError):
     """An argument has the wrong type."""
 

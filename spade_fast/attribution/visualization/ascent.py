@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spade_fast._util.checks import check_names, finite_floats, integer, number
-from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.attribution.visualization.diversity import comparing
-from spade_fast.attribution.visualization.features import Feature, reading
+from spade_fast.attribution.visualization.features import Feature, named_module, reading
 from spade_fast.attribution.visualization.parametrizations import PARAMETRIZATIONS
+from spade_fast.attribution.visualization.rectifiers import opened
 
 _CENTRED = 0.05  # largest shift of views for a neuron, which looks at the centre
 _PATIENCE = 16  # steps without any gradient after which a feature is given up
@@ -109,10 +110,12 @@ def visualize(
 
     Raises
     ------
+    DeadFeatureError
+        The weights of the feature are zero, or it never fires (also a ValueError).
     ValueError
         The method, layer or index does not exist, the layer does not return feature maps, tokens or classes, the
-        feature never fires or has no gradient, the network cannot take images of this size, a setting is out of range,
-        or `mean` and `std` differ in length.
+        feature has no gradient, the network cannot take images of this size, a setting is out of range, or `mean` and
+        `std` differ in length.
 
     Examples
     --------
@@ -136,6 +139,7 @@ def visualize(
     if any(one.neuron for one in features):
         looks = replace(looks, shift=_CENTRED)
     centre, spread = (torch.tensor(list(values), device=parameter.device).view(1, -1, 1, 1) for values in (mean, std))
+    places = {model if one.layer is None else named_module(model, one.layer) for one in features}
     importance = torch.zeros(count, *size, device=parameter.device)
     values = torch.full((count,), math.nan)
 
@@ -160,11 +164,17 @@ def visualize(
                 penalty = made.penalty(pictures)
                 if similarity is not None:
                     penalty = penalty + similarity(count)
-                loss = (values.detach().abs() * penalty - values).sum()
-                made.coefficients.grad, gradient = torch.autograd.grad(loss, [made.coefficients, pictures])
+                (gradient,) = torch.autograd.grad(values.sum(), pictures, retain_graph=similarity is not None)
                 importance += gradient.abs().mean(1)
+                silent = ~gradient.flatten(1).any(1)
+                if bool(silent.any()):  # a rectifier may block what would excite it
+                    with opened(places):
+                        (hint,) = torch.autograd.grad(activations(seen(pictures)).sum(), pictures)
+                    gradient = torch.where(silent.view(-1, 1, 1, 1), hint, gradient)
+                loss = (values.detach().abs() * penalty).sum() - (gradient * pictures).sum()
+                (made.coefficients.grad,) = torch.autograd.grad(loss, made.coefficients)
                 if step + 1 == min(steps, _PATIENCE) and not bool(importance.flatten(1).any(1).all()):
-                    raise InvalidValueError(
+                    raise DeadFeatureError(
                         f"{_named(features)} never fires: no view of the picture changes it. It does not depend on the "
                         "image, or another seed or a photo to start with may excite it"
                     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast._util.checks import nearest
-from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError
 from spade_fast._util.text import first_line
 from spade_fast.attribution.layouts import Layouts
 
@@ -101,16 +101,13 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
     hooks = []
     try:
         for layer in dict.fromkeys(feature.layer for feature in features):
-            if layer is not None and layer not in modules:
-                near = nearest(layer, filter(None, modules))
-                hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
-                raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
+            called = model if layer is None else named_module(model, layer)
 
             def read(module: nn.Module, inputs: object, output: Any, layer: str | None = layer) -> None:
                 # What follows may change the output in place.
                 outputs[layer] = (output, output.clone() if isinstance(output, Tensor) else output)
 
-            hooks.append((model if layer is None else modules[layer]).register_forward_hook(read))
+            hooks.append(called.register_forward_hook(read))
         channels = {}
         with torch.no_grad(), Layouts(example) as layouts:
             try:
@@ -122,7 +119,7 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
                 ) from error
             for feature in features:
                 output = outputs.get(feature.layer, (None, None))[0]
-                channels[feature.layer] = _channels(feature, output, layouts)
+                channels[feature.layer] = channel_dimension(feature.place, output, layouts)
                 _check(feature, output, channels[feature.layer], modules)
 
         def activations(images: Tensor) -> Tensor:
@@ -138,19 +135,29 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
             hook.remove()
 
 
-def _channels(feature: Feature, output: Any, layouts: Layouts) -> int:
-    """Return the dimension of an output that holds classes, channels or features of tokens."""
+def named_module(model: nn.Module, layer: str) -> nn.Module:
+    """Return the module of this name; ValueError that suggests the nearest names if there is none."""
+    modules = dict(model.named_modules())
+    if layer not in modules:
+        near = nearest(layer, filter(None, modules))
+        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
+    return modules[layer]
+
+
+def channel_dimension(place: str, output: Any, layouts: Layouts) -> int:
+    """Return the dimension of the output of a `place` that holds classes, channels or features of tokens."""
     if output is None:
-        raise InvalidValueError(f"{feature.place} is not called in the network's forward pass")
+        raise InvalidValueError(f"{place} is not called in the network's forward pass")
     if not isinstance(output, Tensor) or output.dim() not in (2, 3, 4):
         given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InvalidValueError(f"{feature.place} returns {given}, not feature maps, tokens or classes")
+        raise InvalidValueError(f"{place} returns {given}, not feature maps, tokens or classes")
     if output.dim() < 4:
         return output.dim() - 1  # tokens have their features last
     found = layouts.channels(output)
     if found is None:
         raise InvalidValueError(
-            f"{feature.place} returns {list(output.shape)}, whose order of dimensions the network does not tell"
+            f"{place} returns {list(output.shape)}, whose order of dimensions the network does not tell"
         )
     return found
 
@@ -171,7 +178,7 @@ def _check(feature: Feature, output: Tensor, channels: int, modules: dict[str, n
     weight: object = None if feature.layer is None else getattr(modules[feature.layer], "weight", None)
     of_channels = weight if isinstance(weight, Tensor) and weight.dim() > 1 and len(weight) == count else None
     if isinstance(index, int) and of_channels is not None and not bool(of_channels[index].any()):
-        raise InvalidValueError(f"all weights of {feature} are zero: nothing can excite it")
+        raise DeadFeatureError(f"all weights of {feature} are zero: nothing can excite it")
 
 
 def _activation(feature: Feature, output: Tensor, channels: int) -> Tensor:

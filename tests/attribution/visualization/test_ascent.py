@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spade_fast
+from spade_fast._util.errors import DeadFeatureError
 from spade_fast.attribution.visualization import Feature, visualize
 from spade_fast.attribution.visualization.parametrizations import PARAMETRIZATIONS
 
@@ -326,7 +327,7 @@ def test_features_that_nothing_excites(network: nn.Module, feature: Feature, mes
 def test_a_channel_that_a_trace_cut_off_is_named() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
     network[0].weight.data[2] = 0
-    with pytest.raises(ValueError, match="all weights of channel 2 of layer '0' are zero"):
+    with pytest.raises(DeadFeatureError, match="all weights of channel 2 of layer '0' are zero"):
         visualize(network, Feature(2, "0"), size=(8, 8), steps=1)
     assert visualize(network, Feature(1, "0"), size=(8, 8), steps=1).pictures.isfinite().all()
 

@@ -1,0 +1,53 @@
+"""Gradients through rectifiers that block them: what would excite a feature that a picture does not excite yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from spade_fast.attribution.function_calls import function_names, name_of
+
+# Functions that return their input, or a limit in its place.
+_RECTIFIERS = function_names("relu relu6 hardtanh threshold clamp clip clamp_min clamp_max")
+
+
+@contextmanager
+def opened(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let gradients pass rectifiers inside some modules as if they returned their input; their values stay."""
+    mode = _Opening()
+    hooks = []
+    for module in modules:
+        hooks += [module.register_forward_pre_hook(mode.enter), module.register_forward_hook(mode.leave)]
+    try:
+        with mode:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Opening(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def enter(self, *_: object) -> None:
+        self._depth += 1
+
+    def leave(self, *_: object) -> None:
+        self._depth -= 1
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = args[0] if args else kwargs.get("input")
+        if self._depth == 0 or name_of(function) not in _RECTIFIERS or not isinstance(given, Tensor):
+            return function(*args, **kwargs)
+        before = given.clone()  # which the function may change in place
+        result = function(*args, **kwargs)
+        return result + (before - before.detach()).where(result != before, 0)
