@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,7 @@ def draw(
     heads = [Column("Photo", [], []), *columns]
     sheet = _Sheet(heads, len(rows), photo.shape[0] / photo.shape[1], _MARGIN + _ROW_LABEL, _FOOT, title, subtitle)
     for row, name in enumerate(rows):
-        middle = sheet.top(row) + sheet.cell_height / 2
-        style = {"fontsize": 10, "rotation": 90, "ha": "center", "va": "center", "fontweight": "bold"}
-        sheet.text(_MARGIN + 0.14, middle, name, **style)
+        sheet.row_label(row, name)
         sheet.place(0, row).imshow(photo, interpolation="lanczos")
         for number, column in enumerate(columns):
             sheet.place(number + 1, row).imshow(overlay(photo, column.maps[row]), interpolation="bilinear")
@@ -81,18 +79,44 @@ def draw(
     sheet.figure.savefig(path, format="png")
 
 
-def draw_pictures(path: Path, columns: Sequence[tuple[Column, np.ndarray]], title: str, subtitle: str = "") -> None:
-    """Save a figure with pictures ``[H, W, 3]``, uint8 and of one size, side by side; each column's maps are unused.
+def draw_pictures(
+    path: Path,
+    columns: Sequence[Column],
+    rows: Mapping[str, Sequence[np.ndarray | None]],
+    title: str,
+    subtitle: str = "",
+) -> None:
+    """Save a figure with pictures ``[H, W, 3]``, uint8 and of one size, side by side.
+
+    Parameters
+    ----------
+    path
+        PNG file to write.
+    columns
+        Heads of the columns; their maps are unused.
+    rows
+        Name of each row, shown if there are several, and its pictures, one per column; None where there is none.
+    title, subtitle
+        First lines of the figure.
 
     Raises
     ------
     ImportError
         matplotlib is not installed.
     """
-    height, width = columns[0][1].shape[:2]
-    sheet = _Sheet([column for column, _ in columns], 1, height / width, _MARGIN, _MARGIN, title, subtitle)
-    for number, (_, picture) in enumerate(columns):
-        sheet.place(number, 0).imshow(picture, interpolation="lanczos")
+    several = len(rows) > 1
+    height, width = next(one.shape[:2] for row in rows.values() for one in row if one is not None)
+    margin = _MARGIN + several * _ROW_LABEL
+    sheet = _Sheet(columns, len(rows), height / width, margin, _MARGIN, title, subtitle)
+    for number, (name, pictures) in enumerate(rows.items()):
+        if several:
+            sheet.row_label(number, name)
+        for column, picture in enumerate(pictures):
+            axes = sheet.place(column, number)
+            if picture is None:
+                axes.text(0.5, 0.5, "no picture", color=_SOFT_INK, ha="center", va="center", **_AS_WRITTEN)
+            else:
+                axes.imshow(picture, interpolation="lanczos")
     sheet.figure.savefig(path, format="png")
 
 
@@ -133,6 +157,11 @@ class _Sheet:
         content = content.encode("utf-8", "backslashreplace").decode()  # file names may have other bytes
         style = {"color": _INK, "va": "baseline", **_AS_WRITTEN, **style}
         self.figure.text(x / self.width, 1 - y / self.height, content, **style)
+
+    def row_label(self, row: int, name: str) -> None:
+        middle = self.top(row) + self.cell_height / 2
+        style = {"rotation": 90, "ha": "center", "va": "center", "fontweight": "bold"}
+        self.text(_MARGIN + 0.14, middle, name, fontsize=_size(name, 10.0, self.cell_height), **style)
 
     def left(self, column: int) -> float:
         return self._margin + column * (_CELL + _GAP)

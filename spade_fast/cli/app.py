@@ -13,9 +13,11 @@ from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.files import reading
 from spade_fast._util.malloc import keep_freed_memory
+from spade_fast._util.text import listed
 from spade_fast._util.versions import library_version
 from spade_fast.cli.batch_command import add_batch_commands
-from spade_fast.cli.options import command, number, show_tracebacks, split, stderr, stdout, warn
+from spade_fast.cli.drawings import Drawing
+from spade_fast.cli.options import command, number, pruning_options, show_tracebacks, split, stderr, stdout, warn
 from spade_fast.cli.progress import showing_progress
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import AUTO, SOLVERS, PruneConfig
@@ -125,35 +127,74 @@ def trace_command(
     stdout.print(str(out), markup=False)
 
 
-@command(app, "visualize", without=("augmentations",))
+@command(app, "visualize")
 def visualize_command(
-    feature: Annotated[
-        str,
+    what: Annotated[
+        list[str],
         typer.Argument(
-            metavar="CLASS|CHANNEL", help="Index or name of a class or, with --layer, index of a channel of that layer."
+            metavar="CLASS|CHANNEL|PHOTO",
+            help="Indices or names of classes or, with --layer, indices of channels of that layer. With --units: paths "
+            "of photos, or 'demo' for the packaged photo.",
         ),
     ],
+    config: PruneConfig,
     setup: Setup,
-    layer: Annotated[str | None, typer.Option(help="Name of a module; default: the network's output.")] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a module; default: the network's output, with --units the last module that returns a feature "
+            "map with several positions."
+        ),
+    ] = None,
+    units: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|auto:COUNT|CHANNELS",
+            help="Draw the channels of the layer that carry most of the decision for the first photo (auto: 4 of "
+            "them), or those given, such as 3,17: on the dense network and on the traces of the first two photos.",
+        ),
+    ] = None,
     neuron: Annotated[
         bool, typer.Option("--neuron", help="Maximise only the central neuron of the feature map.")
+    ] = False,
+    contrast: Annotated[
+        bool, typer.Option("--contrast", help="Maximise it against the mean of the other classes or channels.")
     ] = False,
     trace: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Also visualise this trace; can be repeated.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Number of optimisation steps.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of the initial image.")] = 0,
+    method: Annotated[str, typer.Option(help="Method: maco (spectrum of natural images) or fourier.")] = Drawing.method,
+    steps: Annotated[int, typer.Option(help="Number of optimisation steps.")] = Drawing.steps,
+    views: Annotated[int, typer.Option(help="Number of random views of each picture at each step.")] = Drawing.views,
+    count: Annotated[int, typer.Option(help="Number of pictures of each feature, which differ.")] = Drawing.count,
+    start: Annotated[
+        Path | None, typer.Option(metavar="PHOTO", help="Begin with this photo instead of a random image.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the initial image and, with --units, of the augmentations.")
+    ] = Drawing.seed,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the HTML page and images.")] = Path(
         "visualization"
     ),
 ) -> None:
-    """Visualise a class, channel or neuron of the dense network and of traces."""
-    from spade_fast.cli.feature_pictures import draw_feature
-
+    """Visualise classes, channels or neurons of the dense network and of traces, or the units that a photo excites."""
+    drawing = Drawing(
+        method, steps, views, count, neuron, contrast, None if start is None else _photo(str(start)), seed
+    )
     with showing_progress() as report:
-        files = draw_feature(
-            feature, trace or [], out, setup, layer=layer, neuron=neuron, steps=steps, seed=seed, progress=report
-        )
+        if units is None:
+            from spade_fast.cli.feature_pictures import draw_features
+
+            _refuse_pruning(config, setup)
+            files = draw_features(what, trace or [], out, setup, drawing, layer=layer, progress=report)
+        else:
+            from spade_fast.cli.unit_pictures import draw_units
+
+            if trace:
+                raise InvalidValueError("--trace has no effect with --units, which traces the photos")
+            photos = [_photo(one, "name photos in it") for one in what]
+            config = replace(config, seed=seed)
+            files = draw_units(photos, units, out, config, setup, drawing, layer=layer, progress=report, warn=warn)
     for path in files:
         stdout.print(str(path), markup=False)
 
@@ -277,6 +318,14 @@ def run_command_line() -> None:
     keep_freed_memory()
     sys.path.append(os.getcwd())  # so that module:callable finds modules in the current folder
     app(prog_name="spade-fast")
+
+
+def _refuse_pruning(config: PruneConfig, setup: Setup) -> None:
+    """Raise ValueError if options of pruning are given to a command that prunes nothing."""
+    given = {**config.options(), "augmentations": setup.augmentations}
+    usual = {**pruning_options().options(), "augmentations": Setup.augmentations}
+    if changed := [f"--{name}" for name, value in given.items() if value != usual[name]]:
+        raise InvalidValueError(f"{listed(changed)}: nothing is pruned without --units; traces are given by --trace")
 
 
 def _run_command(arguments: list[str]) -> None:

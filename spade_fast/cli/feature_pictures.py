@@ -1,53 +1,46 @@
-"""Feature visualisation of a dense network and its traces: one labelled page, a figure, and an image per network."""
+"""Feature visualisation of a dense network and its traces: one labelled page, a figure, and images."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from spade_fast._util.checks import integer
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import DeadFeatureError, InvalidValueError
 from spade_fast._util.extras import require
-from spade_fast._util.files import REPORT, whole_folder
+from spade_fast._util.files import whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
-from spade_fast._util.versions import library_version
 from spade_fast.attribution.drawing import Column, draw_pictures
-from spade_fast.attribution.visualization import Feature, visualize
 from spade_fast.cli.class_names import class_index
-from spade_fast.cli.doctor import versions
-from spade_fast.cli.html_pages import data_url, render_template
+from spade_fast.cli.drawings import Drawing
+from spade_fast.cli.feature_page import Cell, Row, numbered, removed, write_page
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS
 from spade_fast.pruning.traces import Trace
 
-PAGE, FIGURE = "index.html", "overview.png"
+FIGURE = "overview.png"
 _DENSE = "dense"
 
 
-def draw_feature(
-    given: int | str,
+def draw_features(
+    given: Sequence[int | str],
     traces: Sequence[Path],
     out: Path,
     setup: Setup,
+    drawing: Drawing,
     *,
     layer: str | None = None,
-    neuron: bool = False,
-    steps: int = 128,
-    seed: int = 0,
     progress: Progress = no_progress,
 ) -> list[Path]:
-    """Write ``dense.png``, for each trace an image with the name of its file, and all side by side.
+    """Write pictures of features of a dense network and of traces, and all of them on one page and in one figure.
 
     Parameters
     ----------
     given
-        Index of a class or, with `layer`, of a channel; or the name of a class.
+        Indices of classes or, with `layer`, of channels; or the names of classes.
     traces
         Trace files made from the network of `setup`.
     out
@@ -55,31 +48,35 @@ def draw_feature(
         an earlier run. ``report.json`` there names them.
     setup
         Network and device.
-    layer, neuron
+    drawing
+        How to draw.
+    layer
         As in `Feature`.
-    steps, seed
-        As in `visualize`.
     progress
         Called as ``progress(stage, step, steps)``.
 
     Returns
     -------
     list of Path
-        The images, the figure ``overview.png`` and the page ``index.html``.
+        The images, ``dense.png`` and one per trace with the name of its file; of several features the names end in
+        ``-INDEX``, of several pictures of one in ``-NUMBER``. Then the figure ``overview.png``, the report and the page
+        ``index.html``.
 
     Raises
     ------
     ValueError
-        The feature, model or device does not exist; a file is not a trace or is a trace of another model; two files
-        would have the same name; a setting is out of range.
+        A feature, model or device does not exist, or a feature is given twice or nothing excites it in the dense
+        network; a file is not a trace or is a trace of another model; two files would have the same name; a setting is
+        out of range.
     FileNotFoundError, OSError
-        A trace file does not exist, or the folder cannot be written or has files that no earlier run wrote.
+        A file does not exist, or the folder cannot be written or has files that no earlier run wrote.
     ImportError
         A package is not installed; the message names the extra to install.
     """
-    integer("steps", steps, 1)
-    if layer is not None and not str(given).isdecimal():
-        raise InvalidValueError(f"a channel of layer {layer!r} is given by its index, got {given!r}")
+    drawing.check_settings()
+    for one in given:
+        if layer is not None and not str(one).isdecimal():
+            raise InvalidValueError(f"a channel of layer {layer!r} is given by its index, got {one!r}")
     opened = {path.stem: Trace.load(path) for path in traces}
     require("PIL", "pictures need")
     require("matplotlib", "pictures need")
@@ -90,74 +87,84 @@ def draw_feature(
     with whole_folder(out) as folder:
         network = setup.load_model()
         network.check_takes_photos()
-        index = class_index(given, network.class_names, "its index")
+        features = _names(given, network, layer)
+        for index in features:
+            drawing.check(network, index, layer)
         for trace in opened.values():
             with trace.applied(network.module):  # checks that it is one of this network
                 pass
-        pictures: dict[str, np.ndarray] = {}
+        rows: dict[int, list[Cell]] = {index: [] for index in features}
         for name in (_DENSE, *opened):
-            with opened[name].applied(network.module) if name in opened else nullcontext():
-                made = visualize(
-                    network.module,
-                    Feature(index, layer, neuron),
-                    size=network.size,
-                    mean=network.mean,
-                    std=network.std,
-                    steps=steps,
-                    seed=seed,
-                    progress=titled(progress, name),
-                )
-            (picture,) = made.pictures
-            pictures[name] = (255 * picture).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy()
-        feature = _feature_name(network, index, layer, neuron)
-        settings = {**vars(setup), "steps": steps, "seed": seed}
+            trace_of_it = opened.get(name)
+            with nullcontext() if trace_of_it is None else trace_of_it.applied(network.module):
+                for index, cells in rows.items():
+                    stem = name if len(features) == 1 else f"{name}-{index}"
+                    cells.append(_cell(stem, trace_of_it, drawing, network, index, layer, titled(progress, stem)))
+        settings = {**vars(setup), "layer": layer, **drawing.settings()}
         del settings["augmentations"]
-        _write(folder, pictures, opened, feature, settings)
-    return [out / name for name in (*(f"{name}.png" for name in pictures), FIGURE, REPORT, PAGE)]
+        title = _title(features, drawing, layer)
+        shown = [Row(name[:1].upper() + name[1:], rows[index]) for index, name in features.items()]
+        _draw_figure(folder / FIGURE, shown, title, f"Network: {setup.model}")
+        written = write_page(folder, "feature.html", title, shown, settings)
+    return [out / name for name in written]
 
 
-def _feature_name(network: LoadedModel, index: int, layer: str | None, neuron: bool) -> str:
-    if layer is None and index < len(network.class_names):
-        return f"class “{network.class_names[index]}” ({index})"
-    if layer is None:
-        return f"class {index}"
-    return f"{'the central neuron of ' if neuron else ''}channel {index} of layer {layer}"
+def _names(given: Sequence[int | str], network: LoadedModel, layer: str | None) -> dict[int, str]:
+    """Return the names of features by their indices."""
+    names: dict[int, str] = {}
+    for one in given:
+        try:
+            index = class_index(one, network.class_names, "its index")
+        except InvalidValueError as error:
+            if Path(str(one)).is_file():
+                raise InvalidValueError(f"{error}; for the units that a photo excites, give --units auto") from error
+            raise
+        if index in names:
+            raise InvalidValueError(f"{names[index]} is given twice")
+        if layer is not None:
+            names[index] = f"channel {index}"
+        elif 0 <= index < len(network.class_names):
+            names[index] = f"class “{network.class_names[index]}” ({index})"
+        else:
+            names[index] = f"class {index}"
+    return names
 
 
-def _removed(trace: Trace) -> str:
-    return f"{trace.sparsity:.1%} removed in {len(trace.layers)} layer{'' if len(trace.layers) == 1 else 's'}"
+def _title(features: dict[int, str], drawing: Drawing, layer: str | None) -> str:
+    kind = "classes" if layer is None else "channels"
+    what = next(iter(features.values())) if len(features) == 1 else f"{len(features)} {kind}"
+    if drawing.neuron:
+        what = f"the central neuron{'s' if len(features) > 1 else ''} of {what}"
+    of_layer = "" if layer is None else f" of layer {layer}"
+    contrast = f" more than the other {kind}" if drawing.contrast else ""
+    return f"What excites {what}{of_layer}{contrast}"
 
 
-def _write(
-    folder: Path,
-    pictures: Mapping[str, np.ndarray],
-    traces: Mapping[str, Trace],
-    feature: str,
-    settings: Mapping[str, object],
-) -> None:
-    from PIL import Image
+def _cell(
+    stem: str,
+    trace: Trace | None,
+    drawing: Drawing,
+    network: LoadedModel,
+    index: int,
+    layer: str | None,
+    progress: Progress,
+) -> Cell:
+    if trace is None:
+        return Cell("Dense network", pictures=numbered(stem, drawing.draw(network, index, layer, progress)))
+    heading = f"{SOLVERS.get(trace.header['settings'].get('solver'), 'Pruned')} trace"
+    captions = [f"sample {trace.sample_id}", removed(trace)]
+    warnings = ["lost the decision"] if trace.decision is not None and not trace.decision.kept else []
+    try:
+        return Cell(heading, captions, warnings, numbered(stem, drawing.draw(network, index, layer, progress)))
+    except DeadFeatureError as error:
+        return Cell(heading, captions, warnings, missing=str(error))
 
-    columns = []
-    for name, picture in pictures.items():
-        Image.fromarray(picture).save(folder / f"{name}.png")
-        heading, captions, warnings = "Dense network", [], []
-        if name in traces:
-            trace = traces[name]
-            heading = f"{SOLVERS.get(trace.header['settings'].get('solver'), 'Pruned')} trace"
-            captions = [f"sample {trace.sample_id}", _removed(trace)]
-            if trace.decision is not None and not trace.decision.kept:
-                warnings = ["lost the decision"]
-        columns.append((Column(heading, captions, [], warnings), picture))
-    title, subtitle = f"What excites {feature}", f"Network: {settings['model']}"
-    draw_pictures(folder / FIGURE, columns, title, subtitle)
-    page = render_template(
-        "feature.html",
-        title=title,
-        columns=[(column, data_url(picture / 255)) for column, picture in columns],
-        settings=settings,
-        version=library_version(),
-    )
-    (folder / PAGE).write_text(page, encoding="utf-8")
-    names = sorted({path.name for path in folder.iterdir()} | {REPORT})
-    report = {"settings": {"feature": feature, **settings}, "versions": versions(), "files": names}
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+def _draw_figure(path: Path, rows: Sequence[Row], title: str, subtitle: str) -> None:
+    """Draw all cells, with several pictures in one below each other."""
+    heads = [Column(cell.heading, cell.captions, [], cell.warnings) for cell in rows[0].cells]
+    pictures = {
+        row.title: [np.concatenate(list(cell.pictures.values())) if cell.pictures else None for cell in row.cells]
+        for row in rows
+    }
+    draw_pictures(path, heads, pictures, title, subtitle)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from spade_fast._util.files import check_file
@@ -52,7 +53,7 @@ def trace_photo(
     check_file(out, "the trace")
     photo = read_photo(image)
     model = setup.load_model()
-    pixels = seen(photo, image, model).to(setup.device)
+    pixels = seen(photo, image, model)[0].to(setup.device)
     predict(model.module, pixels)  # checks that it returns logits
     batches = setup.augmenter(model, config.seed)(pixels, image.name)
     made = trace(model.module, batches, inputs=pixels, sample_id=image.name, progress=progress, **config.options())
@@ -63,11 +64,11 @@ def trace_photo(
     return made
 
 
-def seen(photo: Upright, path: Path, model: LoadedModel) -> Tensor:
-    """Return a photo as the network takes it, ``[1, C, H, W]``; warn of what the network does not see of it."""
+def seen(photo: Upright, path: Path, model: LoadedModel) -> tuple[Tensor, np.ndarray]:
+    """Return what `LoadedModel.preprocess` makes of a photo; warn of what the network does not see of it."""
     for caution in photo.cautions(model.ground):
         warnings.warn(f"{path.name}: {caution}", stacklevel=2)
-    return model.preprocess(photo.image)[0]
+    return model.preprocess(photo.image)
 
 
 def lost_decision(trace: str, before: str, after: str) -> str:

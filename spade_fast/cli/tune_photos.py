@@ -103,7 +103,7 @@ def tune_photos(
     opened = [read_photo(path) for path in photos]
     drawn = [] if masks is None else [_mask(masks, path, one.image) for path, one in zip(photos, opened, strict=True)]
     model = setup.load_model()
-    images = [seen(photo, path, model).to(setup.device) for photo, path in zip(opened, photos, strict=True)]
+    images = [seen(photo, path, model)[0].to(setup.device) for photo, path in zip(opened, photos, strict=True)]
     module = prepare_for_attribution(model.module, images[0])
     targets = [int(predict(module, image).argmax()) for image in images]
     questions = [

@@ -82,9 +82,26 @@ def test_warnings_are_marked(tmp_path):
 
 def test_pictures_side_by_side(tmp_path):
     colours = {"Dense": (255, 0, 0), "SPADE": (0, 0, 255)}
-    columns = [(Column(name, ["x"], []), np.full((16, 16, 3), colour, np.uint8)) for name, colour in colours.items()]
-    draw_pictures(tmp_path / "figure.png", columns, "What excites it")
+    pictures = [np.full((16, 16, 3), colour, np.uint8) for colour in colours.values()]
+    columns = [Column(name, ["x"], []) for name in colours]
+    draw_pictures(tmp_path / "figure.png", columns, {"one": pictures}, "What excites it")
     with Image.open(tmp_path / "figure.png") as figure:
         row = np.array(figure.convert("RGB"))[-figure.height // 3]
     ends = [np.flatnonzero((row == colour).all(1))[[0, -1]].tolist() for colour in colours.values()]
     assert all(last - first > 300 for first, last in ends) and ends[0][1] < ends[1][0]
+
+
+def test_rows_of_pictures(tmp_path):
+    """One cell is empty, and the names of the rows stand beside them."""
+    red, blue = (np.full((8, 16, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    columns = [Column(name, [], []) for name in ("Dense", "SPADE")]
+    draw_pictures(tmp_path / "figure.png", columns, {"one": [red, blue], "x" * 90: [blue, None]}, "What excites it")
+    with Image.open(tmp_path / "figure.png") as figure:
+        pixels = np.array(figure.convert("RGB"))
+    height, width = pixels.shape[:2]
+    assert width > height, "wide pictures"
+    middle = np.array([[pixels[int(height * y), int(width * x)] for x in (0.3, 0.7)] for y in (0.45, 0.8)])
+    assert middle[0].tolist() == [[255, 0, 0], [0, 0, 255]] and middle[1, 0].tolist() == [0, 0, 255]
+    assert middle[1, 1].tolist() == [255, 255, 255]
+    margin = pixels[:, : width // 12]
+    assert (margin[height // 3 :] < 200).any() and not (margin[:, :5] < 200).any()

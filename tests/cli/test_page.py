@@ -457,7 +457,8 @@ def test_awkward_page_as_rendered(tmp_path, monkeypatch, browser, width):
 def test_other_pages_as_rendered(small, photo, tmp_path, browser, width):
     pytest.importorskip("kornia")
     from spade_fast.batch import run
-    from spade_fast.cli.feature_pictures import draw_feature
+    from spade_fast.cli.drawings import Drawing
+    from spade_fast.cli.feature_pictures import draw_features
     from spade_fast.cli.gallery import Gallery
     from spade_fast.inputs.setup import Setup
 
@@ -467,7 +468,7 @@ def test_other_pages_as_rendered(small, photo, tmp_path, browser, width):
     traces = list(tmp_path.glob("batch/traces/*"))
     for page in (
         Gallery(tmp_path / "batch").write(),
-        draw_feature(1, traces, tmp_path / "x", Setup(small), steps=1)[-1],
+        draw_features([1, 2], traces, tmp_path / "x", Setup(small), Drawing(steps=1, count=2))[-1],
     ):
         show(browser, page, width)
         screenshot(browser, SCREENSHOTS / f"{page.parent.name}-{width}.png")
@@ -475,6 +476,35 @@ def test_other_pages_as_rendered(small, photo, tmp_path, browser, width):
         check_layout(seen)
         assert seen["images"] and len(seen["contrasts"]) > 5 and seen["bars"] == []
         assert requested(browser)[0] == page.as_uri()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_units_as_rendered(small, photo, tmp_path, browser, width):
+    """With long names, several pictures and an empty cell."""
+    pytest.importorskip("kornia")
+    from spade_fast.cli.drawings import Drawing
+    from spade_fast.cli.unit_pictures import draw_units
+    from spade_fast.inputs.setup import Setup
+    from spade_fast.pruning.config import PruneConfig
+
+    photos = [photo.rename(tmp_path / f"{'z' * 90}.png"), tmp_path / "other.png"]
+    Image.fromarray(PHOTO).save(photos[1])
+    setup, drawing = Setup(small, augmentations=4), Drawing(steps=1, count=2)
+    for name, units, layer, sparsity in (("units", "auto:2", "0", 0.5), ("cut", "3", None, {"2": 1.0})):
+        config = PruneConfig(sparsity=sparsity, solver="sparsegpt", seed=0)
+        page = draw_units(photos, units, tmp_path / name, config, setup, drawing, layer=layer)[-1]
+        show(browser, page, width)
+        screenshot(browser, SCREENSHOTS / f"{name}-{width}.png")
+        seen = browser.execute_script(LOOK)
+        check_layout(seen)
+        assert len(seen["headings"]) > 5 and requested(browser)[0] == page.as_uri()
+        assert all(contrast >= 3 for contrast in seen["bars"])
+        places = browser.execute_script(
+            "return [...document.querySelectorAll('.unit figure')].map(figure => figure.offsetTop)"
+        )
+        assert len(places) % 4 == 0 and (len(set(places)) == len(places) // 4) == (width == 1280)
+    missing = browser.execute_script("return [...document.querySelectorAll('.missing')].map(m => m.innerText)")
+    assert missing == 2 * ["cut off by this trace"]
 
 
 def check(seen):

@@ -102,7 +102,7 @@ def test_every_command_takes_every_network(networks, photo, tmp_path, kind):
     assert abs(sum(one["probability"] for one in predictions) - 1) < 1e-5 and len(predictions) == classes
     for name in ("dense", "trace"):
         with Image.open(tmp_path / "visualization" / f"{name}.png") as picture:
-            assert picture.size == (width, height) and picture.mode == "RGB"
+            assert picture.size == (width * 5 // 4, height * 5 // 4) and picture.mode == "RGB"
     loaded = load_model(networks + kind)
     made = Trace.load(tmp_path / "trace.safetensors")
     assert made.layers == ("0", "2", "6") and made.weight("2").dtype == loaded.dtype
