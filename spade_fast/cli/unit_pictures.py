@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from spade_fast._util.errors import DeadFeatureError, InvalidValueError
 from spade_fast._util.extras import require
@@ -40,8 +40,8 @@ class _Photo:
 
 
 @dataclass(frozen=True)
-class _Network:
-    """The dense network or a trace, which is a column of the page.
+class _Column:
+    """The dense network or a trace.
 
     Attributes
     ----------
@@ -62,6 +62,78 @@ class _Network:
     def alive(self, unit: int) -> bool:
         """Whether a photo changes the unit."""
         return any(bool(one.alive[unit]) for one in self.units)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be drawn and how."""
+
+    network: LoadedModel
+    layer: str
+    target: int
+    photos: Sequence[_Photo]
+    drawing: Drawing
+    progress: Progress
+
+    def trace(self, photo: _Photo, config: PruneConfig, setup: Setup) -> Trace:
+        return trace(
+            self.network.module,
+            setup.augmenter(self.network, config.seed)(photo.image, photo.name),
+            inputs=photo.image,
+            sample_id=photo.name,
+            progress=titled(self.progress, photo.name),
+            **config.options(),
+        )
+
+    def column(self, heading: str, made: Trace | None = None) -> _Column:
+        """Run the dense network, or a trace, on all photos."""
+        name_of, photo = self.network.class_name, self.photos[0]
+        with self._applied(made) as module:
+            units = [read_units(module, self.layer, one.image, self.target) for one in self.photos]
+            scores = predict(module, photo.image)
+        best = int(scores.argmax())
+        facts = [f"Predicts “{name_of(best)}” ({scores[best]:.1%}) for {photo.name}"]
+        warning = ""
+        if made is not None:
+            facts.insert(0, f"Made for {made.sample_id}: {removed(made)}")
+            if made.decision is not None and not made.decision.kept:
+                classes = (made.decision.class_before, made.decision.class_after)
+                warning = lost_decision(f"the trace of {made.sample_id}", *map(name_of, classes))
+        return _Column(heading, facts, warning, made, units)
+
+    def cells(self, name: str, column: _Column, chosen: Sequence[int]) -> list[Cell]:
+        """Draw units of a column's network."""
+        with self._applied(column.trace):
+            return [self._cell(f"{name}-{unit}", unit, column) for unit in chosen]
+
+    def crops(self, unit: int, dense: Sequence[Units]) -> Cell:
+        """Crop the first photo, and those of the others that excite a unit most, if they excite it at all."""
+        first, *others = range(len(self.photos))
+        others.sort(key=lambda photo: -float(dense[photo].maps[unit].max()))
+        exciting = [photo for photo in [first, *others] if bool(dense[photo].alive[unit])][:_MOST_CROPS]
+        crops = {
+            f"crop-{unit}-{number}": exciting_crop(self.photos[photo].pixels, dense[photo].maps[unit])
+            for number, photo in enumerate(exciting, 1)
+        }
+        captions = [self.photos[photo].name for photo in exciting]
+        return Cell("In the photos", captions, pictures=crops, missing="" if crops else "no photo excites it")
+
+    def _applied(self, made: Trace | None) -> AbstractContextManager[nn.Module]:
+        return nullcontext(self.network.module) if made is None else made.applied(self.network.module)
+
+    def _cell(self, stem: str, unit: int, column: _Column) -> Cell:
+        """Draw a unit of the column's network, whose trace is applied."""
+        captions = [f"activation {float(column.units[0].activations[unit]):.3g} in the photo"]
+        dead = column.trace is not None and not column.alive(unit)
+        if dead and self.drawing.contrast:  # what would be drawn are the other units
+            return Cell(column.heading, captions, missing="never fires in the photos on this trace")
+        try:
+            pictures = self.drawing.draw(self.network, unit, self.layer, titled(self.progress, stem))
+        except DeadFeatureError as error:
+            if column.trace is None:
+                raise
+            return Cell(column.heading, captions, missing="cut off by this trace" if dead else str(error))
+        return Cell(column.heading, captions, pictures=numbered(stem, pictures))
 
 
 def draw_units(
@@ -129,23 +201,37 @@ def draw_units(
             image, pixels = seen(photo, path, network)
             shown.append(_Photo(path.name, image.to(setup.device), pixels))
         target = int(predict(network.module, shown[0].image).argmax())
-        layer = _layer(network, shown[0].image) if layer is None else layer
-        networks = {_DENSE: _network(network, layer, target, shown)}
-        for unit in given or [_most_varied(networks[_DENSE].units[0])]:
+        layer = _last_layer(network, shown[0].image) if layer is None else layer
+        task = _Task(network, layer, target, shown, drawing, progress)
+        columns = {_DENSE: task.column("Dense network")}
+        for unit in given or [_most_varied(columns[_DENSE].units[0])]:
             drawing.check(network, unit, layer)
+        # Drawn before the work on traces: here a given channel may turn out to be dead.
+        cells = {_DENSE: task.cells(_DENSE, columns[_DENSE], given)} if given else {}
         for (name, heading), one in zip(_TRACES.items(), shown, strict=False):
-            made = _traced(network, one, config, setup, progress)
+            made = task.trace(one, config, setup)
             made.save(folder / f"trace-{name}.safetensors")
-            networks[name] = _network(network, layer, target, shown, heading, made)
-            if networks[name].warning:
-                warn(networks[name].warning)
-        chosen = given or networks[_OWN].units[0].strongest(count)
+            columns[name] = task.column(heading, made)
+            if columns[name].warning:
+                warn(columns[name].warning)
+        chosen = given or columns[_OWN].units[0].strongest(count)
         if not chosen:
             raise InvalidValueError(
                 f"no unit of layer {layer!r} speaks for “{network.class_name(target)}” on the trace of "
                 f"{shown[0].name}: give another layer"
             )
-        rows = _rows(chosen, network, networks, layer, shown, drawing, progress)
+        for name, column in columns.items():
+            if name not in cells:
+                cells[name] = task.cells(name, column, chosen)
+        shares = columns[_OWN].units[0].shares
+        rows = [
+            Row(
+                f"Channel {unit}",
+                [*(cells[name][number] for name in columns), task.crops(unit, columns[_DENSE].units)],
+                float(shares[unit]),
+            )
+            for number, unit in enumerate(chosen)
+        ]
         settings = {
             "image": shown[0].name,
             "others": [photo.name for photo in shown[1:]],
@@ -162,7 +248,7 @@ def draw_units(
             f"What excites the units behind “{network.class_name(target)}”",
             rows,
             settings,
-            networks=list(networks.values()),
+            networks=list(columns.values()),
             photo=data_url(shown[0].pixels / 255),
             fewer=0 if given or len(chosen) == count else count,
             window=WINDOW,
@@ -184,7 +270,7 @@ def _parsed(units: str) -> tuple[int, list[int]]:
     return 0, list(dict.fromkeys(map(int, given)))
 
 
-def _layer(network: LoadedModel, image: Tensor) -> str:
+def _last_layer(network: LoadedModel, image: Tensor) -> str:
     layer = last_map_layer(network.module, image)
     if layer is None:
         raise InvalidValueError(
@@ -193,97 +279,6 @@ def _layer(network: LoadedModel, image: Tensor) -> str:
     return layer
 
 
-def _traced(network: LoadedModel, photo: _Photo, config: PruneConfig, setup: Setup, progress: Progress) -> Trace:
-    return trace(
-        network.module,
-        setup.augmenter(network, config.seed)(photo.image, photo.name),
-        inputs=photo.image,
-        sample_id=photo.name,
-        progress=titled(progress, photo.name),
-        **config.options(),
-    )
-
-
 def _most_varied(units: Units) -> int:
     low, high = units.maps.flatten(1).aminmax(dim=1)
     return int((high - low).argmax())
-
-
-def _network(
-    network: LoadedModel,
-    layer: str,
-    target: int,
-    photos: Sequence[_Photo],
-    heading: str = "Dense network",
-    made: Trace | None = None,
-) -> _Network:
-    with nullcontext() if made is None else made.applied(network.module):
-        units = [read_units(network.module, layer, photo.image, target) for photo in photos]
-        scores = predict(network.module, photos[0].image)
-    best = int(scores.argmax())
-    facts = [f"Predicts “{network.class_name(best)}” ({scores[best]:.1%}) for {photos[0].name}"]
-    warning = ""
-    if made is not None:
-        facts.insert(0, f"Made for {made.sample_id}: {removed(made)}")
-        if made.decision is not None and not made.decision.kept:
-            classes = (made.decision.class_before, made.decision.class_after)
-            warning = lost_decision(f"the trace of {made.sample_id}", *map(network.class_name, classes))
-    return _Network(heading, facts, warning, made, units)
-
-
-def _rows(
-    chosen: Sequence[int],
-    network: LoadedModel,
-    networks: Mapping[str, _Network],
-    layer: str,
-    photos: Sequence[_Photo],
-    drawing: Drawing,
-    progress: Progress,
-) -> list[Row]:
-    cells: dict[int, list[Cell]] = {unit: [] for unit in chosen}
-    for name, one in networks.items():
-        with nullcontext() if one.trace is None else one.trace.applied(network.module):
-            for unit in chosen:
-                stem = f"{name}-{unit}"
-                cells[unit].append(_cell(stem, unit, one, network, layer, drawing, titled(progress, stem)))
-    shares = networks[_OWN].units[0].shares
-    dense = networks[_DENSE].units
-    return [
-        Row(f"Channel {unit}", [*of_unit, _crops(unit, dense, photos)], float(shares[unit]))
-        for unit, of_unit in cells.items()
-    ]
-
-
-def _cell(
-    stem: str,
-    unit: int,
-    column: _Network,
-    network: LoadedModel,
-    layer: str,
-    drawing: Drawing,
-    progress: Progress,
-) -> Cell:
-    """Draw a unit of a network whose trace is applied."""
-    captions = [f"activation {float(column.units[0].activations[unit]):.3g} in the photo"]
-    dead = column.trace is not None and not column.alive(unit)
-    try:
-        if dead and drawing.contrast:  # what is drawn would be the other units
-            return Cell(column.heading, captions, missing="never fires in the photos on this trace")
-        return Cell(column.heading, captions, pictures=numbered(stem, drawing.draw(network, unit, layer, progress)))
-    except DeadFeatureError as error:
-        if column.trace is None:
-            raise
-        return Cell(column.heading, captions, missing="cut off by this trace" if dead else str(error))
-
-
-def _crops(unit: int, dense: Sequence[Units], photos: Sequence[_Photo]) -> Cell:
-    """Crop the first photo, and those of the others that excite a unit most, if they excite it at all."""
-    first, *others = range(len(photos))
-    others.sort(key=lambda photo: -float(dense[photo].maps[unit].max()))
-    exciting = [photo for photo in [first, *others] if bool(dense[photo].alive[unit])][:_MOST_CROPS]
-    crops = {
-        f"crop-{unit}-{number}": exciting_crop(photos[photo].pixels, dense[photo].maps[unit])
-        for number, photo in enumerate(exciting, 1)
-    }
-    captions = [photos[photo].name for photo in exciting]
-    return Cell("In the photos", captions, pictures=crops, missing="" if crops else "no photo excites it")

@@ -141,6 +141,7 @@ def visualize(
     centre, spread = (torch.tensor(list(values), device=parameter.device).view(1, -1, 1, 1) for values in (mean, std))
     places = {model if one.layer is None else named_module(model, one.layer) for one in features}
     importance = torch.zeros(count, *size, device=parameter.device)
+    moved = torch.zeros(count, dtype=torch.bool, device=parameter.device)
     values = torch.full((count,), math.nan)
 
     def seen(pictures: Tensor) -> Tensor:
@@ -173,10 +174,12 @@ def visualize(
                     gradient = torch.where(silent.view(-1, 1, 1, 1), hint, gradient)
                 loss = (values.detach().abs() * penalty).sum() - (gradient * pictures).sum()
                 (made.coefficients.grad,) = torch.autograd.grad(loss, made.coefficients)
-                if step + 1 == min(steps, _PATIENCE) and not bool(importance.flatten(1).any(1).all()):
+                moved |= gradient.flatten(1).any(1)
+                alive = importance.flatten(1).any(1) if step + 1 == steps else moved
+                if step + 1 in (_PATIENCE, steps) and not bool(alive.all()):
                     raise DeadFeatureError(
                         f"{_named(features)} never fires: no view of the picture changes it. It does not depend on the "
-                        "image, or another seed or a photo to start with may excite it"
+                        "image, or more steps, another seed or a photo to start with may excite it"
                     )
                 optimizer.step()
                 progress("visualize", step + 1, steps)

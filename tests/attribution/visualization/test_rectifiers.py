@@ -76,3 +76,20 @@ def test_a_constant_feature_is_dead_whatever_the_penalty(method: str) -> None:
     network[1].bias.data.fill_(0.5)
     with pytest.raises(DeadFeatureError, match="channel 1 of layer '2' never fires"):
         visualize(network, Feature(1, "2"), size=(8, 8), steps=4, method=method)
+
+
+def test_what_can_never_fire_is_given_up_early_and_what_might_at_the_end() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
+    network[0].weight.data[0] = 0
+    network[0].bias.data.fill_(-100)
+    for channel, last in ((0, 15), (1, 29)):
+        told: list[int] = []
+        with pytest.raises(DeadFeatureError, match=f"channel {channel} of layer '1' never fires"):
+            visualize(
+                network,
+                Feature(channel, "1"),
+                size=(8, 8),
+                steps=30,
+                progress=lambda stage, step, steps, told=told: told.append(step),
+            )
+        assert told[-1] == last
