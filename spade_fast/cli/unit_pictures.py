@@ -124,15 +124,13 @@ class _Task:
     def _cell(self, stem: str, unit: int, column: _Column) -> Cell:
         """Draw a unit of the column's network, whose trace is applied."""
         captions = [f"activation {float(column.units[0].activations[unit]):.3g} in the photo"]
-        dead = column.trace is not None and not column.alive(unit)
-        if dead and self.drawing.contrast:  # what would be drawn are the other units
-            return Cell(column.heading, captions, missing="never fires in the photos on this trace")
         try:
             pictures = self.drawing.draw(self.network, unit, self.layer, titled(self.progress, stem))
         except DeadFeatureError as error:
             if column.trace is None:
                 raise
-            return Cell(column.heading, captions, missing="cut off by this trace" if dead else str(error))
+            missing = str(error) if column.alive(unit) else "cut off by this trace"
+            return Cell(column.heading, captions, missing=missing)
         return Cell(column.heading, captions, pictures=numbered(stem, pictures))
 
 

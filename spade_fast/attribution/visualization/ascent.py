@@ -18,10 +18,10 @@ from spade_fast._util.progress import Progress, no_progress
 from spade_fast.attribution.visualization.diversity import comparing
 from spade_fast.attribution.visualization.features import Feature, named_module, reading
 from spade_fast.attribution.visualization.parametrizations import PARAMETRIZATIONS
-from spade_fast.attribution.visualization.rectifiers import opened
+from spade_fast.attribution.visualization.rectifiers import SilentPictures
 
 _CENTRED = 0.05  # largest shift of views for a neuron, which looks at the centre
-_PATIENCE = 16  # steps without any gradient after which a feature is given up
+_PATIENCE = 16  # steps without any gradient, even through rectifiers, after which a feature is given up
 _LEAST_RATE = 0.05  # the last learning rate as a share of the first
 _OPAQUE = 0.9  # share of the pixels that are not fully drawn
 _SOFTNESS = 1 / 25  # width over which transparency is smoothed, as a share of the picture's side
@@ -139,9 +139,9 @@ def visualize(
     if any(one.neuron for one in features):
         looks = replace(looks, shift=_CENTRED)
     centre, spread = (torch.tensor(list(values), device=parameter.device).view(1, -1, 1, 1) for values in (mean, std))
+    contrasted = any(one.contrast for one in features)
     places = {model if one.layer is None else named_module(model, one.layer) for one in features}
     importance = torch.zeros(count, *size, device=parameter.device)
-    moved = torch.zeros(count, dtype=torch.bool, device=parameter.device)
     values = torch.full((count,), math.nan)
 
     def seen(pictures: Tensor) -> Tensor:
@@ -152,10 +152,12 @@ def visualize(
         example = seen(made.pictures().detach())[:1]
         alike = nullcontext(None) if count == 1 else comparing(model, example)
         with reading(model, features, example) as activations, alike as similarity:
+            silent = SilentPictures(lambda pictures: activations(seen(pictures))[1], places)
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = rate * _falling(step / steps)
                 pictures = made.pictures()
-                values = activations(seen(pictures)).float().view(count, views).mean(1)
+                found, alone = activations(seen(pictures))
+                values = found.float().view(count, views).mean(1)
                 if not values.requires_grad:
                     raise InvalidValueError(
                         f"the activation of {_named(features)} has no gradient: the network stops it"
@@ -165,17 +167,15 @@ def visualize(
                 penalty = made.penalty(pictures)
                 if similarity is not None:
                     penalty = penalty + similarity(count)
-                (gradient,) = torch.autograd.grad(values.sum(), pictures, retain_graph=similarity is not None)
+                (gradient,) = torch.autograd.grad(values.sum(), pictures, retain_graph=contrasted or count > 1)
                 importance += gradient.abs().mean(1)
-                silent = ~gradient.flatten(1).any(1)
-                if bool(silent.any()):  # a rectifier may block what would excite it
-                    with opened(places):
-                        (hint,) = torch.autograd.grad(activations(seen(pictures)).sum(), pictures)
-                    gradient = torch.where(silent.view(-1, 1, 1, 1), hint, gradient)
+                own = gradient
+                if contrasted:
+                    (own,) = torch.autograd.grad(alone.sum(), pictures, retain_graph=count > 1)
+                gradient = silent.roused(pictures, gradient, own)
                 loss = (values.detach().abs() * penalty).sum() - (gradient * pictures).sum()
                 (made.coefficients.grad,) = torch.autograd.grad(loss, made.coefficients)
-                moved |= gradient.flatten(1).any(1)
-                alive = importance.flatten(1).any(1) if step + 1 == steps else moved
+                alive = silent.excited if step + 1 == steps else silent.moved
                 if step + 1 in (_PATIENCE, steps) and not bool(alive.all()):
                     raise DeadFeatureError(
                         f"{_named(features)} never fires: no view of the picture changes it. It does not depend on the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,12 +74,13 @@ class Feature:
         return "the model" if self.layer is None else f"layer {self.layer!r}"
 
 
-Activations = Callable[[Tensor], Tensor]  # of images [N, C, H, W]: the sum over the features [N]
+# Of images [N, C, H, W]: the sum over the features [N], and the same without what contrasts subtract.
+Activations = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @contextmanager
 def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> Iterator[Activations]:
-    """Yield a function from images to the features' activations, one number per image.
+    """Yield a function from images to the features' activations, two numbers per image: with and without contrasts.
 
     Parameters
     ----------
@@ -122,12 +123,14 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
                 channels[feature.layer] = channel_dimension(feature.place, output, layouts)
                 _check(feature, output, channels[feature.layer], modules)
 
-        def activations(images: Tensor) -> Tensor:
+        def activations(images: Tensor) -> tuple[Tensor, Tensor]:
             model(images)
-            total = images.new_zeros(())
+            total = alone = images.new_zeros(())
             for feature in features:
-                total = total + _activation(feature, outputs[feature.layer][1], channels[feature.layer])
-            return total
+                output, dimension = outputs[feature.layer][1], channels[feature.layer]
+                total = total + _activation(feature, output, dimension)
+                alone = alone + _activation(replace(feature, contrast=False), output, dimension)
+            return total, alone
 
         yield activations
     finally:

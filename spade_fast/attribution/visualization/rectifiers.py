@@ -1,4 +1,4 @@
-"""Gradients through rectifiers that block them: what would excite a feature that a picture does not excite yet."""
+"""Gradients through rectifiers that block them: what would excite a feature that a picture does not excite."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -13,6 +14,48 @@ from spade_fast.attribution.function_calls import function_names, name_of
 
 # Functions that return their input, or a limit in its place.
 _RECTIFIERS = function_names("relu relu6 hardtanh threshold clamp clip clamp_min clamp_max")
+
+
+class SilentPictures:
+    """Finds, among pictures that are optimised, those that do not excite their feature, and what would excite it.
+
+    Parameters
+    ----------
+    activations
+        Function of the pictures ``[N, C, H, W]``: activations of the feature.
+    places
+        Modules that return them.
+
+    Attributes
+    ----------
+    excited, moved : Tensor ``[N]``
+        Whether each picture had a gradient in some step; in `moved`, be it through rectifiers.
+    """
+
+    def __init__(self, activations: Callable[[Tensor], Tensor], places: Iterable[nn.Module]) -> None:
+        self._activations, self._places = activations, set(places)
+        self.excited = self.moved = torch.zeros((), dtype=torch.bool)
+
+    def roused(self, pictures: Tensor, gradient: Tensor, own: Tensor) -> Tensor:
+        """Return the gradient to follow ``[N, C, H, W]``: that of silent pictures passes rectifiers.
+
+        Parameters
+        ----------
+        pictures
+            Those of this step.
+        gradient
+            Of what is optimised.
+        own
+            Of the feature alone, without what is subtracted from it.
+        """
+        exciting = own.flatten(1).any(1)
+        if not bool(exciting.all()):
+            with opened(self._places):
+                (hint,) = torch.autograd.grad(self._activations(pictures).sum(), pictures)
+            gradient = torch.where(exciting.view(-1, 1, 1, 1), gradient, hint)
+        self.excited = exciting | self.excited.to(exciting.device)
+        self.moved = gradient.flatten(1).any(1) | self.moved.to(exciting.device)
+        return gradient
 
 
 @contextmanager

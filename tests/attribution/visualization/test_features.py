@@ -11,7 +11,7 @@ from spade_fast.attribution.visualization.features import Feature, reading
 
 def activations(network: nn.Module, features: list[Feature], images: Tensor) -> Tensor:
     with reading(network, features, images[:1]) as read:
-        return read(images)
+        return read(images)[0]
 
 
 @pytest.fixture
@@ -37,6 +37,9 @@ def test_what_is_read(network: nn.Module) -> None:
         torch.testing.assert_close(activations(network, [feature], images), values)
     both = activations(network, [Feature(4, "0"), Feature(2)], images)
     torch.testing.assert_close(both, maps[:, 4].mean((1, 2)) + classes[:, 2])
+    both = [Feature(4, "0", contrast=True), Feature(2)]
+    with reading(network, both, images[:1]) as read:
+        torch.testing.assert_close(read(images)[1], maps[:, 4].mean((1, 2)) + classes[:, 2])
     assert not network[0]._forward_hooks
 
 

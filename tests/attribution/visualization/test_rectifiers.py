@@ -55,27 +55,29 @@ def test_others_stay_closed() -> None:
     assert gradient.tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("contrast", [False, True])
 @pytest.mark.parametrize("method", PARAMETRIZATIONS)
-def test_a_feature_that_no_first_picture_excites(method: str) -> None:
+def test_a_feature_that_no_first_picture_excites(method: str, contrast: bool) -> None:
     """It fires for red pictures alone, and noise is grey."""
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
-    network[0].weight.data = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, 1.0]])[..., None, None]
+    network[0].weight.data = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.2, 0.2]])[..., None, None]
     network[0].bias.data = torch.tensor([-0.6, 0.0])
     options = {"size": (12, 12), "views": 2, "method": method}
-    feature = Feature(0, "1", neuron=True)
+    feature = Feature(0, "1", neuron=True, contrast=contrast)
     with torch.no_grad():
         assert not network(visualize(network, feature, steps=0, **options).pictures)[:, 0].any()
     made = visualize(network, feature, steps=40, **options)
     assert network(made.pictures)[0, 0].max() > 0.1 and made.importance.any()
 
 
+@pytest.mark.parametrize("contrast", [False, True])
 @pytest.mark.parametrize("method", PARAMETRIZATIONS)
-def test_a_constant_feature_is_dead_whatever_the_penalty(method: str) -> None:
+def test_a_constant_feature_is_dead_whatever_else_has_a_gradient(method: str, contrast: bool) -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.ReLU())
     network[0].weight.data[1] = 0
     network[1].bias.data.fill_(0.5)
     with pytest.raises(DeadFeatureError, match="channel 1 of layer '2' never fires"):
-        visualize(network, Feature(1, "2"), size=(8, 8), steps=4, method=method)
+        visualize(network, Feature(1, "2", contrast=contrast), size=(8, 8), steps=4, method=method)
 
 
 def test_what_can_never_fire_is_given_up_early_and_what_might_at_the_end() -> None:
