@@ -137,8 +137,7 @@ def visualize_command(
             "of photos, or 'demo' for the packaged photo.",
         ),
     ],
-    config: PruneConfig,
-    setup: Setup,
+    *,
     layer: Annotated[
         str | None,
         typer.Option(
@@ -173,13 +172,22 @@ def visualize_command(
     seed: Annotated[
         int, typer.Option(help="Seed of the initial image and, with --units, of the augmentations.")
     ] = Drawing.seed,
+    config: PruneConfig,
+    setup: Setup,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the HTML page and images.")] = Path(
         "visualization"
     ),
 ) -> None:
     """Visualise classes, channels or neurons of the dense network and of traces, or the units that a photo excites."""
     drawing = Drawing(
-        method, steps, views, count, neuron, contrast, None if start is None else _photo(str(start)), seed
+        method=method,
+        steps=steps,
+        views=views,
+        count=count,
+        neuron=neuron,
+        contrast=contrast,
+        start=None if start is None else _photo(str(start), "name a photo in it"),
+        seed=seed,
     )
     with showing_progress() as report:
         if units is None:

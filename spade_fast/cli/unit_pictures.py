@@ -250,7 +250,7 @@ def draw_units(
             photo=data_url(shown[0].pixels / 255),
             fewer=0 if given or len(chosen) == count else count,
             window=WINDOW,
-            crops=_MOST_CROPS,
+            others_shown=_MOST_CROPS - 1 if len(photos) > _MOST_CROPS else 0,
         )
     return [out / name for name in names]
 

@@ -27,7 +27,8 @@ class Units:
     maps : Tensor ``[C, H, W]``
         Their activations, on the CPU, in at least float32.
     contributions : Tensor ``[C]``
-        What they contribute to a class: activation x gradient of the class's logit, summed over the positions.
+        What they contribute to a class where the photo excites them: activation x gradient of the class's logit, summed
+        over the positions with an activation above 0.
     """
 
     maps: Tensor
@@ -113,7 +114,7 @@ def read_units(model: nn.Module, layer: str, image: Tensor, target: int) -> Unit
         raise InvalidValueError(f"the logits have no gradient with respect to {place}")
     kind = torch.promote_types(output.dtype, torch.float32)
     maps, gradients = (one.detach().movedim(channels, 1)[0].to("cpu", kind) for one in (output, gradient))
-    return Units(maps, (maps * gradients).sum((1, 2)))
+    return Units(maps, (maps.clamp(min=0) * gradients).sum((1, 2)))
 
 
 def last_map_layer(model: nn.Module, image: Tensor) -> str | None:

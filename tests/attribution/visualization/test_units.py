@@ -41,6 +41,16 @@ def test_contributions_by_hand(image: Tensor) -> None:
     torch.testing.assert_close(units.contributions.sum(), logit.detach())
 
 
+def test_positions_that_are_not_excited_do_not_count(image: Tensor) -> None:
+    """Of a layer without a rectifier: what is drawn is what excites a channel, not what inhibits it."""
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)).double()
+    maps = network[0](image)[0]
+    units = read_units(network, "0", image, 0)
+    by_hand = (maps.clamp(min=0).mean((1, 2)) * network[3].weight[0]).detach()
+    torch.testing.assert_close(units.contributions, by_hand)
+    assert maps.min() < 0
+
+
 def test_what_follows_may_change_the_map_in_place(image: Tensor) -> None:
     left, right = (read_units(classifier(inplace=inplace), "0", image, 0) for inplace in (False, True))
     torch.testing.assert_close(left.maps, right.maps)
