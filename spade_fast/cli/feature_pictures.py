@@ -90,16 +90,16 @@ def draw_features(
         features = _names(given, network, layer)
         for index in features:
             drawing.check(network, index, layer)
-        for trace in opened.values():
-            with trace.applied(network.module):  # checks that it is one of this network
+        for made in opened.values():
+            with made.applied(network.module):  # checks that it is one of this network
                 pass
         rows: dict[int, list[Cell]] = {index: [] for index in features}
         for name in (_DENSE, *opened):
-            trace_of_it = opened.get(name)
-            with nullcontext() if trace_of_it is None else trace_of_it.applied(network.module):
+            trace = opened.get(name)
+            with nullcontext() if trace is None else trace.applied(network.module):
                 for index, cells in rows.items():
                     stem = name if len(features) == 1 else f"{name}-{index}"
-                    cells.append(_cell(stem, trace_of_it, drawing, network, index, layer, titled(progress, stem)))
+                    cells.append(_cell(stem, trace, drawing, network, index, layer, titled(progress, stem)))
         settings = {**vars(setup), "layer": layer, **drawing.settings()}
         del settings["augmentations"]
         title = _title(features, drawing, layer)

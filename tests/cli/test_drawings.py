@@ -1,0 +1,35 @@
+"""How the commands draw a feature: `Visualization.drawn` of a picture larger than what the network sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("PIL")
+
+from spade_fast import Feature, load_model, visualize
+from spade_fast._util.progress import no_progress
+from spade_fast.cli.drawings import Drawing
+
+
+def test_pictures_are_those_of_visualize_paler_where_they_matter_less(small):
+    network = load_model(small)
+    drawing = Drawing(method="fourier", steps=2, views=3, count=2, contrast=True, neuron=True, seed=5)
+    made = visualize(
+        network.module,
+        Feature(4, "2", neuron=True, contrast=True),
+        method="fourier",
+        steps=2,
+        views=3,
+        count=2,
+        seed=5,
+        size=(20, 20),
+        view=(16, 16),
+        mean=network.mean,
+        std=network.std,
+    )
+    found = drawing.draw(network, 4, "2", no_progress)
+    for picture, expected, full in zip(found, made.drawn(), made.pictures, strict=True):
+        assert np.abs(picture / 255 - expected.permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
+        assert np.abs(picture / 255 - full.permute(1, 2, 0).numpy()).max() > 2 / 255
