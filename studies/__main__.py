@@ -34,9 +34,10 @@ def trojan(workers: Workers = 2, stages: Stages = None) -> None:
     parts = [*tables(summary), sentence]
     content = {"trojan": checks, "automatic, share of tuned": share, **summary}
     path = write("trojan", "Which maps find the trigger of a trojan?", parts, content)
-    draw_cases(study, records)
-    draw_classes(study)
-    CONSOLE.print(f"{path} and pictures beside it")
+    if stages is None:
+        draw_cases(study, records)
+        draw_classes(study)
+    CONSOLE.print(f"{path}")
 
 
 @app.command(name="settings")
