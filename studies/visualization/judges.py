@@ -1,0 +1,90 @@
+"""Networks that look at pictures they were not optimised for: which class they see, and what is alike to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spade_fast.inputs.networks import LoadedModel
+from studies.shared.cases import normalise
+
+SIDES: Mapping[str, int | None] = {"full": None, "96": 96, "64": 64, "48": 48}  # resolutions of a square, in pixels
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A network that looks at pictures.
+
+    Attributes
+    ----------
+    network
+        The network.
+    classes
+        Its class for a class of the network that pictures show; None if the classes are the same.
+    """
+
+    network: LoadedModel
+    classes: Mapping[int, int] | None = None
+
+    def knows(self, target: int) -> bool:
+        """Tell whether it has a class."""
+        return self.classes is None or target in self.classes
+
+    def own(self, target: int) -> int:
+        """Return its own index of a class."""
+        return target if self.classes is None else self.classes[target]
+
+    def sees(self, pictures: Tensor, side: int | None = None) -> Tensor:
+        """Return its input for pictures ``[N, 3, H, W]``, reduced to `side` before they are enlarged to its own size.
+
+        The photos of its training were squares that filled its input, as these pictures do.
+        """
+        if side is not None:
+            pictures = _resized(pictures, (side, side))
+        return normalise(self.network, _resized(pictures, self.network.size))
+
+
+def _resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    if pictures.shape[-2:] == size:
+        return pictures
+    return F.interpolate(pictures, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def rank_of(found: Tensor, target: int) -> int:
+    """Return how many other classes have at least the probability of one, of probabilities ``[classes]``."""
+    return int((found >= found[target]).sum()) - 1
+
+
+@torch.no_grad()
+def verdicts(judge: Judge, picture: Tensor, target: int) -> dict[str, dict[str, float]]:
+    """Return the rank and probability of a class in a picture ``[3, H, W]`` at each resolution of `SIDES`."""
+    seen = torch.cat([judge.sees(picture[None], side) for side in SIDES.values()])
+    found = judge.network.module(seen).softmax(1)
+    own = judge.own(target)
+    return {
+        side: {"rank": rank_of(one, own), "probability": float(one[own])}
+        for side, one in zip(SIDES, found, strict=True)
+    }
+
+
+@torch.no_grad()
+def features(judge: Judge, pictures: Tensor) -> Tensor:
+    """Return what the judge's last linear layer takes ``[N, F]`` for pictures ``[N, 3, H, W]``."""
+    last = [module for module in judge.network.module.modules() if isinstance(module, nn.Linear)][-1]
+    taken: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    try:
+        for picture in pictures.split(1):
+            judge.network.module(judge.sees(picture))
+    finally:
+        handle.remove()
+    return torch.cat(taken)
+
+
+def likeness(feature: Tensor, examples: Tensor) -> float:
+    """Return the mean cosine of an image's features ``[F]`` with those of examples ``[N, F]``."""
+    return float(F.cosine_similarity(feature[None], examples).mean())

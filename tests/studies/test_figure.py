@@ -1,0 +1,37 @@
+"""The figure: which pictures are the best, the median and the worst."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from spade_fast.inputs.networks import LoadedModel
+from studies.shared import records
+from studies.shared.cases import Case
+from studies.shared.measure import measure
+from studies.visualization.figure import chosen, draw_chosen
+from studies.visualization.judges import Judge
+from studies.visualization.painting import PictureRow, PictureStudy
+from studies.visualization.recognition import look
+
+
+def test_the_best_the_median_and_the_worst_by_probability_at_64_pixels_are_drawn(
+    loaded: LoadedModel, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(records, "CACHE", tmp_path)
+    study = PictureStudy("small", loaded, cases, [{"dense": PictureRow("dense network")}], steps=1)
+    measure(lambda: study, workers=1)
+    judge = Judge(loaded, {0: 0, 1: 1, 2: 2})
+    seen = look(study, judge)
+    score = {case.name: seen[study.key("dense", case)]["picture"]["64"]["probability"] for case in cases[:3]}
+    found = chosen(study, judge, seen, "dense")
+    assert [(name, value) for name, _, value in found] == list(
+        zip(("best", "median", "worst"), sorted(score.values(), reverse=True), strict=True)
+    )
+    assert all(score[case.name] == value for _, case, value in found)
+    draw_chosen(study, judge, seen, tmp_path / "drawn.jpg")
+    with Image.open(tmp_path / "drawn.jpg") as drawn:
+        assert min(drawn.size) > 200
