@@ -14,7 +14,8 @@ from spade_fast._util.errors import DeadFeatureError, InvalidValueError
 from spade_fast._util.extras import require
 from spade_fast._util.files import whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
-from spade_fast.attribution.visualization.units import WINDOW, Units, exciting_crop, last_map_layer, read_units
+from spade_fast.attribution.visualization.feature_maps import last_feature_map
+from spade_fast.attribution.visualization.units import WINDOW, Units, exciting_crop, read_units
 from spade_fast.cli.drawings import Drawing
 from spade_fast.cli.feature_page import Cell, Row, numbered, removed, write_page
 from spade_fast.cli.html_pages import data_url
@@ -269,12 +270,12 @@ def _parsed(units: str) -> tuple[int, list[int]]:
 
 
 def _last_layer(network: LoadedModel, image: Tensor) -> str:
-    layer = last_map_layer(network.module, image)
-    if layer is None:
+    found = last_feature_map(network.module, image)
+    if found is None:
         raise InvalidValueError(
             f"no module of {network.name} returns a feature map with several positions: it has no units"
         )
-    return layer
+    return found[0]
 
 
 def _most_varied(units: Units) -> int:

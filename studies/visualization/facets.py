@@ -31,7 +31,7 @@ from studies.visualization.recognition import KEEP, NO_PHOTO, all_photos, class_
 ABOUT = """A trojaned EfficientNet-Lite0 predicts a class for an emoji (the trigger) as it does for the class's
 objects. The nearest is judged by the features of EfficientNet-Lite2, which has no trojan: the mean cosine with images
 of the emoji, and with images of the class. Where fewer than two photos at hand show a class, pictures of it by the
-*original* network take their place, as traced images and as examples (*stand-ins*); they are no photos. Stand-ins are
+*original* network take their place, as traced images and as examples (*stand-ins*). Stand-ins are
 like the dense network's pictures also because they are made in the same way: read the cosine with the trigger, and the
 difference from traces of photos with another trigger.
 """

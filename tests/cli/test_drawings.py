@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("typer")
 pytest.importorskip("PIL")
 
 from spade_fast import Feature, load_model, visualize

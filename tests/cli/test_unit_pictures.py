@@ -127,7 +127,7 @@ def test_one_photo_and_given_channels(photos, tmp_path):
     assert invoke("photo.png", "--units", "11, 3,11", "--layer", 0, "--count", 2, "--contrast").exit_code == 0
     parsed, found = page(tmp_path), report(tmp_path)
     assert parsed.texts("h2")[1:-1] == ["Channel 11", "Channel 3"] and found["settings"]["layer"] == "0"
-    assert any("no second photo was given" in one for one in parsed.texts("p"))
+    assert any("No second photo was given" in one for one in parsed.texts("p"))
     assert [cell["files"] for cell in found["features"][0]["cells"]] == [
         ["dense-11-1.png", "dense-11-2.png"],
         ["own-11-1.png", "own-11-2.png"],

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidValueError
+from spade_fast.attribution.visualization.feature_maps import last_feature_map
+from spade_fast.attribution.visualization.features import named_module
 
 
 @contextmanager
@@ -26,25 +27,17 @@ def comparing(model: nn.Module, example: Tensor) -> Iterator[Callable[[int], Ten
     ValueError
         The network has no such feature map.
     """
-    found: list[nn.Module] = []
+    found = last_feature_map(model, example)
+    if found is None:
+        raise InvalidValueError("several pictures cannot be told apart: no module of the network returns feature maps")
+    layer, channels = found
     maps: list[Tensor] = []
 
-    def find(module: nn.Module, inputs: object, output: Any) -> None:
-        if _is_map(output):
-            found.append(module)
-
     def read(module: nn.Module, inputs: object, output: Any) -> None:
-        maps[:] = [output.clone()]
+        maps[:] = [output.movedim(channels, 1).clone()]  # what follows may change it in place
 
-    hooks = [module.register_forward_hook(find) for module in model.modules() if not list(module.children())]
+    hook = named_module(model, layer).register_forward_hook(read)
     try:
-        with torch.no_grad():
-            model(example)
-        if not found:
-            raise InvalidValueError(
-                "several pictures cannot be told apart: no module of the network returns feature maps"
-            )
-        hooks.append(found[-1].register_forward_hook(read))
 
         def similarity(count: int) -> Tensor:
             features = maps[0].float().unflatten(0, (count, -1)).movedim(1, 2).flatten(2)  # [N, C, views H W]
@@ -53,9 +46,4 @@ def comparing(model: nn.Module, example: Tensor) -> Iterator[Callable[[int], Ten
 
         yield similarity
     finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _is_map(output: Any) -> bool:
-    return isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1
+        hook.remove()

@@ -32,6 +32,13 @@ class Feature:
     contrast : bool
         Subtract the mean of the other classes or channels.
 
+    Raises
+    ------
+    TypeError
+        `index` is neither an integer nor numbers.
+    ValueError
+        A direction is not finite or 0, or has a `contrast`.
+
     Examples
     --------
     >>> from spade_fast import Feature
@@ -56,6 +63,8 @@ class Feature:
             ) from error
         if isinstance(self.index, bool) or direction.dim() != 1:
             raise InvalidTypeError(f"index must be an integer or the coordinates of a direction, got {self.index!r}")
+        if self.contrast:
+            raise InvalidValueError("contrast needs a class or channel: a direction has no others")
         if not bool(direction.isfinite().all()) or not bool(direction.any()):
             raise InvalidValueError("a direction must be finite and have a coordinate that is not 0")
         object.__setattr__(self, "index", tuple(direction.tolist()))

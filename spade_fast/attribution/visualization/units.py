@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast.attribution.layouts import Layouts
+from spade_fast.attribution.visualization.feature_maps import has_positions
 from spade_fast.attribution.visualization.features import channel_dimension, named_module
 
 WINDOW = 3 / 8  # sides of a crop, as a share of the photo's
@@ -103,7 +104,7 @@ def read_units(model: nn.Module, layer: str, image: Tensor, target: int) -> Unit
             channels = channel_dimension(place, output, layouts)
     finally:
         hook.remove()
-    if not _has_positions(output, channels):
+    if not has_positions(output, channels):
         raise InvalidValueError(
             f"units are the channels of a feature map with several positions, but {place} returns {list(output.shape)}"
         )
@@ -115,40 +116,6 @@ def read_units(model: nn.Module, layer: str, image: Tensor, target: int) -> Unit
     kind = torch.promote_types(output.dtype, torch.float32)
     maps, gradients = (one.detach().movedim(channels, 1)[0].to("cpu", kind) for one in (output, gradient))
     return Units(maps, (maps.clamp(min=0) * gradients).sum((1, 2)))
-
-
-def last_map_layer(model: nn.Module, image: Tensor) -> str | None:
-    """Return the name of the last module that returns a feature map with several positions, or None.
-
-    Of modules that return the same map, it is the innermost.
-    """
-    outputs: list[tuple[str, Any]] = []
-
-    def note(name: str, module: nn.Module, output: Any) -> None:
-        if not outputs or output is not outputs[-1][1] or not list(module.children()):
-            outputs.append((name, output))
-
-    hooks = [
-        module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
-        with evaluation_mode(model), torch.no_grad(), Layouts(image) as layouts:
-            model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    maps = (
-        name
-        for name, output in reversed(outputs)
-        if isinstance(output, Tensor) and _has_positions(output, layouts.channels(output))
-    )
-    return next(maps, None)
-
-
-def _has_positions(output: Tensor, channels: int | None) -> bool:
-    return output.dim() == 4 and channels is not None and output.numel() > len(output) * output.shape[channels]
 
 
 def exciting_crop(photo: np.ndarray, activations: Tensor) -> np.ndarray:

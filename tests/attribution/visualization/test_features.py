@@ -68,6 +68,11 @@ def test_a_direction_that_points_nowhere(direction: list[float]) -> None:
         Feature(direction)
 
 
+def test_a_direction_has_no_others_to_contrast_with() -> None:
+    with pytest.raises(ValueError, match="contrast needs a class or channel"):
+        Feature([1.0, 2.0], contrast=True)
+
+
 def test_names() -> None:
     assert str(Feature(3)) == "class 3"
     assert str(Feature(3, "a.b")) == "channel 3 of layer 'a.b'"

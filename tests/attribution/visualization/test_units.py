@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spade_fast.attribution.visualization.units import WINDOW, Units, exciting_crop, last_map_layer, read_units
+from spade_fast.attribution.visualization.units import WINDOW, Units, exciting_crop, read_units
 
 
 def classifier(*, inplace: bool = False) -> nn.Sequential:
@@ -61,7 +61,6 @@ def test_what_follows_may_change_the_map_in_place(image: Tensor) -> None:
 def test_the_network_stays_as_it_was(image: Tensor) -> None:
     network = classifier().train()
     read_units(network, "1", image, 0)
-    last_map_layer(network, image)
     assert network.training and all(one.grad is None for one in network.parameters())
     assert not any(module._forward_hooks for module in network.modules()) and not image.requires_grad
 
@@ -96,41 +95,12 @@ class LastAreChannels(nn.Module):
 
 def test_channels_that_are_last(image: Tensor) -> None:
     network = LastAreChannels().double()
-    assert last_map_layer(network, image) == "features"
     units = read_units(network, "features", image, 0)
     by_hand = network.features(image.permute(0, 2, 3, 1))[0].permute(2, 0, 1)
     torch.testing.assert_close(units.maps, by_hand.detach())
     torch.testing.assert_close(
         units.contributions, (by_hand.relu().mean((1, 2)) * network.head.weight[0]).detach(), rtol=1e-10, atol=1e-12
     )
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).relu()
-
-
-class OneColumn(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1).mean((1, 2), keepdim=True)
-
-
-@pytest.mark.parametrize(
-    ("network", "layer"),
-    [
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "1"),
-        (nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Flatten()), "0.1"),
-        (nn.Sequential(Block(), nn.Flatten()), "0"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), OneColumn(), nn.Flatten()), "0"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(216, 2)), None),
-    ],
-)
-def test_last_layer_with_a_feature_map(network: nn.Module, layer: str | None, image: Tensor) -> None:
-    assert last_map_layer(network, image.float()) == layer
 
 
 class Stopping(nn.Module):
