@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast._util.checks import nearest
-from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError, UserError
+from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.text import first_line
 from spade_fast.attribution.layouts import Layouts
 
@@ -35,7 +36,7 @@ class Feature:
     Raises
     ------
     TypeError
-        `index` is neither an integer nor numbers.
+        `index` is neither an integer nor numbers, or another attribute has another type.
     ValueError
         A direction is not finite or 0, or has a `contrast`.
 
@@ -52,12 +53,18 @@ class Feature:
     contrast: bool = False
 
     def __post_init__(self) -> None:
-        """Check the index."""
+        """Check the attributes."""
+        if not isinstance(self.layer, str | None):
+            raise InvalidTypeError(f"layer must be the name of a module or None, got {self.layer!r}")
+        for name in ("neuron", "contrast"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidTypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if isinstance(self.index, int) and not isinstance(self.index, bool):
             return
         try:
             direction = torch.as_tensor(self.index, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
+            coordinates = tuple(direction.tolist())
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InvalidTypeError(
                 f"index must be an integer or the coordinates of a direction, got {self.index!r}"
             ) from error
@@ -67,7 +74,7 @@ class Feature:
             raise InvalidValueError("contrast needs a class or channel: a direction has no others")
         if not bool(direction.isfinite().all()) or not bool(direction.any()):
             raise InvalidValueError("a direction must be finite and have a coordinate that is not 0")
-        object.__setattr__(self, "index", tuple(direction.tolist()))
+        object.__setattr__(self, "index", coordinates)
 
     def __str__(self) -> str:
         """Name the feature in messages."""
@@ -120,23 +127,21 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
             hooks.append(called.register_forward_hook(read))
         channels = {}
         with torch.no_grad(), Layouts(example) as layouts:
-            try:
-                model(example)
-            except RuntimeError as error:
-                size = " x ".join(map(str, example.shape[-2:]))
-                raise InvalidValueError(
-                    f"the model cannot take images of {size} pixels: {first_line(error)}"
-                ) from error
+            _run(model, example)
             for feature in features:
                 output = outputs.get(feature.layer, (None, None))[0]
                 channels[feature.layer] = channel_dimension(feature.place, output, layouts)
                 _check(feature, output, channels[feature.layer], modules)
 
         def activations(images: Tensor) -> tuple[Tensor, Tensor]:
-            model(images)
+            _run(model, images)
             total = alone = images.new_zeros(())
             for feature in features:
                 output, dimension = outputs[feature.layer][1], channels[feature.layer]
+                if len(output) != len(images):
+                    raise InvalidValueError(
+                        f"{feature.place} returns {list(output.shape)} for {len(images)} images, not one row for each"
+                    )
                 total = total + _activation(feature, output, dimension)
                 alone = alone + _activation(replace(feature, contrast=False), output, dimension)
             return total, alone
@@ -160,7 +165,7 @@ def named_module(model: nn.Module, layer: str) -> nn.Module:
 def channel_dimension(place: str, output: Any, layouts: Layouts) -> int:
     """Return the dimension of the output of a `place` that holds classes, channels or features of tokens."""
     if output is None:
-        raise InvalidValueError(f"{place} is not called in the network's forward pass")
+        raise InvalidValueError(f"{place} is not called in the network's forward pass, or returns None")
     if not isinstance(output, Tensor) or output.dim() not in (2, 3, 4):
         given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InvalidValueError(f"{place} returns {given}, not feature maps, tokens or classes")
@@ -174,7 +179,23 @@ def channel_dimension(place: str, output: Any, layouts: Layouts) -> int:
     return found
 
 
+def _run(model: nn.Module, images: Tensor) -> None:
+    try:
+        model(images)
+    except UserError:
+        raise
+    except Exception as error:  # the network's own code may fail in any way
+        if is_out_of_memory(error):
+            raise
+        number, size = "" if len(images) == 1 else f"{len(images)} ", " x ".join(map(str, images.shape[-2:]))
+        raise InvalidValueError(
+            f"the model cannot take {number}images of {size} pixels: {first_line(error)}"
+        ) from error
+
+
 def _check(feature: Feature, output: Tensor, channels: int, modules: dict[str, nn.Module]) -> None:
+    if 0 in output.shape:
+        raise InvalidValueError(f"{feature.place} returns {list(output.shape)}: the images are too small for it")
     count, index = output.shape[channels], feature.index
     if isinstance(index, tuple):
         if len(index) != count:
@@ -185,8 +206,6 @@ def _check(feature: Feature, output: Tensor, channels: int, modules: dict[str, n
         raise InvalidValueError(
             f"a neuron needs a layer whose output is a feature map, but {feature.place} returns {list(output.shape)}"
         )
-    if 0 in output.shape:
-        raise InvalidValueError(f"{feature.place} returns {list(output.shape)}: the images are too small for it")
     weight: object = None if feature.layer is None else getattr(modules[feature.layer], "weight", None)
     of_channels = weight if isinstance(weight, Tensor) and weight.dim() > 1 and len(weight) == count else None
     if isinstance(index, int) and of_channels is not None and not bool(of_channels[index].any()):
@@ -197,8 +216,9 @@ def _activation(feature: Feature, output: Tensor, channels: int) -> Tensor:
     """Return a feature's activation of each image ``[N]``."""
     values = output.movedim(channels, 1)
     if isinstance(feature.index, tuple):
-        direction = values.new_tensor(feature.index)
-        chosen = torch.tensordot(values, direction / direction.norm(), dims=([1], [0]))
+        direction = torch.tensor(feature.index, dtype=torch.float64)
+        direction /= direction.abs().max()  # whose squares can be neither 0 nor infinite
+        chosen = torch.tensordot(values, (direction / direction.norm()).to(values), dims=([1], [0]))
     else:
         chosen = values[:, feature.index]
         if feature.contrast:

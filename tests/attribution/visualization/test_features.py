@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from spade_fast._util.errors import InvalidValueError
 from spade_fast.attribution.visualization.features import Feature, reading
 
 
@@ -56,10 +60,73 @@ def test_a_layer_that_is_not_called() -> None:
         activations(Aside(), [Feature(0, "aside")], torch.rand(1, 3, 4, 4))
 
 
-@pytest.mark.parametrize("index", ["3", None, True, [[1.0]], 2.5])
+@pytest.mark.parametrize(
+    "index", ["3", None, True, [[1.0]], 2.5, [10**400, 1], torch.ones(2, device="meta"), torch.tensor(1)]
+)
 def test_an_index_of_the_wrong_type(index: object) -> None:
     with pytest.raises(TypeError, match="index must be an integer or the coordinates of a direction"):
         Feature(index)
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("layer", 0), ("layer", ["0"]), ("neuron", "no"), ("contrast", 1)])
+def test_an_attribute_of_the_wrong_type(attribute: str, value: object) -> None:
+    with pytest.raises(TypeError, match=rf"{attribute} must be .*, got {re.escape(repr(value))}"):
+        Feature(0, **{attribute: value})
+
+
+@pytest.mark.parametrize("length", [1e-320, 1e-30, 1e30, 1e308])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_only_where_a_direction_points_matters(network: nn.Module, length: float, dtype: torch.dtype) -> None:
+    images, model = torch.randn(2, 3, 6, 6).to(dtype), network.to(dtype)
+    expected = activations(model, [Feature([0.0, 1.0, 1.0, 0.0])], images)
+    found = activations(model, [Feature([0.0, length, length, 0.0])], images)
+    torch.testing.assert_close(found, expected)
+
+
+class Failing(nn.Conv2d):
+    """Fails, as networks do that check the size of their input or take one image only."""
+
+    def __init__(self, error: Exception, most: int) -> None:
+        super().__init__(3, 2, 1)
+        self.error, self.most = error, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise self.error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [AssertionError, ValueError, TypeError, RuntimeError])
+def test_whatever_a_network_raises_is_one_error(kind: type[Exception]) -> None:
+    images = torch.rand(2, 3, 6, 7)
+    with pytest.raises(InvalidValueError, match="the model cannot take images of 6 x 7 pixels: expected 8"):
+        activations(Failing(kind("expected 8"), 0), [Feature(0)], images)
+    with pytest.raises(InvalidValueError, match="the model cannot take 2 images of 6 x 7 pixels: one at a time"):
+        activations(Failing(kind("one at a time"), 1), [Feature(0)], images)
+
+
+def test_memory_that_runs_out_is_not_the_size_of_the_images() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        activations(Failing(torch.OutOfMemoryError("out"), 0), [Feature(0)], torch.rand(1, 3, 6, 6))
+
+
+def test_an_output_that_is_not_one_per_image(network: nn.Module) -> None:
+    network.register_forward_hook(lambda module, inputs, output: output.mean(0, keepdim=True))
+    with pytest.raises(ValueError, match=r"the model returns \[1, 4\] for 2 images, not one row for each"):
+        activations(network, [Feature(0)], torch.rand(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [(lambda y: None, "the model is not called .*, or returns None"), (lambda y: y[:, :0], r"returns \[1, 0\]")],
+)
+def test_an_output_with_nothing_in_it(network: nn.Module, output: Callable[[Tensor], object], message: str) -> None:
+    class Changed(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            return output(network(x))
+
+    with pytest.raises(ValueError, match=message):
+        activations(Changed(), [Feature(0)], torch.rand(1, 3, 6, 6))
 
 
 @pytest.mark.parametrize("direction", [[0.0, 0.0], [float("nan"), 1.0]])
