@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from spade_fast.attribution.visualization.diversity import comparing
 from spade_fast.attribution.visualization.features import Feature, named_module, reading
 from spade_fast.attribution.visualization.parametrizations import PARAMETRIZATIONS
 from spade_fast.attribution.visualization.rectifiers import SilentPictures
+from spade_fast.pruning.module_kinds import original_module
 
 _CENTRED = 0.05  # largest shift of views for a neuron, which looks at the centre
 _PATIENCE = 16  # steps without any gradient, even through rectifiers, after which a feature is given up
@@ -54,6 +57,7 @@ class Visualization:
         return opacity * self.pictures + (1 - opacity) * background
 
 
+@torch.inference_mode(False)
 def visualize(
     model: nn.Module,
     feature: Feature | Sequence[Feature],
@@ -114,8 +118,10 @@ def visualize(
         The weights of the feature are zero, or it never fires (also a ValueError).
     ValueError
         The method, layer or index does not exist, the layer does not return feature maps, tokens or classes, the
-        feature has no gradient, the network cannot take images of this size, a setting is out of range, or `mean` and
-        `std` differ in length.
+        feature has no gradient, the network cannot take images of this size, a setting is out of range, `mean` and
+        `std` differ in length, or `start` has a single colour, whose magnitudes with ``"maco"`` are zero.
+    TypeError
+        An argument has the wrong type; `model` is TorchScript.
 
     Examples
     --------
@@ -125,10 +131,16 @@ def visualize(
     >>> visualize(model, Feature(5), size=(32, 32), steps=4).pictures.shape
     torch.Size([1, 3, 32, 32])
     """
-    features = [feature] if isinstance(feature, Feature) else list(feature)
-    _check(features, count, method, size, view, mean, std, steps, views, learning_rate, seed)
+    model = original_module(model)
+    features = _features(feature)
+    size, view = _sides("size", size), _sides("view", size if view is None else view)
+    mean, std = _normalisation(mean, std)
+    _check(count, method, steps, views, learning_rate, seed)
     generator = torch.Generator().manual_seed(seed)
-    parameter = next(model.parameters())
+    held = (one for one in chain(model.parameters(), model.buffers()) if one.is_floating_point())
+    parameter = next(held, torch.zeros(0))
+    if parameter.is_meta:
+        raise InvalidValueError("the model is on the meta device and has no values")
     made = PARAMETRIZATIONS[method](count, len(mean), size, generator)
     if start is not None:
         made.begin_with(_resized(start, len(mean), size))
@@ -145,7 +157,7 @@ def visualize(
     values = torch.full((count,), math.nan)
 
     def seen(pictures: Tensor) -> Tensor:
-        images = (looks.of(pictures, views, view or size, generator) - centre) / spread
+        images = (looks.of(pictures, views, view, generator) - centre) / spread
         return images.to(parameter.dtype).contiguous(memory_format=torch.channels_last)
 
     with evaluation_mode(model), torch.enable_grad():
@@ -158,16 +170,20 @@ def visualize(
                 pictures = made.pictures()
                 found, alone = activations(seen(pictures))
                 values = found.float().view(count, views).mean(1)
-                if not values.requires_grad:
-                    raise InvalidValueError(
-                        f"the activation of {_named(features)} has no gradient: the network stops it"
-                    )
                 if not bool(values.isfinite().all()):
                     raise InvalidValueError(f"the activation of {_named(features)} is not finite")
                 penalty = made.penalty(pictures)
                 if similarity is not None:
                     penalty = penalty + similarity(count)
-                (gradient,) = torch.autograd.grad(values.sum(), pictures, retain_graph=contrasted or count > 1)
+                gradient = None
+                if values.requires_grad:
+                    (gradient,) = torch.autograd.grad(
+                        values.sum(), pictures, retain_graph=contrasted or count > 1, allow_unused=True
+                    )
+                if gradient is None:
+                    raise InvalidValueError(
+                        f"the activation of {_named(features)} has no gradient: the network stops it"
+                    )
                 importance += gradient.abs().mean(1)
                 own = gradient
                 if contrasted:
@@ -187,34 +203,42 @@ def visualize(
         return Visualization(made.pictures().cpu(), importance.cpu() / max(steps, 1), tuple(values.tolist()))
 
 
-def _check(
-    features: Sequence[Feature],
-    count: int,
-    method: str,
-    size: tuple[int, int],
-    view: tuple[int, int] | None,
-    mean: Sequence[float],
-    std: Sequence[float],
-    steps: int,
-    views: int,
-    learning_rate: float | None,
-    seed: int,
-) -> None:
+def _features(given: Any) -> list[Feature]:
+    features = list(given) if isinstance(given, Iterable) else [given]
     if not features or not all(isinstance(one, Feature) for one in features):
-        raise InvalidTypeError(f"feature must be a Feature or a sequence of them, got {features!r}")
+        raise InvalidTypeError(f"feature must be a Feature or a sequence of them, got {given!r}")
+    return features
+
+
+def _sides(name: str, given: Any) -> tuple[int, int]:
+    if not isinstance(given, tuple | list):
+        raise InvalidTypeError(f"{name} must be a height and a width, got {given!r}")
+    if len(given) != 2:
+        raise InvalidValueError(f"{name} must be a height and a width, got {given!r}")
+    return integer(name, given[0], 1), integer(name, given[1], 1)
+
+
+def _normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    try:
+        means, spreads = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"mean and std must be numbers, one per channel, got {mean!r} and {std!r}") from error
+    if len(means) != len(spreads) or not means:
+        raise InvalidValueError(f"mean and std must have one number per channel, got {len(means)} and {len(spreads)}")
+    if not all(map(math.isfinite, means)) or not all(0 < one < math.inf for one in spreads):
+        raise InvalidValueError(f"mean must be finite, std positive and finite, got {means} and {spreads}")
+    return means, spreads
+
+
+def _check(count: int, method: str, steps: int, views: int, learning_rate: float | None, seed: int) -> None:
     check_names("method", [method], PARAMETRIZATIONS)
     integer("count", count, 1)
     integer("steps", steps, 0)
     integer("views", views, 1)
     if not 0 <= integer("seed", seed) < 1 << 63:
         raise InvalidValueError(f"seed must lie between 0 and 2**63 - 1, got {seed}")
-    for name, given in (("size", size), ("view", view or size)):
-        if len(given) != 2 or min(given) < 1:
-            raise InvalidValueError(f"{name} must be a height and a width of at least 1, got {given}")
     if learning_rate is not None and number("learning_rate", learning_rate, 0.0) == 0:
         raise InvalidValueError("learning_rate must be above 0, got 0")
-    if len(mean) != len(std) or not mean:
-        raise InvalidValueError(f"mean and std must have one number per channel, got {len(mean)} and {len(std)}")
 
 
 def _resized(start: Tensor, channels: int, size: tuple[int, int]) -> Tensor:

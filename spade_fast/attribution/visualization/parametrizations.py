@@ -9,8 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from spade_fast._util.errors import InvalidValueError
 from spade_fast.attribution.visualization.natural_images import colours, decorrelated, magnitudes
 from spade_fast.attribution.visualization.views import Views
+
+_SAME = 1e-4  # difference of colours that is none
 
 
 class Parametrization(ABC):
@@ -60,6 +63,10 @@ class Maco(Parametrization):
         self._magnitudes = magnitudes(channels, size)
 
     def begin_with(self, picture: Tensor) -> None:
+        if picture[0].numel() > 1 and bool(((picture - picture[:, :1, :1]).abs() < _SAME).all()):
+            raise InvalidValueError(
+                "start has a single colour, and so no magnitudes to keep: give another photo, or method 'fourier'"
+            )
         spectrum = torch.fft.rfft2(decorrelated(picture[None]), norm="forward")
         self._magnitudes = spectrum.abs()[0]
         self.coefficients = spectrum.angle().expand(self._shape).clone()

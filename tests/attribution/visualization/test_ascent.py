@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spade_fast
-from spade_fast._util.errors import DeadFeatureError
+from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError
 from spade_fast.attribution.visualization import Feature, visualize
 from spade_fast.attribution.visualization.parametrizations import PARAMETRIZATIONS
 
@@ -212,8 +212,12 @@ def test_normalised_inputs_and_traces() -> None:
         (dict(steps=-1), "steps must be at least 0"),
         (dict(views=0), "views must be at least 1"),
         (dict(count=0), "count must be at least 1"),
-        (dict(size=(0, 5)), "size must be a height and a width"),
+        (dict(size=(0, 5)), "size must be at least 1, got 0"),
         (dict(view=(5,)), "view must be a height and a width"),
+        (dict(view=()), "view must be a height and a width"),
+        (dict(std=(1.0, 0.0, 1.0)), "mean must be finite, std positive and finite"),
+        (dict(mean=(0.0, float("nan"), 0.0)), "mean must be finite, std positive and finite"),
+        (dict(start=torch.full((3, 9, 9), 0.5)), "start has a single colour, and so no magnitudes to keep"),
         (dict(learning_rate=0.0), "learning_rate must be above 0"),
         (dict(method="mako"), "unknown method 'mako': did you mean 'maco'"),
         (dict(start=torch.rand(1, 8, 8)), r"start must have 3 channels, got \[1, 8, 8\]"),
@@ -226,6 +230,67 @@ def test_bad_arguments(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         drawn(network, **{"feature": Feature(0), "size": (8, 8), "steps": 2, **options})
     assert network.training and not network._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(feature=0), "feature must be a Feature or a sequence of them, got 0"),
+        (dict(feature=None), "feature must be a Feature or a sequence of them, got None"),
+        (dict(feature=[Feature(0), 1]), "feature must be a Feature or a sequence of them"),
+        (dict(model=torch.rand), "model must be a torch.nn.Module, got builtin_function_or_method"),
+        (dict(size=16), "size must be a height and a width, got 16"),
+        (dict(size=(8.0, 8.0)), "size must be an integer, got 8.0"),
+        (dict(size=(True, 8)), "size must be an integer, got True"),
+        (dict(view=8), "view must be a height and a width, got 8"),
+        (dict(mean=0.5, std=0.5), "mean and std must be numbers, one per channel, got 0.5 and 0.5"),
+        (dict(mean="abc"), "mean and std must be numbers, one per channel, got 'abc'"),
+    ],
+)
+def test_arguments_of_the_wrong_type(options: dict, message: str) -> None:
+    with pytest.raises(InvalidTypeError, match=message):
+        visualize(**{"model": colours(), "feature": Feature(0), "size": (8, 8), "steps": 2, **options})
+
+
+def test_a_mean_and_a_spread_as_tensors() -> None:
+    options = dict(size=(8, 8), steps=2)
+    found = drawn(colours(), Feature(0), mean=torch.zeros(3), std=torch.ones(3), **options)
+    assert torch.equal(found, drawn(colours(), Feature(0), **options))
+
+
+def test_a_network_without_parameters() -> None:
+    assert drawn(nn.AvgPool2d(2), Feature(1), size=(8, 8), steps=20)[1].mean() > 0.6
+
+
+def test_types_of_a_network_whose_first_parameter_is_an_index() -> None:
+    network = colours().requires_grad_(False)
+    network.register_parameter("order", nn.Parameter(torch.arange(3), requires_grad=False))
+    assert next(network.parameters()).dtype == torch.int64
+    assert torch.equal(*(drawn(one, Feature(0), size=(8, 8), steps=2) for one in (network, colours())))
+
+
+def test_a_network_without_values() -> None:
+    with pytest.raises(ValueError, match="the model is on the meta device and has no values"):
+        drawn(colours().to("meta"), Feature(0), size=(8, 8), steps=2)
+
+
+def test_under_inference_mode() -> None:
+    network = nn.Sequential(colours(), nn.BatchNorm1d(3))
+    expected = drawn(network, Feature(0), size=(8, 8), steps=3, start=torch.linspace(0, 1, 192).view(3, 8, 8))
+    with torch.inference_mode():
+        start = torch.linspace(0, 1, 192).view(3, 8, 8)
+        found = drawn(network, Feature(0), size=(8, 8), steps=3, start=start)
+        assert torch.is_inference_mode_enabled()
+        made = colours()
+    assert torch.equal(found, expected)
+    with pytest.raises(InvalidValueError, match=r"the model cannot take .*: Inference tensors cannot be saved"):
+        drawn(made, Feature(0), size=(8, 8), steps=3)
+
+
+@pytest.mark.parametrize("layer", [None, "3"])
+def test_a_compiled_network(layer: str | None) -> None:
+    networks = (torch.compile(colours(), backend="eager"), colours())
+    assert torch.equal(*(drawn(one, Feature(0, layer), size=(8, 8), steps=3) for one in networks))
 
 
 def test_views_smaller_than_the_picture_and_gradual_change() -> None:
@@ -297,6 +362,13 @@ class Stopping(nn.Conv2d):
         return super().forward(x).detach()
 
 
+class Head(nn.Conv2d):
+    """What is before the convolution has no gradient, as in a network that is tuned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.detach())
+
+
 class Frozen(nn.Conv2d):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -313,6 +385,7 @@ def silent() -> nn.Module:
     ("network", "feature", "message"),
     [
         (Stopping(3, 2, 1), Feature(0), "the activation of class 0 has no gradient"),
+        (Head(3, 2, 1), Feature(0), "the activation of class 0 has no gradient"),
         (Frozen(3, 2, 1), Feature(0), "the activation of class 0 has no gradient"),
         (silent(), Feature(1, "1"), "channel 1 of layer '1' never fires"),
         (silent(), (Feature(1, "1"), Feature(0, "1")), "channel 1 of layer '1' . channel 0 of layer '1' never fires"),
