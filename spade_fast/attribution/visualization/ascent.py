@@ -199,6 +199,8 @@ def visualize(
                     )
                 optimizer.step()
                 progress("visualize", step + 1, steps)
+            if steps and len(features) > 1:
+                _check_each(features, activations(seen(pictures))[1], pictures)
     with torch.no_grad():
         return Visualization(made.pictures().cpu(), importance.cpu() / max(steps, 1), tuple(values.tolist()))
 
@@ -255,6 +257,16 @@ def _resized(start: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
 def _falling(done: float) -> float:
     """Return the learning rate as a share of the first, after a share of the steps."""
     return _LEAST_RATE + (1 - _LEAST_RATE) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _check_each(features: Sequence[Feature], activations: Tensor, pictures: Tensor) -> None:
+    """Raise DeadFeatureError that names the features whose activations ``[F, N]`` no picture changes."""
+    for feature, own in zip(features, activations, strict=True):
+        gradient = None
+        if own.requires_grad:
+            (gradient,) = torch.autograd.grad(own.sum(), pictures, retain_graph=True, allow_unused=True)
+        if gradient is None or not bool(gradient.any()):
+            raise DeadFeatureError(f"{feature} does not fire beside the others: draw it alone, or with more steps")
 
 
 def _named(features: Sequence[Feature]) -> str:

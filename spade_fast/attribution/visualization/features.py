@@ -90,7 +90,7 @@ class Feature:
         return "the model" if self.layer is None else f"layer {self.layer!r}"
 
 
-# Of images [N, C, H, W]: the sum over the features [N], and the same without what contrasts subtract.
+# Of images [N, C, H, W]: the sum over the features [N], and each of them without what contrasts subtract [F, N].
 Activations = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -135,7 +135,7 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
 
         def activations(images: Tensor) -> tuple[Tensor, Tensor]:
             _run(model, images)
-            total = alone = images.new_zeros(())
+            total, alone = images.new_zeros(()), []
             for feature in features:
                 output, dimension = outputs[feature.layer][1], channels[feature.layer]
                 if len(output) != len(images):
@@ -143,8 +143,8 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
                         f"{feature.place} returns {list(output.shape)} for {len(images)} images, not one row for each"
                     )
                 total = total + _activation(feature, output, dimension)
-                alone = alone + _activation(replace(feature, contrast=False), output, dimension)
-            return total, alone
+                alone.append(_activation(replace(feature, contrast=False), output, dimension))
+            return total, torch.stack(alone)
 
         yield activations
     finally:

@@ -405,6 +405,14 @@ def test_a_channel_that_a_trace_cut_off_is_named() -> None:
     assert visualize(network, Feature(1, "0"), size=(8, 8), steps=1).pictures.isfinite().all()
 
 
+def test_of_several_features_the_one_that_does_not_fire_is_named() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU())
+    network[0].bias.data = torch.tensor([1.0, -10.0, 1.0])
+    with pytest.raises(DeadFeatureError, match="channel 1 of layer '1' does not fire beside the others"):
+        visualize(network, [Feature(0, "1"), Feature(1, "1")], size=(8, 8), steps=2)
+    assert visualize(network, [Feature(0, "1"), Feature(2, "1")], size=(8, 8), steps=2).importance.any()
+
+
 def test_command(small: str, photo: Path, tmp_path: Path) -> None:
     pytest.importorskip("typer")
     from typer.testing import CliRunner
