@@ -32,7 +32,8 @@ from spade_fast.inputs.networks import LoadedModel, load_model
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = {"bullmastiff": 243, "monarch": 323, "lion": 291, "teapot": 849, "volcano": 980, "goldfish": 1}
-STEPS, VIEWS, SIDE = 128, 4, 280
+STEPS, VIEWS = 128, 4
+_SIDE = 280  # of pictures of which the network sees 224 pixels
 _HORAMA_SIDE = 1280  # its default, of which each view shows about a fifth in width
 
 
@@ -86,13 +87,14 @@ def _implementations() -> dict[str, Callable[[LoadedModel, int], Tensor]]:
     if importlib.util.find_spec("horama") is None:
         print("horama is missing: pip install horama einops")
         return found
-    found["Horama, maco, the same views"] = lambda network, target: _horama(network, target, SIDE, (0.6, 1.0))
-    found["Horama, maco, its own views"] = lambda network, target: _horama(network, target, _HORAMA_SIDE, (0.2, 0.25))
+    sides = {"the same views": (_SIDE, (0.6, 1.0)), "its own views": (_HORAMA_SIDE, (0.2, 0.25))}
+    for name, (side, box) in sides.items():
+        found[f"Horama, maco, {name}"] = lambda network, target, side=side, box=box: _horama(network, target, side, box)
     return found
 
 
 def _ours(network: LoadedModel, target: int, method: str) -> Tensor:
-    sizes = {"size": (SIDE, SIDE), "view": network.size}
+    sizes = {"size": (_SIDE, _SIDE), "view": network.size}
     feature = Feature(target)
     made = visualize(
         network.module, feature, method=method, mean=network.mean, std=network.std, steps=STEPS, views=VIEWS, **sizes

@@ -14,6 +14,7 @@ from PIL import Image
 from spade_fast.attribution.drawing import Column, draw
 from spade_fast.attribution.methods import METHODS
 from spade_fast.attribution.visualization import Feature, visualize
+from spade_fast.attribution.visualization.views import canvas
 from spade_fast.inputs.networks import LoadedModel
 from studies.shared.cases import Case, clean_image, undo_normalisation
 from studies.shared.making import Maker, Other
@@ -98,7 +99,8 @@ def draw_classes(study: Study) -> None:
                 (picture,) = visualize(
                     network.module,
                     Feature(case.target),
-                    size=network.size,
+                    size=canvas(network.size),
+                    view=network.size,
                     mean=network.mean,
                     std=network.std,
                 ).pictures

@@ -13,11 +13,10 @@ import torch
 from spade_fast._util.checks import integer
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.attribution.visualization import Feature, Visualization, visualize
+from spade_fast.attribution.visualization.views import canvas
 from spade_fast.cli.trace_photo import seen
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import read_photo
-
-_CANVAS = 1.25  # sides of a picture, as a share of what the network sees of it at a time
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ class Drawing:
     def _visualize(
         self, network: LoadedModel, index: int, layer: str | None, steps: int, progress: Progress
     ) -> Visualization:
-        height, width = network.size
         start = None
         if self.start is not None:
             _, pixels = seen(read_photo(self.start), self.start, network)
@@ -84,7 +82,7 @@ class Drawing:
             Feature(index, layer, self.neuron, self.contrast),
             count=self.count,
             method=self.method,
-            size=(round(_CANVAS * height), round(_CANVAS * width)),
+            size=canvas(network.size),
             view=network.size,
             mean=network.mean,
             std=network.std,

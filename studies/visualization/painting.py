@@ -17,6 +17,7 @@ from torch import Tensor
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.hashes import hash_tensors
 from spade_fast.attribution.visualization import Feature, visualize
+from spade_fast.attribution.visualization.views import canvas
 from spade_fast.inputs.networks import LoadedModel
 from studies.shared.cases import Case, probabilities
 from studies.shared.making import Maker, Other
@@ -163,7 +164,8 @@ class Painter:
                     network.module,
                     study.feature(case),
                     method=study.rows[row].method,
-                    size=network.size,
+                    size=canvas(network.size),
+                    view=network.size,
                     mean=network.mean,
                     std=network.std,
                     steps=study.steps,

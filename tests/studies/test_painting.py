@@ -53,7 +53,7 @@ def test_pictures_of_the_rows_that_a_case_has_are_painted_and_nothing_twice(
     half = found[study.key("half", study.cases[0])]
     assert half["sparsity"] == pytest.approx(0.5, abs=0.01) and 0 < half["probability"] < 1
     shown = study.open("half", study.cases[0])
-    assert set(shown) == {"picture", "drawn"} and {one.shape for one in shown.values()} == {(3, 24, 24)}
+    assert set(shown) == {"picture", "drawn"} and {one.shape for one in shown.values()} == {(3, 30, 30)}
     assert not torch.equal(shown["picture"], study.open("dense", study.cases[0])["picture"])
     monkeypatch.setattr(Painter, "_paint", None)
     assert set(measure(lambda: study, workers=1)[1]) == set(found)

@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _GREY = 0.5
+_CANVAS = 1.25
+
+
+def canvas(view: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of pictures of which a network sees a random part of the size of `view` at a time."""
+    return round(_CANVAS * view[0]), round(_CANVAS * view[1])
 
 
 @dataclass(frozen=True)
