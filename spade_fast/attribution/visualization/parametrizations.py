@@ -54,7 +54,7 @@ class Parametrization(ABC):
 class Maco(Parametrization):
     """Magnitudes as in natural images, only the phases are free (Fel et al., NeurIPS 2023, arXiv 2306.06805)."""
 
-    learning_rate = 0.3
+    learning_rate = 1.0
     views = Views(zoom=(0.6, 1.0), shift=None, turn=0.0, resolution=0.28, noise=0.1)
 
     def __init__(self, count: int, channels: int, size: tuple[int, int], generator: torch.Generator) -> None:

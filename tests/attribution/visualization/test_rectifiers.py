@@ -62,7 +62,7 @@ def test_a_feature_that_no_first_picture_excites(method: str, contrast: bool) ->
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
     network[0].weight.data = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.2, 0.2]])[..., None, None]
     network[0].bias.data = torch.tensor([-0.6, 0.0])
-    options = {"size": (12, 12), "views": 2, "method": method}
+    options = {"size": (24, 24), "views": 2, "method": method}
     feature = Feature(0, "1", neuron=True, contrast=contrast)
     with torch.no_grad():
         assert not network(visualize(network, feature, steps=0, **options).pictures)[:, 0].any()
