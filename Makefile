@@ -81,6 +81,11 @@ bench-batch: build  ## throughput, overhead and memory of batches, in about a qu
 	$(BIN)/python benchmarks/batch.py measure
 	$(BIN)/python benchmarks/batch.py report
 
+bench-pictures: build  ## feature visualisation beside Horama, in ten minutes: benchmarks/results/visualization.md
+	$(BIN)/pip install -q horama einops
+	$(BIN)/python benchmarks/visualization.py measure
+	$(BIN)/python benchmarks/visualization.py report
+
 trojan: build  ## do traces explain better? Implant a trojan and score maps against it: tables and pictures in studies/results
 	$(BIN)/python -m studies trojan
 
@@ -122,5 +127,5 @@ notebook: build  ## run examples/spade.ipynb at full size, in minutes, and save 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/ops/*.so spade_fast/ops/built_with.json
 
-.PHONY: help build demo test docs lint format bench bench-all bench-compare bench-scaling bench-batch cuda-check gpu trojan trojan-study triggers mosaics insertion recognition breeds facets choice notebook clean
+.PHONY: help build demo test docs lint format bench bench-all bench-compare bench-scaling bench-batch bench-pictures cuda-check gpu trojan trojan-study triggers mosaics insertion recognition breeds facets choice notebook clean
 .DEFAULT_GOAL := help
