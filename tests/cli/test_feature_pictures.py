@@ -163,7 +163,7 @@ def test_a_trace_that_cut_a_channel_off_leaves_its_cell_empty(small, photo, tmp_
         ("1", {"--method": "mako"}, "unknown method 'mako': did you mean 'maco'?"),
         ("1", {"--views": "0"}, "views must be at least 1, got 0"),
         ("1", {"--count": "0"}, "count must be at least 1, got 0"),
-        ("1", {"--count": "2", "--model": "small_network:norm"}, "several pictures cannot be told apart"),
+        ("1", {"--count": "2", "--model": "small_network:norm"}, "several pictures cannot be compared"),
         ("1", {"--start": "none.png"}, "no such image file: none.png"),
         ("1", {"--start": "one.safetensors"}, "not an image file"),
         ("ant 9", {}, "index must lie between 0 and 3, got 9"),

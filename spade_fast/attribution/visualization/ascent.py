@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spade_fast._util.checks import check_names, finite_floats, integer, number
-from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import DeadFeatureError, InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress, no_progress
+from spade_fast.attribution.visualization.arguments import (
+    check_settings,
+    features_of,
+    normalisation,
+    photo_of_size,
+    sides,
+)
 from spade_fast.attribution.visualization.diversity import comparing
 from spade_fast.attribution.visualization.features import Feature, named_module, reading
 from spade_fast.attribution.visualization.parametrizations import PARAMETRIZATIONS
@@ -24,7 +29,6 @@ from spade_fast.attribution.visualization.rectifiers import SilentPictures
 from spade_fast.pruning.module_kinds import original_module
 
 _CENTRED = 0.05  # largest shift of views for a neuron, which looks at the centre
-_PATIENCE = 16  # steps without any gradient, even through rectifiers, after which a feature is given up
 _LEAST_RATE = 0.05  # the last learning rate as a share of the first
 _OPAQUE = 0.9  # share of the pixels that are not fully drawn
 _SOFTNESS = 1 / 25  # width over which transparency is smoothed, as a share of the picture's side
@@ -39,9 +43,10 @@ class Visualization:
     pictures : Tensor ``[N, C, H, W]``
         Colours between 0 and 1, on the CPU.
     importance : Tensor ``[N, H, W]``
-        Mean absolute gradient of the activation during the optimisation: where a picture matters.
+        Mean absolute gradient of the activation during the optimisation: where a picture matters. The border, which
+        random views show less often than the centre, has less.
     activations : tuple of float
-        Mean activation of each picture on its views at the last step; NaN without any step.
+        Mean activation of each picture on the views of the last step, before its last change; NaN without any step.
     """
 
     pictures: Tensor
@@ -132,10 +137,10 @@ def visualize(
     torch.Size([1, 3, 32, 32])
     """
     model = original_module(model)
-    features = _features(feature)
-    size, view = _sides("size", size), _sides("view", size if view is None else view)
-    mean, std = _normalisation(mean, std)
-    _check(count, method, steps, views, learning_rate, seed)
+    features = features_of(feature)
+    size, view = sides("size", size), sides("view", size if view is None else view)
+    mean, std = normalisation(mean, std)
+    check_settings(count, method, steps, views, learning_rate, seed)
     generator = torch.Generator().manual_seed(seed)
     held = (one for one in chain(model.parameters(), model.buffers()) if one.is_floating_point())
     parameter = next(held, torch.zeros(0))
@@ -143,7 +148,7 @@ def visualize(
         raise InvalidValueError("the model is on the meta device and has no values")
     made = PARAMETRIZATIONS[method](count, len(mean), size, generator)
     if start is not None:
-        made.begin_with(_resized(start, len(mean), size))
+        made.begin_with(photo_of_size(start, len(mean), size))
     made.coefficients = made.coefficients.to(parameter.device).requires_grad_()
     rate = made.learning_rate if learning_rate is None else learning_rate
     optimizer = torch.optim.Adam([made.coefficients], rate)
@@ -175,11 +180,7 @@ def visualize(
                 penalty = made.penalty(pictures)
                 if similarity is not None:
                     penalty = penalty + similarity(count)
-                gradient = None
-                if values.requires_grad:
-                    (gradient,) = torch.autograd.grad(
-                        values.sum(), pictures, retain_graph=contrasted or count > 1, allow_unused=True
-                    )
+                gradient = _gradient(values, pictures)
                 if gradient is None:
                     raise InvalidValueError(
                         f"the activation of {_named(features)} has no gradient: the network stops it"
@@ -187,71 +188,17 @@ def visualize(
                 importance += gradient.abs().mean(1)
                 own = gradient
                 if contrasted:
-                    (own,) = torch.autograd.grad(alone.sum(), pictures, retain_graph=count > 1)
+                    (own,) = torch.autograd.grad(alone.sum(), pictures, retain_graph=True)
                 gradient = silent.roused(pictures, gradient, own)
                 loss = (values.detach().abs() * penalty).sum() - (gradient * pictures).sum()
                 (made.coefficients.grad,) = torch.autograd.grad(loss, made.coefficients)
-                alive = silent.excited if step + 1 == steps else silent.moved
-                if step + 1 in (_PATIENCE, steps) and not bool(alive.all()):
-                    raise DeadFeatureError(
-                        f"{_named(features)} never fires: no view of the picture changes it. It does not depend on the "
-                        "image, or more steps, another seed or a photo to start with may excite it"
-                    )
+                silent.check(step + 1, steps, _named(features))
                 optimizer.step()
                 progress("visualize", step + 1, steps)
             if steps and len(features) > 1:
                 _check_each(features, activations(seen(pictures))[1], pictures)
     with torch.no_grad():
         return Visualization(made.pictures().cpu(), importance.cpu() / max(steps, 1), tuple(values.tolist()))
-
-
-def _features(given: Any) -> list[Feature]:
-    features = list(given) if isinstance(given, Iterable) else [given]
-    if not features or not all(isinstance(one, Feature) for one in features):
-        raise InvalidTypeError(f"feature must be a Feature or a sequence of them, got {given!r}")
-    return features
-
-
-def _sides(name: str, given: Any) -> tuple[int, int]:
-    if not isinstance(given, tuple | list):
-        raise InvalidTypeError(f"{name} must be a height and a width, got {given!r}")
-    if len(given) != 2:
-        raise InvalidValueError(f"{name} must be a height and a width, got {given!r}")
-    return integer(name, given[0], 1), integer(name, given[1], 1)
-
-
-def _normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    try:
-        means, spreads = tuple(map(float, mean)), tuple(map(float, std))
-    except (TypeError, ValueError) as error:
-        raise InvalidTypeError(f"mean and std must be numbers, one per channel, got {mean!r} and {std!r}") from error
-    if len(means) != len(spreads) or not means:
-        raise InvalidValueError(f"mean and std must have one number per channel, got {len(means)} and {len(spreads)}")
-    if not all(map(math.isfinite, means)) or not all(0 < one < math.inf for one in spreads):
-        raise InvalidValueError(f"mean must be finite, std positive and finite, got {means} and {spreads}")
-    return means, spreads
-
-
-def _check(count: int, method: str, steps: int, views: int, learning_rate: float | None, seed: int) -> None:
-    check_names("method", [method], PARAMETRIZATIONS)
-    integer("count", count, 1)
-    integer("steps", steps, 0)
-    integer("views", views, 1)
-    if not 0 <= integer("seed", seed) < 1 << 63:
-        raise InvalidValueError(f"seed must lie between 0 and 2**63 - 1, got {seed}")
-    if learning_rate is not None and number("learning_rate", learning_rate, 0.0) == 0:
-        raise InvalidValueError("learning_rate must be above 0, got 0")
-
-
-def _resized(start: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    photo = finite_floats("start", start, "channels, height, width").float().cpu()
-    if len(photo) != channels:
-        raise InvalidValueError(f"start must have {channels} channels, got {list(photo.shape)}")
-    if float(photo.min()) < 0 or float(photo.max()) > 1:
-        raise InvalidValueError("start must have colours between 0 and 1")
-    if photo.shape[1:] == size:
-        return photo
-    return F.interpolate(photo[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def _falling(done: float) -> float:
@@ -262,11 +209,17 @@ def _falling(done: float) -> float:
 def _check_each(features: Sequence[Feature], activations: Tensor, pictures: Tensor) -> None:
     """Raise DeadFeatureError that names the features whose activations ``[F, N]`` no picture changes."""
     for feature, own in zip(features, activations, strict=True):
-        gradient = None
-        if own.requires_grad:
-            (gradient,) = torch.autograd.grad(own.sum(), pictures, retain_graph=True, allow_unused=True)
+        gradient = _gradient(own, pictures)
         if gradient is None or not bool(gradient.any()):
             raise DeadFeatureError(f"{feature} does not fire beside the others: draw it alone, or with more steps")
+
+
+def _gradient(values: Tensor, pictures: Tensor) -> Tensor | None:
+    """Return the gradient of a sum with respect to pictures, or None without one; the graph stays."""
+    if not values.requires_grad:
+        return None
+    (gradient,) = torch.autograd.grad(values.sum(), pictures, retain_graph=True, allow_unused=True)
+    return gradient
 
 
 def _named(features: Sequence[Feature]) -> str:

@@ -29,7 +29,7 @@ def comparing(model: nn.Module, example: Tensor) -> Iterator[Callable[[int], Ten
     """
     found = last_feature_map(model, example)
     if found is None:
-        raise InvalidValueError("several pictures cannot be told apart: no module of the network returns feature maps")
+        raise InvalidValueError("several pictures cannot be compared: no module of the network returns feature maps")
     layer, channels = found
     maps: list[Tensor] = []
 

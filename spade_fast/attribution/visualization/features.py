@@ -96,7 +96,7 @@ Activations = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @contextmanager
 def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> Iterator[Activations]:
-    """Yield a function from images to the features' activations, two numbers per image: with and without contrasts.
+    """Yield a function from images to the features' activations: their sum, and each without what contrasts subtract.
 
     Parameters
     ----------
@@ -142,8 +142,11 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
                     raise InvalidValueError(
                         f"{feature.place} returns {list(output.shape)} for {len(images)} images, not one row for each"
                     )
-                total = total + _activation(feature, output, dimension)
-                alone.append(_activation(replace(feature, contrast=False), output, dimension))
+                value = _activation(feature, output, dimension)
+                total = total + value
+                alone.append(
+                    _activation(replace(feature, contrast=False), output, dimension) if feature.contrast else value
+                )
             return total, torch.stack(alone)
 
         yield activations
@@ -206,7 +209,8 @@ def _check(feature: Feature, output: Tensor, channels: int, modules: dict[str, n
         raise InvalidValueError(
             f"a neuron needs a layer whose output is a feature map, but {feature.place} returns {list(output.shape)}"
         )
-    weight: object = None if feature.layer is None else getattr(modules[feature.layer], "weight", None)
+    module = None if feature.layer is None else modules[feature.layer]
+    weight = None if getattr(module, "transposed", False) else getattr(module, "weight", None)
     of_channels = weight if isinstance(weight, Tensor) and weight.dim() > 1 and len(weight) == count else None
     if isinstance(index, int) and of_channels is not None and not bool(of_channels[index].any()):
         raise DeadFeatureError(f"all weights of {feature} are zero: nothing can excite it")

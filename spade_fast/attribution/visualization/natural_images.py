@@ -49,10 +49,11 @@ def magnitudes(channels: int, size: tuple[int, int]) -> Tensor:
     # Between the table's frequencies, and beyond them as 1 / frequency.
     found = np.stack([np.interp(cycles.clamp(min=1).log().numpy(), logs, row) for row in products[:, 1:]])
     found /= cycles.clamp(min=1).numpy()
+    # A rectangle has fewer frequencies than its square, and the same contrast.
+    found *= (max(size) ** 2 / (height * width)) ** 0.5
     found[:, 0, 0] = products[:, 0]
     chosen = found if channels == 3 else np.repeat(found[:1], channels, 0)
-    # A rectangle has fewer frequencies than its square, and the same contrast.
-    return torch.from_numpy(chosen).float() * (max(size) ** 2 / (height * width)) ** 0.5
+    return torch.from_numpy(chosen).float()
 
 
 @cache

@@ -47,12 +47,16 @@ class Parametrization(ABC):
         return colours(self.logits())
 
     def penalty(self, pictures: Tensor) -> Tensor:
-        """Return what makes pictures unnatural, one number each ``[N]``."""
+        """Return what makes pictures unnatural, one number each ``[N]``, as a share of their activation."""
         return pictures.new_zeros(len(pictures))
 
 
 class Maco(Parametrization):
-    """Magnitudes as in natural images, only the phases are free (Fel et al., NeurIPS 2023, arXiv 2306.06805)."""
+    """Magnitudes as in natural images, only the phases are free (Fel et al., NeurIPS 2023, arXiv 2306.06805).
+
+    A coefficient that is its own opposite frequency, such as the mean, is real; it is the magnitude times the cosine of
+    the phase. Unlike the paper's, views also have a random resolution, and are uniform in place and size.
+    """
 
     learning_rate = 1.0
     views = Views(zoom=(0.6, 1.0), shift=None, turn=0.0, resolution=0.28, noise=0.1)
@@ -74,7 +78,22 @@ class Maco(Parametrization):
     def logits(self) -> Tensor:
         phases = self.coefficients
         spectrum = torch.polar(self._magnitudes.to(phases).expand_as(phases), phases)
-        return torch.fft.irfft2(spectrum, s=self._size, norm="forward")
+        return torch.fft.irfft2(_of_real_pictures(spectrum, self._size[1]), s=self._size, norm="forward")
+
+
+def _of_real_pictures(spectrum: Tensor, width: int) -> Tensor:
+    """Return spectra ``[N, C, H, W // 2 + 1]`` in which opposite frequencies are conjugate, as of real pictures.
+
+    Of two opposite ones in a column the first counts, of one that is its own opposite the real part.
+    """
+    rows = torch.arange(spectrum.shape[-2], device=spectrum.device)[:, None]
+    opposite = -rows % len(rows)
+    columns = [0] if width % 2 else [0, width // 2]
+    both = spectrum[..., columns]
+    mirrored = both[..., opposite[:, 0], :].conj()
+    made = spectrum.clone()
+    made[..., columns] = torch.where(rows < opposite, both, torch.where(rows > opposite, mirrored, both.real + 0j))
+    return made
 
 
 class Fourier(Parametrization):
@@ -100,6 +119,7 @@ class Fourier(Parametrization):
         return torch.fft.irfft2(spectrum, s=self._size, norm="forward")
 
     def penalty(self, pictures: Tensor) -> Tensor:
+        """Return total variation, and how far logits of colours lie beyond 2; as shares of the activation."""
         across, down = (pictures.diff(dim=dim).abs().flatten(1).mean(1) for dim in (-1, -2))
         excess = (torch.logit(pictures, eps=1e-4).abs() - self._RANGE).clamp(min=0)
         return self._VARIATION * (across + down) + self._SATURATION * excess.square().flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""Gradients through rectifiers that block them: what would excite a feature that a picture does not excite."""
+"""Gradients through rectifiers that block them (straight-through): what would excite a feature that is silent."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from spade_fast._util.errors import DeadFeatureError
 from spade_fast.attribution.function_calls import function_names, name_of
 
 # Functions that return their input, or a limit in its place.
 _RECTIFIERS = function_names("relu relu6 hardtanh threshold clamp clip clamp_min clamp_max")
+_PATIENCE = 16  # steps without any gradient, even through rectifiers, after which a feature is given up
 
 
 class SilentPictures:
@@ -29,12 +31,24 @@ class SilentPictures:
     Attributes
     ----------
     excited, moved : Tensor ``[N]``
-        Whether each picture had a gradient in some step; in `moved`, be it through rectifiers.
+        Whether each picture had a gradient in some step; for `moved` one through rectifiers is enough.
     """
 
     def __init__(self, activations: Callable[[Tensor], Tensor], places: Iterable[nn.Module]) -> None:
         self._activations, self._places = activations, set(places)
         self.excited = self.moved = torch.zeros((), dtype=torch.bool)
+
+    def check(self, done: int, steps: int, name: str) -> None:
+        """Raise DeadFeatureError, which names the feature, if a picture has had no gradient until now.
+
+        In the first steps one through rectifiers is enough; after all, it must have excited the feature itself.
+        """
+        alive = self.excited if done == steps else self.moved
+        if done in (_PATIENCE, steps) and not bool(alive.all()):
+            raise DeadFeatureError(
+                f"{name} never fires: no view of the picture changes it. It does not depend on the image, or more "
+                "steps, another seed or a photo to start with may excite it"
+            )
 
     def roused(self, pictures: Tensor, gradient: Tensor, own: Tensor) -> Tensor:
         """Return the gradient to follow ``[N, C, H, W]``: that of silent pictures passes rectifiers.

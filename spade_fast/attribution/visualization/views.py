@@ -1,4 +1,4 @@
-"""Random views of a picture: what the network sees of it at one step of its optimisation."""
+"""Random views of a picture, which make its optimisation robust (Olah, Mordvintsev and Schubert, Distill 2017)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Views:
     turn : float
         Largest angle in each direction, in degrees.
     resolution : float
-        Views have a random resolution, from this share of the network's to all of it: what excites the network is to be
-        visible from afar.
+        Views have a random resolution, from this share of the network's to all of it, so that what excites the network
+        is visible at low resolutions, too.
     noise : float
         Standard deviation of the noise added to colours between 0 and 1.
     """
@@ -46,31 +46,30 @@ class Views:
 
     def of(self, pictures: Tensor, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Return `count` views of each picture ``[N, C, H, W]``, as ``[N * count, C, *size]``."""
-        number = len(pictures) * count
-        draws = torch.rand(number, 5, generator=generator)
-        transforms = torch.stack([self._transform(one, pictures.shape[-2:]) for one in draws.tolist()])
-        grid = F.affine_grid(transforms.to(pictures), [number, pictures.shape[1], *size], align_corners=False)
-        source = (pictures - _GREY).repeat_interleave(count, 0)
-        views = F.grid_sample(source, grid, align_corners=False) + _GREY
-        if self.resolution < 1:
-            shares = [self.resolution**draw for draw in draws[:, 4].tolist()]
-            views = torch.cat([_blurred(view, share) for view, share in zip(views.split(1), shares, strict=True)])
-        return views + self.noise * torch.randn(views.shape, generator=generator).to(views)
+        draws = torch.rand(len(pictures) * count, 5, generator=generator).tolist()
+        sources = (pictures - _GREY).repeat_interleave(count, 0).split(1)
+        views = torch.cat([self._view(source, size, one) for source, one in zip(sources, draws, strict=True)])
+        return views + _GREY + self.noise * torch.randn(views.shape, generator=generator).to(views)
 
-    def _transform(self, draws: list[float], size: torch.Size) -> Tensor:
-        """Return the affine transform ``[2, 3]`` from a view to the picture, in units of half of its sides."""
-        low, high = self.zoom
+    def _view(self, picture: Tensor, size: tuple[int, int], draws: list[float]) -> Tensor:
+        """Return one view ``[1, C, *size]`` of a picture ``[1, C, H, W]``, by random numbers between 0 and 1."""
+        (height, width), (low, high) = picture.shape[-2:], self.zoom
         side = low * (high / low) ** draws[0]
-        reach = max(1 - side, 0.0) if self.shift is None else 2 * self.shift
+        # The largest part of the picture in the proportions of a view has these shares of its sides.
+        scale = min(height / size[0], width / size[1])
+        down, across = side * scale * size[0] / height, side * scale * size[1] / width
         x, y, turn = (2 * draw - 1 for draw in draws[1:4])
-        angle, (height, width) = math.radians(self.turn * turn), size
-        cosine, sine = side * math.cos(angle), side * math.sin(angle)
-        return torch.tensor([[cosine, -sine * height / width, reach * x], [sine * width / height, cosine, reach * y]])
-
-
-def _blurred(view: Tensor, share: float) -> Tensor:
-    """Return a view reduced to a share of its resolution and enlarged again."""
-    height, width = view.shape[-2:]
-    small = (max(round(share * height), 1), max(round(share * width), 1))
-    reduced = F.interpolate(view, size=small, mode="bilinear", antialias=True, align_corners=False)
-    return F.interpolate(reduced, size=(height, width), mode="bilinear", align_corners=False)
+        reach = [max(1 - share, 0.0) if self.shift is None else 2 * self.shift for share in (across, down)]
+        angle = math.radians(self.turn * turn)
+        cosine, sine = math.cos(angle), math.sin(angle)
+        transform = [
+            [across * cosine, -down * sine * height / width, reach[0] * x],
+            [across * sine * width / height, down * cosine, reach[1] * y],
+        ]
+        # The picture in the resolution of the view, so that nothing between two of its pixels is left out.
+        share = self.resolution ** draws[4] / (side * scale)
+        reduced = (max(round(share * height), 1), max(round(share * width), 1))
+        if share < 1 and reduced != (height, width):
+            picture = F.interpolate(picture, size=reduced, mode="bilinear", antialias=True, align_corners=False)
+        grid = F.affine_grid(torch.tensor([transform]).to(picture), [1, picture.shape[1], *size], align_corners=False)
+        return F.grid_sample(picture, grid, align_corners=False)

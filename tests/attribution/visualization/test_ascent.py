@@ -314,18 +314,19 @@ def test_views_smaller_than_the_picture_and_gradual_change() -> None:
 
 def test_several_pictures_differ_more_than_those_of_several_seeds() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 2))
+    maps = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.ReLU())
+    network = nn.Sequential(maps, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 2))
 
     @torch.no_grad()
     def alike(pictures: Tensor) -> float:
-        maps = network[1](network[0](pictures)).flatten(2)
-        grams = F.normalize((maps @ maps.mT).flatten(1), dim=1)
+        found = maps(pictures).flatten(2)
+        grams = F.normalize((found @ found.mT).flatten(1), dim=1)
         return float((grams @ grams.mT).sum() - len(grams))
 
     options = {"size": (24, 24), "steps": 80, "views": 2}
     together = visualize(network, Feature(0), count=3, **options).pictures
     apart = torch.cat([visualize(network, Feature(0), seed=seed, **options).pictures for seed in range(3)])
-    assert alike(together) < alike(apart)
+    assert alike(together) < alike(apart) - 0.1
 
 
 def test_several_pictures_need_a_feature_map() -> None:
@@ -354,7 +355,7 @@ def test_importance_is_where_the_network_looks() -> None:
     assert left.mean() > 10 * right.mean()
     shown = made.drawn(background=1.0)
     assert shown.shape == made.pictures.shape
-    assert shown[..., -2:].min() > 0.9 and (shown[..., 2:5] - made.pictures[..., 2:5]).abs().mean() < 0.3
+    assert shown[..., -2:].min() > 0.9 and (shown - made.pictures)[..., 5:11, 7:10].abs().mean() < 0.1
 
 
 class Stopping(nn.Conv2d):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from spade_fast.attribution.visualization.views import Views
@@ -43,6 +44,21 @@ def test_turns_keep_angles() -> None:
     looks = replace(PLAIN, turn=180.0, shift=0.0)
     made = looks.of(disc, 8, (64, 96), torch.Generator().manual_seed(0))
     assert (made - disc).abs().mean() < 0.01
+
+
+def test_a_disc_stays_round_in_views_of_other_proportions() -> None:
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
+    disc = (((rows - 31.5) ** 2 + (columns - 47.5) ** 2) < 144).float().expand(1, 3, 64, 96)
+    for size in ((32, 32), (32, 16), (20, 60)):
+        made = replace(PLAIN, shift=0.0).of(disc, 1, size, torch.Generator().manual_seed(0))[0, 0] > 0.75
+        height, width = int(made.any(1).sum()), int(made.any(0).sum())
+        assert abs(height - width) <= 1 and height == pytest.approx(24 / min(64 / size[0], 96 / size[1]), abs=1)
+
+
+def test_fine_detail_becomes_grey_when_reduced() -> None:
+    checks = (torch.arange(100)[:, None] + torch.arange(100)).remainder(2).float().expand(1, 3, 100, 100)
+    made = PLAIN.of(checks, 1, (30, 30), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(made[..., 1:-1, 1:-1], torch.full((1, 3, 28, 28), 0.5), rtol=0, atol=0.05)
 
 
 def test_resolution_and_noise() -> None:
