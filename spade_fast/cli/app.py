@@ -141,8 +141,9 @@ def visualize_command(
     layer: Annotated[
         str | None,
         typer.Option(
-            help="Name of a module; default: the network's output, with --units the last module that returns a feature "
-            "map with several positions."
+            help="Name of the module whose channels are drawn, such as _blocks.4 (--layers are those that traces "
+            "prune); default: the network's output, with --units the last module that returns a feature map with "
+            "several positions."
         ),
     ] = None,
     units: Annotated[
@@ -189,12 +190,16 @@ def visualize_command(
         start=None if start is None else _photo(str(start), "name a photo in it"),
         seed=seed,
     )
+
+    def tell(text: str) -> None:
+        stderr.print(text, markup=False)
+
     with showing_progress() as report:
         if units is None:
             from spade_fast.cli.feature_pictures import draw_features
 
             _refuse_pruning(config, setup)
-            files = draw_features(what, trace or [], out, setup, drawing, layer=layer, progress=report)
+            files = draw_features(what, trace or [], out, setup, drawing, layer=layer, progress=report, tell=tell)
         else:
             from spade_fast.cli.unit_pictures import draw_units
 
@@ -202,7 +207,9 @@ def visualize_command(
                 raise InvalidValueError("--trace has no effect with --units, which traces the photos")
             photos = [_photo(one, "name photos in it") for one in what]
             config = replace(config, seed=seed)
-            files = draw_units(photos, units, out, config, setup, drawing, layer=layer, progress=report, warn=warn)
+            files = draw_units(
+                photos, units, out, config, setup, drawing, layer=layer, progress=report, warn=warn, tell=tell
+            )
     for path in files:
         stdout.print(str(path), markup=False)
 

@@ -1,4 +1,4 @@
-"""The class that a command is given: by its index, or by its name."""
+"""Classes by index and name: the one that a command is given, and how messages call it."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ def class_index(given: int | str, names: Sequence[str], allowed: str) -> int:
     near = near or [names.index(name) for name in nearest(given, names)]
     hint = f": did you mean {_described(near, names)}?" if near else ""
     raise InvalidValueError(f"the network has no class {given!r}{hint}")
+
+
+def class_label(index: int, name: str) -> str:
+    """Return a class as messages call it, ``“crane” (134)``; `name` is that of `LoadedModel.class_name`."""
+    unnamed = f"class {index}"
+    return unnamed if name == unnamed else f"“{name}” ({index})"
 
 
 def _described(indices: Iterable[int], names: Sequence[str]) -> str:

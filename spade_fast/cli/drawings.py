@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from spade_fast._util.checks import integer
+from spade_fast._util.checks import integer, nearest
+from spade_fast._util.errors import DeadFeatureError, InvalidValueError
 from spade_fast._util.progress import Progress, no_progress
+from spade_fast._util.text import counted, listed
 from spade_fast.attribution.visualization import Feature, Visualization, visualize
 from spade_fast.attribution.visualization.views import canvas
 from spade_fast.cli.trace_photo import seen
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import read_photo
+
+_LAYERS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What `Drawing.draw` makes of a feature.
+
+    Attributes
+    ----------
+    pictures : sequence of ndarray ``[H, W, 3]``, uint8
+    activations
+        Of the feature in each picture.
+    """
+
+    pictures: Sequence[np.ndarray]
+    activations: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -49,11 +69,12 @@ class Drawing:
             read_photo(self.start)
 
     def check(self, network: LoadedModel, index: int, layer: str | None) -> None:
-        """Raise the errors of `draw` that arise before the first step."""
-        self._visualize(network, index, layer, 0, no_progress)
+        """Raise the errors of `draw` that arise before the first step, except that the feature is dead."""
+        with suppress(DeadFeatureError):
+            self._visualize(network, index, layer, 0, no_progress)
 
-    def draw(self, network: LoadedModel, index: int, layer: str | None, progress: Progress) -> list[np.ndarray]:
-        """Return the pictures ``[H, W, 3]``, uint8, of a feature of a network; what matters less is paler.
+    def draw(self, network: LoadedModel, index: int, layer: str | None, progress: Progress) -> Drawn:
+        """Draw a feature of a network; what matters less is paler.
 
         Raises
         ------
@@ -62,20 +83,37 @@ class Drawing:
         UserError
             As in `visualize`.
         """
-        drawn = self._visualize(network, index, layer, self.steps, progress).drawn()
-        colours = (255 * drawn).round().to(torch.uint8).expand(-1, 3, -1, -1)
-        return list(colours.permute(0, 2, 3, 1).numpy())
+        made = self._visualize(network, index, layer, self.steps, progress)
+        colours = (255 * made.drawn()).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        return Drawn(list(colours.permute(0, 2, 3, 1).numpy()), made.activations)
+
+    def work(self, features: int, networks: int) -> str:
+        """Say how much is to be drawn."""
+        return f"{counted(features * networks * self.count, 'picture')} of {counted(self.steps, 'step')}"
+
+    def first_picture(self, network: LoadedModel) -> np.ndarray | None:
+        """Return the photo to begin with, in the size of the pictures, uint8 ``[H, W, 3]``; None without one."""
+        from PIL import Image
+
+        if self.start is None:
+            return None
+        height, width = canvas(network.size)
+        return np.asarray(Image.fromarray(self._start_pixels(network)).resize((width, height)))
 
     def settings(self) -> Mapping[str, Any]:
         """Return the settings as they are written into reports."""
         return {**asdict(self), "start": None if self.start is None else str(self.start)}
+
+    def _start_pixels(self, network: LoadedModel) -> np.ndarray:
+        assert self.start is not None
+        return seen(read_photo(self.start), self.start, network)[1]
 
     def _visualize(
         self, network: LoadedModel, index: int, layer: str | None, steps: int, progress: Progress
     ) -> Visualization:
         start = None
         if self.start is not None:
-            _, pixels = seen(read_photo(self.start), self.start, network)
+            pixels = self._start_pixels(network)
             start = torch.from_numpy(pixels[..., : len(network.mean)]).permute(2, 0, 1) / 255
         return visualize(
             network.module,
@@ -92,3 +130,16 @@ class Drawing:
             seed=self.seed,
             progress=progress,
         )
+
+
+def check_layer(network: LoadedModel, layer: str) -> None:
+    """Raise ValueError that names layers of the network if it has none of this name or a similar one."""
+    modules = dict(network.module.named_modules())
+    if layer in modules or nearest(layer, filter(None, modules)):
+        return  # `visualize` names the similar ones
+    weighted = [
+        name for name, one in modules.items() if name and any(own.dim() > 1 for own in one.parameters(recurse=False))
+    ]
+    some = weighted[:: max(-(-len(weighted) // _LAYERS_NAMED), 1)]
+    hint = f": it has, for example, {listed(some, _LAYERS_NAMED)}" if some else ""
+    raise InvalidValueError(f"the model has no layer {layer!r}{hint}")

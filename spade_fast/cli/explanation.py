@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from spade_fast._util.text import listed
+from spade_fast.cli.class_names import class_label
 from spade_fast.cli.columns import ExplainedTrace
 from spade_fast.cli.trace_photo import lost_decision
 from spade_fast.inputs.networks import LoadedModel
@@ -130,15 +131,16 @@ def report_trace(one: ExplainedTrace, config: PruneConfig) -> dict[str, Any]:
 def _on_decisions(
     solver: str, own: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    title, before = SOLVERS[solver], predictions["dense"]["top"][0]["name"]
-    lost = {name: predictions[name]["top"][0]["name"] for name, one in own.items() if not one["decision_kept"]}
+    labels = {name: class_label(one["top"][0]["class"], one["top"][0]["name"]) for name, one in predictions.items()}
+    title, before = SOLVERS[solver], labels["dense"]
+    lost = [labels[name] for name, one in own.items() if not one["decision_kept"]]
     if not lost:
         return []
     if len(own) == 1:
-        return [f"{lost_decision(title, before, *lost.values())}; its maps do not explain the prediction"]
-    after = listed([f"“{name}”" for name in dict.fromkeys(lost.values())], 5)
+        return [f"{lost_decision(title, before, *lost)}; its maps do not explain the prediction"]
+    after = listed(list(dict.fromkeys(lost)), 5)
     return [
-        f"{len(lost)} of {len(own)} {title} traces lost the decision: they predict {after} instead of “{before}”; the "
+        f"{len(lost)} of {len(own)} {title} traces lost the decision: they predict {after} instead of {before}; the "
         "mean maps contain theirs, which do not explain the prediction"
     ]
 

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spade_fast._util.errors import DeadFeatureError
 from spade_fast._util.files import REPORT
 from spade_fast._util.versions import library_version
 from spade_fast.cli.doctor import versions
+from spade_fast.cli.drawings import Drawing, Drawn
 from spade_fast.cli.html_pages import data_url, render_template
-from spade_fast.pruning.traces import Trace
+from spade_fast.inputs.networks import LoadedModel
+from spade_fast.inputs.setup import Setup
+from spade_fast.pruning.config import PruneConfig
 
 PAGE = "index.html"
+START = "start"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a cell.
+
+    Attributes
+    ----------
+    name
+        Of its file, without suffix.
+    pixels : ndarray ``[H, W, 3]``, uint8
+    caption
+        A short line of text.
+    activation
+        Of the feature in it; None if it is a photo, or a part of one.
+    """
+
+    name: str
+    pixels: np.ndarray
+    caption: str
+    activation: float | None = None
+
+    @property
+    def address(self) -> str:
+        """The picture as a data URL."""
+        return data_url(self.pixels / 255)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The pictures of a feature of one network, or crops of photos that excite it.
+    """The pictures of a feature of one network, or photos or parts of them.
 
     Attributes
     ----------
@@ -30,21 +61,19 @@ class Cell:
     captions, warnings
         Short lines of text below the pictures.
     pictures
-        By the name of their file without suffix ``[H, W, 3]``, uint8.
+        In the order of their numbers.
     missing
         Why there are none.
+    small
+        Whether the pictures are parts of photos.
     """
 
     heading: str
     captions: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    pictures: Sequence[Picture] = ()
     missing: str = ""
-
-    @property
-    def addresses(self) -> list[str]:
-        """The pictures as data URLs."""
-        return [data_url(picture / 255) for picture in self.pictures.values()]
+    small: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,13 +94,19 @@ class Row:
     cells: Sequence[Cell]
     share: float | None = None
 
+    @property
+    def wide(self) -> bool:
+        """Whether a cell has several pictures of full size: then each takes the page's whole width."""
+        return any(len(cell.pictures) > 1 and not cell.small for cell in self.cells)
+
     def entries(self) -> dict[str, Any]:
         """Return what ``report.json`` tells of it."""
         cells = [
             {
                 "heading": cell.heading,
-                "captions": [*cell.captions, *cell.warnings],
-                "files": [f"{name}.png" for name in cell.pictures],
+                "captions": [*(one.caption for one in cell.pictures), *cell.captions, *cell.warnings],
+                "files": [f"{one.name}.png" for one in cell.pictures],
+                "activations": [one.activation for one in cell.pictures if one.activation is not None],
                 "missing": cell.missing or None,
             }
             for cell in self.cells
@@ -79,16 +114,29 @@ class Row:
         return {"feature": self.title, **({} if self.share is None else {"share": self.share}), "cells": cells}
 
 
-def numbered(stem: str, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Name pictures, of which there are one or several."""
-    if len(pictures) == 1:
-        return {stem: pictures[0]}
-    return {f"{stem}-{number}": picture for number, picture in enumerate(pictures, 1)}
+def drawn_pictures(stem: str, drawn: Drawn, drawing: Drawing, layer: str | None) -> list[Picture]:
+    """Name the pictures of a feature, and say what its activation in each is."""
+    names = [stem] if len(drawn.pictures) == 1 else [f"{stem}-{number + 1}" for number in range(len(drawn.pictures))]
+    what = "logit" if layer is None else "activation"
+    than = " above the mean of the others" if drawing.contrast else ""
+    return [
+        Picture(name, pixels, f"{what} {activation:.3g}{than}", activation)
+        for name, pixels, activation in zip(names, drawn.pictures, drawn.activations, strict=True)
+    ]
 
 
-def removed(trace: Trace) -> str:
-    """Say how much of its layers a trace removes."""
-    return f"{trace.sparsity:.1%} removed in {len(trace.layers)} layer{'' if len(trace.layers) == 1 else 's'}"
+def start_cells(drawing: Drawing, network: LoadedModel) -> list[Cell]:
+    """Return the column of the photo that pictures begin with, if there is one."""
+    pixels = drawing.first_picture(network)
+    if pixels is None or drawing.start is None:
+        return []
+    return [Cell("Start", pictures=[Picture(START, pixels, drawing.start.name)])]
+
+
+def check_drawn(cells: Sequence[Cell]) -> None:
+    """Raise DeadFeatureError if no cell has a picture."""
+    if not any(cell.pictures for cell in cells):
+        raise DeadFeatureError(f"nothing could be drawn: {cells[0].missing}")
 
 
 def write_page(
@@ -105,17 +153,24 @@ def write_page(
     title, rows
         Of the page.
     settings
-        Shown at the end of the page, and written into the report.
+        Written into the report; those that are not the defaults are shown at the end of the page.
     content
         Further values of the template.
     """
     from PIL import Image
 
-    pictures = {name: picture for row in rows for cell in row.cells for name, picture in cell.pictures.items()}
-    for name, picture in pictures.items():
-        Image.fromarray(picture).save(folder / f"{name}.png")
-    shown = {name: _shown(name, value) for name, value in settings.items()}
-    page = render_template(template, title=title, rows=rows, settings=shown, version=library_version(), **content)
+    pictures = {one.name: one.pixels for row in rows for cell in row.cells for one in cell.pictures}
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    page = render_template(
+        template,
+        title=title,
+        rows=rows,
+        settings=settings,
+        changed=_changed(settings),
+        version=library_version(),
+        **content,
+    )
     (folder / PAGE).write_text(page, encoding="utf-8")
     own = [f"{name}.png" for name in pictures]
     others = {path.name for path in folder.iterdir()} - {*own, PAGE}
@@ -131,8 +186,17 @@ def write_page(
     return names
 
 
-def _shown(name: str, value: Any) -> Any:
-    """Return a setting as the page shows it, which does not say where a photo lay."""
-    if name == "start" and value is not None:
-        return Path(value).name
-    return ", ".join(map(str, value)) if isinstance(value, list) else value
+def _changed(settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings that are not the defaults in words; the page does not say where a photo lay."""
+    usual = {**vars(Setup()), **PruneConfig(seed=Drawing.seed).record(), **Drawing().settings()}
+    changed = {name: value for name, value in settings.items() if name in usual and value != usual[name]}
+    words = []
+    for name, value in changed.items():
+        if value is True:
+            words.append(name)
+        elif isinstance(value, Mapping):
+            words.append(f"{name} by layer")
+        else:
+            shown = Path(value).name if name == "start" else value
+            words.append(f"{name} {', '.join(map(str, shown)) if isinstance(shown, list) else shown}")
+    return words

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,17 @@ from spade_fast._util.files import whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
 from spade_fast.attribution.drawing import Column, draw_pictures
 from spade_fast.cli.class_names import class_index
-from spade_fast.cli.drawings import Drawing
-from spade_fast.cli.feature_page import Cell, Row, numbered, removed, write_page
+from spade_fast.cli.drawings import Drawing, check_layer
+from spade_fast.cli.feature_page import (
+    START,
+    Cell,
+    Row,
+    check_drawn,
+    drawn_pictures,
+    start_cells,
+    write_page,
+)
+from spade_fast.cli.trace_captions import decision, lost, removed, sample
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS
@@ -34,6 +44,7 @@ def draw_features(
     *,
     layer: str | None = None,
     progress: Progress = no_progress,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Write pictures of features of a dense network and of traces, and all of them on one page and in one figure.
 
@@ -54,20 +65,23 @@ def draw_features(
         As in `Feature`.
     progress
         Called as ``progress(stage, step, steps)``.
+    tell
+        Called before the work, with a sentence that says how much it is.
 
     Returns
     -------
     list of Path
         The images, ``dense.png`` and one per trace with the name of its file; of several features the names end in
-        ``-INDEX``, of several pictures of one in ``-NUMBER``. Then the figure ``overview.png``, the report and the page
+        ``-INDEX``, of several pictures of one in ``-NUMBER``. A feature that nothing excites in one of the networks has
+        none. Then ``start.png``, the photo to begin with, the figure ``overview.png``, the report and the page
         ``index.html``.
 
     Raises
     ------
     ValueError
-        A feature, model or device does not exist, or a feature is given twice or nothing excites it in the dense
-        network; a file is not a trace or is a trace of another model; two files would have the same name; a setting is
-        out of range.
+        A feature, model or device does not exist, or a feature is given twice; nothing excites any of the features in
+        any of the networks; a file is not a trace or is a trace of another model; two files would have the same name; a
+        setting is out of range.
     FileNotFoundError, OSError
         A file does not exist, or the folder cannot be written or has files that no earlier run wrote.
     ImportError
@@ -81,31 +95,40 @@ def draw_features(
     require("PIL", "pictures need")
     require("matplotlib", "pictures need")
     require("jinja2", "the page needs")
-    if len({*opened, _DENSE, Path(FIGURE).stem}) != len(traces) + 2:
+    taken = (_DENSE, START, Path(FIGURE).stem)
+    if len({*opened, *taken}) != len(traces) + len(taken):
         names = ", ".join(path.name for path in traces)
-        raise InvalidValueError(f"trace files must have distinct names, other than 'dense' and 'overview', got {names}")
+        raise InvalidValueError(
+            f"trace files must have distinct names, other than {', '.join(map(repr, taken))}, got {names}"
+        )
     with whole_folder(out) as folder:
         network = setup.load_model()
         network.check_takes_photos()
+        if layer is not None:
+            check_layer(network, layer)
         features = _names(given, network, layer)
         for index in features:
             drawing.check(network, index, layer)
         for made in opened.values():
             with made.applied(network.module):  # checks that it is one of this network
                 pass
+        first = start_cells(drawing, network)
+        tell(drawing.work(len(features), 1 + len(opened)))
         rows: dict[int, list[Cell]] = {index: [] for index in features}
         for name in (_DENSE, *opened):
             trace = opened.get(name)
+            head = _head(name, trace, network)
             with nullcontext() if trace is None else trace.applied(network.module):
                 for index, cells in rows.items():
                     stem = name if len(features) == 1 else f"{name}-{index}"
-                    cells.append(_cell(stem, trace, drawing, network, index, layer, titled(progress, stem)))
+                    cells.append(_filled(head, stem, drawing, network, index, layer, titled(progress, stem)))
+        check_drawn([cell for cells in rows.values() for cell in cells])
         settings = {**vars(setup), "layer": layer, **drawing.settings()}
         del settings["augmentations"]
         title = _title(features, drawing, layer)
-        shown = [Row(name[:1].upper() + name[1:], rows[index]) for index, name in features.items()]
+        shown = [Row(name[:1].upper() + name[1:], [*first, *rows[index]]) for index, name in features.items()]
         _draw_figure(folder / FIGURE, shown, title, f"Network: {setup.model}")
-        written = write_page(folder, "feature.html", title, shown, settings)
+        written = write_page(folder, "feature.html", title, shown, settings, traced=bool(opened))
     return [out / name for name in written]
 
 
@@ -116,8 +139,10 @@ def _names(given: Sequence[int | str], network: LoadedModel, layer: str | None) 
         try:
             index = class_index(one, network.class_names, "its index")
         except InvalidValueError as error:
-            if Path(str(one)).is_file():
-                raise InvalidValueError(f"{error}; for the units that a photo excites, give --units auto") from error
+            if one == "demo" or Path(str(one)).is_file():
+                raise InvalidValueError(
+                    f"the network has no class {one!r}; for the units that a photo excites, give --units auto"
+                ) from error
             raise
         if index in names:
             raise InvalidValueError(f"{names[index]} is given twice")
@@ -140,31 +165,36 @@ def _title(features: dict[int, str], drawing: Drawing, layer: str | None) -> str
     return f"What excites {what}{of_layer}{contrast}"
 
 
-def _cell(
-    stem: str,
-    trace: Trace | None,
-    drawing: Drawing,
-    network: LoadedModel,
-    index: int,
-    layer: str | None,
-    progress: Progress,
-) -> Cell:
+def _head(name: str, trace: Trace | None, network: LoadedModel) -> Cell:
+    """Return a cell of a network without pictures."""
     if trace is None:
-        return Cell("Dense network", pictures=numbered(stem, drawing.draw(network, index, layer, progress)))
-    heading = f"{SOLVERS.get(trace.header['settings'].get('solver'), 'Pruned')} trace"
-    captions = [f"sample {trace.sample_id}", removed(trace)]
-    warnings = ["lost the decision"] if trace.decision is not None and not trace.decision.kept else []
+        return Cell("Dense network")
+    solver = SOLVERS.get(trace.header["settings"].get("solver"), "Pruned")
+    captions = [sample(trace), removed(trace), *decision(trace, network)]
+    return Cell(f"{solver} trace “{name}”", captions, lost(trace, network))
+
+
+def _filled(
+    head: Cell, stem: str, drawing: Drawing, network: LoadedModel, index: int, layer: str | None, progress: Progress
+) -> Cell:
     try:
-        return Cell(heading, captions, warnings, numbered(stem, drawing.draw(network, index, layer, progress)))
+        drawn = drawing.draw(network, index, layer, progress)
     except DeadFeatureError as error:
-        return Cell(heading, captions, warnings, missing=str(error))
+        return replace(head, missing=str(error))
+    return replace(head, pictures=drawn_pictures(stem, drawn, drawing, layer))
 
 
 def _draw_figure(path: Path, rows: Sequence[Row], title: str, subtitle: str) -> None:
-    """Draw all cells, with several pictures in one below each other."""
-    heads = [Column(cell.heading, cell.captions, [], cell.warnings) for cell in rows[0].cells]
-    pictures = {
-        row.title: [np.concatenate(list(cell.pictures.values())) if cell.pictures else None for cell in row.cells]
-        for row in rows
-    }
+    """Draw all cells, with a column per picture."""
+    heads = []
+    pictures: dict[str, list[np.ndarray | None]] = {row.title: [] for row in rows}
+    for cells in zip(*(row.cells for row in rows), strict=True):
+        most = max(len(cell.pictures) for cell in cells) or 1
+        first = cells[0]
+        captions = [*(one.caption for one in first.pictures if one.activation is None), *first.captions]
+        heads.append(Column(first.heading + ", 1" * (most > 1), captions, [], first.warnings))
+        heads += [Column(f"{first.heading}, {number}", [], []) for number in range(2, most + 1)]
+        for row, cell in zip(rows, cells, strict=True):
+            found = [one.pixels for one in cell.pictures]
+            pictures[row.title] += [*found, *[None] * (most - len(found))]
     draw_pictures(path, heads, pictures, title, subtitle)

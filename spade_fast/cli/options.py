@@ -43,7 +43,7 @@ def pruning_options(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Comma-separated name patterns; default: all layers that can be pruned."),
+        typer.Option(help="Layers to prune, as comma-separated name patterns; default: all that can be pruned."),
     ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of the augmentations, which depend on the name of the photo as well.")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spade_fast._util.files import check_file
 from spade_fast._util.progress import Progress, no_progress
+from spade_fast.cli.class_names import class_label
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
 from spade_fast.inputs.pixels import Upright
@@ -60,7 +61,8 @@ def trace_photo(
     made.save(out)
     if made.decision is not None and not made.decision.kept:
         classes = (made.decision.class_before, made.decision.class_after)
-        warn(lost_decision(f"the {SOLVERS[config.solver]} trace", *map(model.class_name, classes)))
+        labels = [class_label(one, model.class_name(one)) for one in classes]
+        warn(lost_decision(f"the {SOLVERS[config.solver]} trace", *labels))
     return made
 
 
@@ -72,5 +74,5 @@ def seen(photo: Upright, path: Path, model: LoadedModel) -> tuple[Tensor, np.nda
 
 
 def lost_decision(trace: str, before: str, after: str) -> str:
-    """Say that a trace predicts another class than the dense network."""
-    return f"{trace} lost the decision: it predicts “{after}” instead of “{before}”"
+    """Say that a trace predicts another class than the dense network; classes as `class_label` calls them."""
+    return f"{trace} lost the decision: it predicts {after} instead of {before}"

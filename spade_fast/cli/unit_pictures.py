@@ -10,18 +10,30 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from spade_fast._util.errors import DeadFeatureError, InvalidValueError
+from spade_fast._util.errors import DeadFeatureError, InvalidValueError, MissingFileError
 from spade_fast._util.extras import require
 from spade_fast._util.files import whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
+from spade_fast._util.text import counted
 from spade_fast.attribution.visualization.feature_maps import last_feature_map
 from spade_fast.attribution.visualization.units import WINDOW, Units, exciting_crop, read_units
-from spade_fast.cli.drawings import Drawing
-from spade_fast.cli.feature_page import Cell, Row, numbered, removed, write_page
+from spade_fast.cli.class_names import class_label
+from spade_fast.cli.drawings import Drawing, check_layer
+from spade_fast.cli.feature_page import (
+    Cell,
+    Picture,
+    Row,
+    check_drawn,
+    drawn_pictures,
+    start_cells,
+    write_page,
+)
 from spade_fast.cli.html_pages import data_url
+from spade_fast.cli.trace_captions import decision, lost, removed, sample
 from spade_fast.cli.trace_photo import lost_decision, seen
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
+from spade_fast.inputs.pixels import Upright
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import AUTO, PruneConfig
 from spade_fast.pruning.traces import Trace
@@ -86,53 +98,67 @@ class _Task:
             **config.options(),
         )
 
-    def column(self, heading: str, made: Trace | None = None) -> _Column:
-        """Run the dense network, or a trace, on all photos."""
-        name_of, photo = self.network.class_name, self.photos[0]
+    def column(self, heading: str, made: Trace | None = None, traced: _Photo | None = None) -> _Column:
+        """Run the dense network, or the trace of one of the photos, on all photos."""
+        photo = self.photos[0]
         with self._applied(made) as module:
             units = [read_units(module, self.layer, one.image, self.target) for one in self.photos]
             scores = predict(module, photo.image)
         best = int(scores.argmax())
-        facts = [f"Predicts “{name_of(best)}” ({scores[best]:.1%}) for {photo.name}"]
-        warning = ""
+        facts, warning = [], ""
         if made is not None:
-            facts.insert(0, f"Made for {made.sample_id}: {removed(made)}")
-            if made.decision is not None and not made.decision.kept:
-                classes = (made.decision.class_before, made.decision.class_after)
-                warning = lost_decision(f"the trace of {made.sample_id}", *map(name_of, classes))
+            facts.append(f"Made for {made.sample_id}: {removed(made)}")
+            if made.decision is not None:
+                facts.append(f"On {made.sample_id}, {': '.join(decision(made, self.network))}")
+                if not made.decision.kept:
+                    classes = (made.decision.class_before, made.decision.class_after)
+                    warning = lost_decision(f"the trace of {made.sample_id}", *map(self._label, classes))
+        if traced is not photo:  # of which the decision tells
+            facts.append(f"On {photo.name}, predicts {self._label(best)}: probability {scores[best]:.1%}")
         return _Column(heading, facts, warning, made, units)
 
-    def cells(self, name: str, column: _Column, chosen: Sequence[int]) -> list[Cell]:
+    def cells(self, name: str, column: _Column, chosen: Sequence[int], dense: _Column) -> list[Cell]:
         """Draw units of a column's network."""
         with self._applied(column.trace):
-            return [self._cell(f"{name}-{unit}", unit, column) for unit in chosen]
+            return [self._cell(f"{name}-{unit}", unit, column, dense) for unit in chosen]
 
     def crops(self, unit: int, dense: Sequence[Units]) -> Cell:
         """Crop the first photo, and those of the others that excite a unit most, if they excite it at all."""
-        first, *others = range(len(self.photos))
-        others.sort(key=lambda photo: -float(dense[photo].maps[unit].max()))
-        exciting = [photo for photo in [first, *others] if bool(dense[photo].alive[unit])][:_MOST_CROPS]
-        crops = {
-            f"crop-{unit}-{number}": exciting_crop(self.photos[photo].pixels, dense[photo].maps[unit])
-            for number, photo in enumerate(exciting, 1)
-        }
-        captions = [self.photos[photo].name for photo in exciting]
-        return Cell("In the photos", captions, pictures=crops, missing="" if crops else "no photo excites it")
+        first, *others = zip(self.photos, dense, strict=True)
+        others.sort(key=lambda one: -float(one[1].maps[unit].max()))
+        exciting = [(photo, units) for photo, units in [first, *others] if bool(units.alive[unit])][:_MOST_CROPS]
+        crops = [
+            Picture(f"crop-{unit}-{number}", exciting_crop(photo.pixels, units.maps[unit]), photo.name)
+            for number, (photo, units) in enumerate(exciting, 1)
+        ]
+        return Cell("In the photos", pictures=crops, missing="" if crops else "no photo excites it", small=True)
+
+    def _label(self, index: int) -> str:
+        return class_label(index, self.network.class_name(index))
 
     def _applied(self, made: Trace | None) -> AbstractContextManager[nn.Module]:
         return nullcontext(self.network.module) if made is None else made.applied(self.network.module)
 
-    def _cell(self, stem: str, unit: int, column: _Column) -> Cell:
+    def _cell(self, stem: str, unit: int, column: _Column, dense: _Column) -> Cell:
         """Draw a unit of the column's network, whose trace is applied."""
         captions = [f"activation {float(column.units[0].activations[unit]):.3g} in the photo"]
+        warnings: list[str] = []
+        if column.trace is not None:
+            captions.append(sample(column.trace))
+            warnings = lost(column.trace, self.network)
         try:
-            pictures = self.drawing.draw(self.network, unit, self.layer, titled(self.progress, stem))
+            drawn = self.drawing.draw(self.network, unit, self.layer, titled(self.progress, stem))
         except DeadFeatureError as error:
-            if column.trace is None:
-                raise
-            missing = str(error) if column.alive(unit) else "cut off by this trace"
-            return Cell(column.heading, captions, missing=missing)
-        return Cell(column.heading, captions, pictures=numbered(stem, pictures))
+            missing = str(error)
+            if column.alive(unit):
+                missing = (
+                    f"no step of the optimisation excited channel {unit}, though a photo does; more steps, another "
+                    "seed or a photo to start with may"
+                )
+            elif column.trace is not None and dense.alive(unit):
+                missing = "cut off by this trace"
+            return Cell(column.heading, captions, warnings, missing=missing)
+        return Cell(column.heading, captions, warnings, drawn_pictures(stem, drawn, self.drawing, self.layer))
 
 
 def draw_units(
@@ -146,6 +172,7 @@ def draw_units(
     layer: str | None = None,
     progress: Progress = no_progress,
     warn: Callable[[str], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Draw units of a layer on the dense network and on traces of photos, beside crops of the photos that excite them.
 
@@ -172,18 +199,21 @@ def draw_units(
         Called as ``progress(stage, done, total)``.
     warn
         Called with what `lost_decision` says of a trace that lost the decision.
+    tell
+        Called before the work, with a sentence that says how much it is.
 
     Returns
     -------
     list of Path
-        The pictures ``NETWORK-CHANNEL.png`` of the networks ``dense``, ``own`` (trace) and ``other``, the crops, the
-        traces, the report and the page ``index.html``.
+        The pictures ``NETWORK-CHANNEL.png`` of the networks ``dense``, ``own`` (trace) and ``other``, as far as the
+        optimisation excites the channel, the crops, ``start.png``, the photo to begin with, the traces, the report and
+        the page ``index.html``.
 
     Raises
     ------
     ValueError
-        A layer, channel or setting does not exist or is out of range; nothing excites a channel in the dense network;
-        no unit carries the decision; a photo is given twice.
+        A layer, channel or setting does not exist or is out of range; nothing excites any of the channels; no unit
+        carries the decision; a photo is given twice.
     UserError
         As in `spade_fast.cli.explain.explain_photo`.
     """
@@ -192,7 +222,7 @@ def draw_units(
     if len({path.resolve() for path in photos}) < len(photos):
         raise InvalidValueError(f"photos must differ, got {', '.join(path.name for path in photos)}")
     require("jinja2", "the page needs")
-    opened = [read_photo(path) for path in photos]
+    opened = [_read(path) for path in photos]
     with whole_folder(out) as folder:
         network = setup.load_model()
         shown = []
@@ -200,33 +230,43 @@ def draw_units(
             image, pixels = seen(photo, path, network)
             shown.append(_Photo(path.name, image.to(setup.device), pixels))
         target = int(predict(network.module, shown[0].image).argmax())
-        layer = _last_layer(network, shown[0].image) if layer is None else layer
+        if layer is None:
+            layer = _last_layer(network, shown[0].image)
+        check_layer(network, layer)
         task = _Task(network, layer, target, shown, drawing, progress)
         columns = {_DENSE: task.column("Dense network")}
         for unit in given or [_most_varied(columns[_DENSE].units[0])]:
             drawing.check(network, unit, layer)
-        # Drawn before the work on traces: here a given channel may turn out to be dead.
-        cells = {_DENSE: task.cells(_DENSE, columns[_DENSE], given)} if given else {}
-        for (name, heading), one in zip(_TRACES.items(), shown, strict=False):
+        first = start_cells(drawing, network)
+        traced = list(zip(_TRACES.items(), shown, strict=False))
+        work = drawing.work(len(given) or count, 1 + len(traced))
+        tell(f"{counted(len(traced), 'trace')}, {'' if given else 'up to '}{work}")
+        cells = {}
+        if given:  # drawn before the work on traces: here all may turn out to be dead
+            cells[_DENSE] = task.cells(_DENSE, columns[_DENSE], given, columns[_DENSE])
+            if not any(map(columns[_DENSE].alive, given)):
+                check_drawn(cells[_DENSE])
+        for (name, heading), one in traced:
             made = task.trace(one, config, setup)
             made.save(folder / f"trace-{name}.safetensors")
-            columns[name] = task.column(heading, made)
+            columns[name] = task.column(heading, made, one)
             if columns[name].warning:
                 warn(columns[name].warning)
         chosen = given or columns[_OWN].units[0].strongest(count)
         if not chosen:
+            label = class_label(target, network.class_name(target))
             raise InvalidValueError(
-                f"no unit of layer {layer!r} speaks for “{network.class_name(target)}” on the trace of "
-                f"{shown[0].name}: give another layer"
+                f"no unit of layer {layer!r} speaks for {label} on the trace of {shown[0].name}: give another layer"
             )
         for name, column in columns.items():
             if name not in cells:
-                cells[name] = task.cells(name, column, chosen)
+                cells[name] = task.cells(name, column, chosen, columns[_DENSE])
+        check_drawn([cell for column in cells.values() for cell in column])
         shares = columns[_OWN].units[0].shares
         rows = [
             Row(
                 f"Channel {unit}",
-                [*(cells[name][number] for name in columns), task.crops(unit, columns[_DENSE].units)],
+                [*first, *(cells[name][number] for name in columns), task.crops(unit, columns[_DENSE].units)],
                 float(shares[unit]),
             )
             for number, unit in enumerate(chosen)
@@ -267,6 +307,16 @@ def _parsed(units: str) -> tuple[int, list[int]]:
     if not all(one.isdecimal() for one in given):
         raise InvalidValueError(f"units must be auto, auto:COUNT or channels such as 3,17, got {units!r}")
     return 0, list(dict.fromkeys(map(int, given)))
+
+
+def _read(path: Path) -> Upright:
+    try:
+        return read_photo(path)
+    except MissingFileError as error:
+        if path.suffix:
+            raise
+        hint = "with --units the arguments are photos, and channels are given as in --units 3,17"
+        raise MissingFileError(f"{error}; {hint}") from error
 
 
 def _last_layer(network: LoadedModel, image: Tensor) -> str:

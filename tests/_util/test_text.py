@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spade_fast._util.text import first_line, listed
+from spade_fast._util.text import counted, first_line, listed
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,11 @@ from spade_fast._util.text import first_line, listed
 )
 def test_listed(names, expected):
     assert listed(names) == expected
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, "0 traces"), (1, "1 trace"), (2, "2 traces")])
+def test_counted(number, expected):
+    assert counted(number, "trace") == expected
 
 
 @pytest.mark.parametrize(

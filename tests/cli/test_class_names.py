@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("typer")
 
 from spade_fast import InvalidValueError
-from spade_fast.cli.class_names import class_index
+from spade_fast.cli.class_names import class_index, class_label
 
 NAMES = ("bull mastiff", "Tibetan mastiff", "tabby, tabby cat", "crane", "crane", "tiger cat", "C", "C++", "日本")
 
@@ -55,3 +55,8 @@ def test_no_names_and_many_names():
         class_index("cat", (), "a class from 0 to 9")
     with pytest.raises(InvalidValueError, match=r"'dog 9' \(9\) and 90 more\?"):
         class_index("dog", [f"dog {number}" for number in range(100)], "an index")
+
+
+def test_labels_tell_classes_of_one_name_apart():
+    assert class_label(3, "crane") == "“crane” (3)" and class_label(4, "crane") == "“crane” (4)"
+    assert class_label(7, "class 7") == "class 7"

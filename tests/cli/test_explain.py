@@ -365,8 +365,9 @@ def test_a_lost_decision_is_said(small, photo, tmp_path, monkeypatch, sparsity):
     traced = invoke("trace", photo, *options, "--out", tmp_path / "trace.safetensors")
     assert explained.exit_code == traced.exit_code == 0
     predictions = json.loads((tmp_path / "out" / "report.json").read_text())["predictions"]
-    before, after = (predictions[name]["top"][0]["name"] for name in ("dense", "sparsegpt"))
-    said = f"lost the decision: it predicts “{after}” instead of “{before}”"
+    tops = (predictions[name]["top"][0] for name in ("dense", "sparsegpt"))
+    before, after = (f"“{top['name']}” ({top['class']})" for top in tops)
+    said = f"lost the decision: it predicts {after} instead of {before}"
     lost = sparsity == 1
     assert (before != after) == lost and drawn == 2 * [[(), ["lost the decision"] * lost]]
     assert (f"warning: FastSPADE {said}; its maps do not explain the prediction\n" in explained.stderr) == lost

@@ -370,6 +370,12 @@ return {
 """
 
 
+# Where elements begin, in pixels from the top of the page.
+PLACES = """
+return [...document.querySelectorAll(arguments[0])].map(one => Math.round(one.getBoundingClientRect().top + scrollY));
+"""
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Headless Chromium; the test is skipped without it, or fails under SPADE_FAST_REQUIRE_BROWSER=1."""
@@ -482,7 +488,7 @@ def test_other_pages_as_rendered(small, photo, tmp_path, browser, width):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_units_as_rendered(small, photo, tmp_path, browser, width):
-    """With long names, several pictures and an empty cell."""
+    """With long names, a photo to start with, and empty cells; several pictures of a unit are of full size."""
     pytest.importorskip("kornia")
     from spade_fast.cli.drawings import Drawing
     from spade_fast.cli.unit_pictures import draw_units
@@ -491,8 +497,13 @@ def test_units_as_rendered(small, photo, tmp_path, browser, width):
 
     photos = [photo.rename(tmp_path / f"{'z' * 90}.png"), tmp_path / "other.png"]
     Image.fromarray(PHOTO).save(photos[1])
-    setup, drawing = Setup(small, augmentations=4), Drawing(steps=1, count=2)
-    for name, units, layer, sparsity in (("units", "auto:2", "0", 0.5), ("cut", "3", None, {"2": 1.0})):
+    setup = Setup(small, augmentations=4)
+    pages = (
+        ("units", "auto:2", "0", 0.5, Drawing(steps=1, start=photos[0])),
+        ("several", "auto:1", "0", 0.5, Drawing(steps=1, count=3)),
+        ("cut", "3", None, {"2": 1.0}, Drawing(steps=1)),
+    )
+    for name, units, layer, sparsity, drawing in pages:
         config = PruneConfig(sparsity=sparsity, solver="sparsegpt", seed=0)
         page = draw_units(photos, units, tmp_path / name, config, setup, drawing, layer=layer)[-1]
         show(browser, page, width)
@@ -501,12 +512,18 @@ def test_units_as_rendered(small, photo, tmp_path, browser, width):
         check_layout(seen)
         assert len(seen["headings"]) > 5 and requested(browser)[0] == page.as_uri()
         assert all(contrast >= 3 for contrast in seen["bars"])
-        places = browser.execute_script(
-            "return [...document.querySelectorAll('.unit figure')].map(figure => figure.offsetTop)"
-        )
-        assert len(places) % 4 == 0 and (len(set(places)) == len(places) // 4) == (width == 1280)
+        places = browser.execute_script(PLACES, ".unit figure")
+        columns = 5 if name == "units" else 4
+        rows, features = len(set(places)), len(places) // columns
+        assert len(places) == columns * features
+        assert rows == len(places) if name == "several" else (rows == features) == (width == 1280)
+        if name == "several":
+            pictures = ".unit .set:not(.small) img"
+            sides = browser.execute_script(f"return [...document.querySelectorAll('{pictures}')].map(i => i.width)")
+            assert len(sides) == 9 and min(sides) >= 280
+            assert len(set(browser.execute_script(PLACES, pictures))) == (3 if width == 1280 else 9)
     missing = browser.execute_script("return [...document.querySelectorAll('.missing')].map(m => m.innerText)")
-    assert missing == 2 * ["cut off by this trace"]
+    assert missing == 2 * ["not drawn: cut off by this trace"]
 
 
 def check(seen):

@@ -44,6 +44,12 @@ def flat():
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))
     return LoadedModel("flat", module, resize=20, crop=16)
 
+def bright():
+    model = loaded()  # whose channel 5 white excites, and nothing near grey
+    model.module[0].weight.data[5] = 1 / 27
+    model.module[0].bias.data[5] = -1.5
+    return model
+
 def against():
     model = loaded()
     model.module[6].weight.data.fill_(-1)
@@ -100,7 +106,10 @@ def test_units_that_carry_the_decision_on_three_networks(photos, tmp_path):
         *cells, crops = one["cells"]
         for (name, units), cell in zip(readings.items(), cells, strict=True):
             assert cell["files"] == [f"{name}-{unit}.png"] and cell["missing"] is None
-            assert cell["captions"] == [f"activation {float(units.activations[unit]):.3g} in the photo"]
+            (activation,) = cell["activations"]
+            captions = [f"activation {activation:.3g}", f"activation {float(units.activations[unit]):.3g} in the photo"]
+            sample = {"own": ["sample photo.png"], "other": ["sample 1.png"]}.get(name, [])
+            assert cell["captions"][: 2 + len(sample)] == captions + sample
             with Image.open(tmp_path / "out" / cell["files"][0]) as picture:
                 assert picture.size == (20, 20)
         assert crops["files"] == [f"crop-{unit}-{number}.png" for number in (1, 2)]
@@ -114,13 +123,28 @@ def test_units_that_carry_the_decision_on_three_networks(photos, tmp_path):
     assert title == f"What excites the units behind “{network.class_name(target)}”"
     assert parsed.texts("h2")[1:-1] == [f"Channel {unit}" for unit in chosen]
     assert parsed.texts("h3") == ["Dense network", "Trace of the photo", "Trace of another photo"]
-    assert "Made for 1.png: " in parsed.texts("article")[2]
+    for name, photo, text in zip(("own", "other"), photos, parsed.texts("article")[1:], strict=False):
+        decision = Trace.load(tmp_path / f"out/trace-{name}.safetensors").decision
+        assert decision is not None and f"Made for {photo}: " in text
+        before, after = f"{decision.probability_before:.1%}", f"{decision.probability_after_of_class_before:.1%}"
+        label = f"“{network.class_name(decision.class_before)}” ({decision.class_before})"
+        assert f"On {photo}, {label}: probability {before} → {after}{', kept' * decision.kept}." in text
+    assert result.stderr.splitlines()[0] == "2 traces, up to 12 pictures of 2 steps"
     assert parsed.texts(style="number") == [f"{float(readings['own'].shares[unit]):.1%}" for unit in chosen]
     assert len(parsed.all("img")) == 1 + 4 * 5
     assert not any("no second photo" in one or "that excite it most" in one for one in parsed.texts("p"))
     html = (tmp_path / "out/index.html").read_text()
     assert "http" not in html.replace("http-equiv", "") and not parsed.all("script", "link")
     assert str(tmp_path) not in html
+
+
+def test_two_photos_of_one_name(photos, tmp_path):
+    """What the other photo's trace predicts for the first is told, whatever their names."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / photos[1]).rename(tmp_path / "more/photo.png")
+    assert invoke("photo.png", "more/photo.png", "--units", "3").exit_code == 0
+    told = ["On photo.png, predicts" in text for text in page(tmp_path).texts("article")]
+    assert told == [True, False, True]
 
 
 def test_one_photo_and_given_channels(photos, tmp_path):
@@ -159,26 +183,76 @@ def test_crops_are_of_the_photo_and_of_those_that_excite_it_most(photos, tmp_pat
 @pytest.mark.parametrize("options", [(), ("--contrast",)])
 def test_a_unit_that_a_trace_cut_off_leaves_its_cell_empty(photos, tmp_path, options):
     assert invoke("photo.png", "--units", "3", *options, sparsity=1).exit_code == 0
-    assert page(tmp_path).texts("p", style="missing") == ["cut off by this trace"]
+    assert page(tmp_path).texts("p", style="missing") == ["not drawn: cut off by this trace"]
     dense, own, _ = report(tmp_path)["features"][0]["cells"]
     assert dense["files"] == ["dense-3.png"] and own["files"] == [] and own["missing"] == "cut off by this trace"
+
+
+def test_a_unit_that_only_the_photo_excites_leaves_its_cells_empty(photos, tmp_path):
+    """Beside another that is drawn; alone, it is an error."""
+    pixels = np.zeros((24, 32, 3), np.uint8)
+    pixels[:, 12:] = 255
+    Image.fromarray(pixels).save("photo.png")
+    options = ("photo.png", "--layer", 1, "--layers", "2", "--units")
+    message = "no step of the optimisation excited channel 5, though a photo does; more steps, another seed or a photo"
+    result = invoke(*options, "5,3", model="unit_networks:bright")
+    assert result.exit_code == 0 and result.stderr.startswith("1 trace, 4 pictures of 2 steps\n"), result.output
+    silent, drawn = report(tmp_path)["features"]
+    for cell in silent["cells"][:2]:
+        assert cell["missing"].startswith(message) and cell["files"] == []
+    assert silent["cells"][2]["files"] == ["crop-5-1.png"]
+    assert [cell["files"] for cell in drawn["cells"][:2]] == [["dense-3.png"], ["own-3.png"]]
+    result = invoke(*options, 5, model="unit_networks:bright")
+    assert result.exit_code == 2 and f"error: nothing could be drawn: {message}" in result.stderr
+
+
+def test_a_dead_unit_leaves_its_cells_empty(photos, tmp_path):
+    """No trace cut it off: it is dead without."""
+    result = invoke("photo.png", "--units", "5,3", "--layer", 3, model="unit_networks:broken")
+    assert result.exit_code == 0, result.output
+    dead, drawn = report(tmp_path)["features"]
+    assert all("channel 5 of layer '3' never fires" in cell["missing"] for cell in dead["cells"][:2])
+    assert dead["cells"][2]["missing"] == "no photo excites it"
+    assert [cell["files"] for cell in drawn["cells"][:2]] == [["dense-3.png"], ["own-3.png"]]
+
+
+def test_a_photo_to_start_with_is_the_first_column(photos, tmp_path):
+    assert invoke("photo.png", "--units", "3,4", "--start", "1.png").exit_code == 0
+    for row in report(tmp_path)["features"]:
+        assert row["cells"][0]["files"] == ["start.png"] and row["cells"][0]["captions"] == ["1.png"]
+    assert page(tmp_path).texts("strong").count("Start") == 2
+
+
+def test_a_trace_of_the_other_photo_that_lost_its_decision(photos, tmp_path):
+    """The page shows it beside the fact that the trace predicts the first photo's class."""
+    bias = int(load_model("small_network:loaded").module[6].bias.argmax())
+    result = invoke(*photos[:2], "--units", "3", "--layers", "6", sparsity=1)
+    other = Trace.load(tmp_path / "out/trace-other.safetensors").decision
+    assert result.exit_code == 0 and other is not None and not other.kept and other.class_after == bias
+    warnings = page(tmp_path).texts("p", style="warning")
+    assert len(warnings) == 2 and "the trace of 1.png lost the decision: it predicts “dog” (3)" in warnings[1]
+    cells = report(tmp_path)["features"][0]["cells"]
+    assert cells[2]["captions"][-2:] == ["sample 1.png", "lost the decision to “dog” (3)"]
 
 
 def test_a_trace_that_lost_the_decision(photos, tmp_path):
     """Without weights the predicted class is that of the largest bias."""
     network = load_model("small_network:loaded")
     image = network.preprocess(Image.open("photo.png"))[0]
-    names = [network.class_name(int(one)) for one in (network.module(image).argmax(), network.module[6].bias.argmax())]
+    classes = (int(one) for one in (network.module(image).argmax(), network.module[6].bias.argmax()))
+    names = [f"“{network.class_name(one)}” ({one})" for one in classes]
     result = invoke("photo.png", "--units", "3", "--layers", "6", sparsity=1)
-    message = f"the trace of photo.png lost the decision: it predicts “{names[1]}” instead of “{names[0]}”"
+    message = f"the trace of photo.png lost the decision: it predicts {names[1]} instead of {names[0]}"
     assert names[0] != names[1] and f"warning: {message}" in result.stderr
     assert page(tmp_path).texts("p", style="warning") == [f"Warning: {message}."]
+    assert page(tmp_path).texts("span", style="lost") == [f"lost the decision to {names[1]}"]
 
 
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
-        ("none.png", {}, "none.png"),
+        ("none.png", {}, "no such image file: none.png"),
+        ("3", {}, "no such image file: 3; with --units the arguments are photos, and channels are given as in --units"),
         ("unit_networks.py", {}, "not an image file, or damaged: unit_networks.py"),
         (".", {}, ". is a folder, not a photo"),
         ("photo.png photo.png", {}, "photos must differ, got photo.png, photo.png"),
@@ -188,6 +262,7 @@ def test_a_trace_that_lost_the_decision(photos, tmp_path):
         ("photo.png", {"--units": ""}, "units must be auto, auto:COUNT"),
         ("photo.png", {"--units": "3,12"}, "index must lie between 0 and 11, got 12"),
         ("photo.png", {"--layer": "33"}, "the model has no layer '33': did you mean '3'?"),
+        ("photo.png", {"--layer": "encoder"}, "the model has no layer 'encoder': it has, for example, 0, 2, 6"),
         ("photo.png", {"--layer": "4"}, "feature map with several positions, but layer '4' returns [1, 12, 1, 1]"),
         ("photo.png", {"--model": "unit_networks:flat"}, "no module of flat returns a feature map"),
         ("photo.png", {"--method": "mako"}, "unknown method 'mako'"),
