@@ -90,7 +90,7 @@ def test_titles_of_channels_neurons_and_classes_without_names(small, tmp_path):
     assert title(*neuron, "--contrast") == [contrast]
     assert title("2", "--model", "small_network:norm") == ["What excites class 2"]
     assert title("2", "1", "--model", "small_network:norm") == ["What excites 2 classes"]
-    assert [re.sub("-?[0-9.]+", "N", one) for one in captions] == [
+    assert [re.sub(r"-?[0-9.]+(e-?[0-9]+)?", "N", one) for one in captions] == [
         "Dense network activation N",
         "Dense network activation N above the mean of the others",
         *3 * ["Dense network logit N"],

@@ -228,7 +228,8 @@ def test_warning_where_the_decision_is_lost(decisions, target, warned):
     parsed = Parsed(make_page(make_report(*decisions, target)))
     names = dict(zip(("Dense network", "SPADE", "FastSPADE"), decisions, strict=True))
     for text, (title, best) in zip(parsed.texts("article"), names.items(), strict=True):
-        lost = f"it predicts “{CLASSES[best]}” instead of “{CLASSES[decisions[0]]}”"
+        best_class, first = (f"“{CLASSES[one]}” ({one})" for one in (best, decisions[0]))
+        lost = f"it predicts {best_class} instead of {first}"
         assert text.startswith(title) and ("Warning:" in text) == (title in warned) == (lost in text)
         assert (f"redicts “{CLASSES[best]}”" in text.replace(lost, "")) == (title not in warned)
     aside = "the maps nevertheless show the evidence for “ant”"
