@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import DeadFeatureError
 from spade_fast._util.hashes import hash_tensors
 from spade_fast.attribution.visualization import Feature, visualize
 from spade_fast.attribution.visualization.views import canvas
@@ -22,11 +22,11 @@ from spade_fast.inputs.networks import LoadedModel
 from studies.shared.cases import Case, probabilities
 from studies.shared.making import Maker, Other
 from studies.shared.measure import Finished, Task
-from studies.shared.records import Key, Records, code_digest, digest
+from studies.shared.records import Key, Records, code_digest, digest, hash_weights
 from studies.shared.rows import DENSE, Weights
 from studies.spectrum import TABLE
 
-STEPS, VIEWS = 128, 4
+STEPS = 128  # the default of `visualize`; the tests take fewer
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,9 @@ class PictureStudy:
 
     def records(self) -> Records:
         """Open the records of the pictures of this network."""
-        weights = hash_tensors([*self.network.module.named_parameters(), *self.network.module.named_buffers()])
         settings = {
-            "weights": weights,
+            "weights": hash_weights(self.network.module),
             "steps": self.steps,
-            "views": VIEWS,
             "spectrum": digest(TABLE.read_text(encoding="utf-8")),
             "painting": code_digest((Path(__file__),)),
         }
@@ -169,10 +167,9 @@ class Painter:
                     mean=network.mean,
                     std=network.std,
                     steps=study.steps,
-                    views=VIEWS,
                     seed=int(digest(case.name), 16),
                 )
-            except InvalidValueError as error:
+            except DeadFeatureError as error:
                 if not weights.kind:
                     raise
                 return {**facts, "failed": str(error)}  # pruning may cut a feature off

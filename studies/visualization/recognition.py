@@ -30,7 +30,7 @@ from studies.shared.photos import (
     training_photos,
     tuning_photos,
 )
-from studies.shared.records import Records, code_digest, digest
+from studies.shared.records import Records, code_digest, digest, hash_weights
 from studies.shared.rows import EQUAL, Weights
 from studies.visualization import judges as judges_module
 from studies.visualization.comparing import Comparison
@@ -97,8 +97,7 @@ def class_photos(network: LoadedModel, photos: Iterable[Photo], always: int) -> 
 
 def _predictions(network: LoadedModel, photos: Iterable[Photo]) -> Iterator[tuple[Photo, int, float]]:
     """Yield each photo, its class and the probability of that; they are kept, since every process asks for them."""
-    weights = hash_tensors([*network.module.named_parameters(), *network.module.named_buffers()])
-    records = Records("classes", {"weights": weights, **network.preprocessing})
+    records = Records("classes", {"weights": hash_weights(network.module), **network.preprocessing})
     for photo in photos:
         key = photo.name, hashlib.blake2b(photo.image.tobytes(), digest_size=5).hexdigest()
         if key not in records:
@@ -161,10 +160,10 @@ COMPARISONS: Compared = {
 
 def look(study: PictureStudy, judge: Judge) -> Records:
     """Let a judge see all pictures, each once, and the photos; return records by key of the picture or photo."""
-    weights = hash_tensors([*judge.network.module.named_parameters(), *judge.network.module.named_buffers()])
     painted = study.records()
     code = code_digest((Path(judges_module.__file__),))
-    records = Records(f"verdicts_{study.name}", {"pictures": painted.path.stem, "judge": weights, "code": code})
+    settings = {"pictures": painted.path.stem, "judge": hash_weights(judge.network.module), "code": code}
+    records = Records(f"verdicts_{study.name}", settings)
     for case in track(study.cases, f"{judge.network.name} looks at pictures", console=CONSOLE):
         if not judge.knows(case.target):
             continue

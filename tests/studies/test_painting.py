@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spade_fast import Feature
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import DeadFeatureError, InvalidValueError
 from spade_fast.inputs.networks import LoadedModel
 from studies.shared import records
 from studies.shared.cases import Case
@@ -115,14 +115,23 @@ def test_a_feature_that_pruning_cut_off_is_recorded_and_one_of_the_dense_network
     study: PictureStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
-        raise InvalidValueError("nothing can excite it")
+        raise DeadFeatureError("nothing can excite it")
 
     painter = Painter(study)
     monkeypatch.setattr(painting, "visualize", fail)
     ((_, record),) = painter([("half", study.cases[0].name)])
     assert record["failed"] == "nothing can excite it"
-    with pytest.raises(InvalidValueError, match="excite"):
+    with pytest.raises(DeadFeatureError, match="excite"):
         painter([("dense", study.cases[0].name)])
+
+
+def test_other_errors_on_traces_are_errors(study: PictureStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise InvalidValueError("the activation is not finite")
+
+    monkeypatch.setattr(painting, "visualize", fail)
+    with pytest.raises(InvalidValueError, match="not finite"):
+        Painter(study)([("half", study.cases[0].name)])
 
 
 def test_features_other_than_classes_are_shown(
