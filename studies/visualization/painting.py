@@ -25,6 +25,7 @@ from studies.shared.measure import Finished, Task
 from studies.shared.records import Key, Records, code_digest, digest, hash_weights
 from studies.shared.rows import DENSE, Weights
 from studies.spectrum import TABLE
+from studies.visualization import methods
 
 STEPS = 128  # the default of `visualize`; the tests take fewer
 
@@ -40,7 +41,7 @@ class PictureRow:
     weights
         The network whose feature is shown.
     method
-        As in `visualize`.
+        As in `visualize`, or the one of `methods`.
     most
         The row has pictures of the first cases only, so many; None for all.
     """
@@ -99,13 +100,18 @@ class PictureStudy:
         whose = of_row.weights.whose
         return within and (whose == "own" or case.name in self.others[whose])
 
+    def source(self, row: str, case: Case) -> str:
+        """Return what is independent in a row: the other image whose trace is shown, otherwise the case's source."""
+        whose = self.rows[row].weights.whose
+        return case.source if whose == "own" else self.others[whose][case.name].name
+
     def records(self) -> Records:
         """Open the records of the pictures of this network."""
         settings = {
             "weights": hash_weights(self.network.module),
             "steps": self.steps,
             "spectrum": digest(TABLE.read_text(encoding="utf-8")),
-            "painting": code_digest((Path(__file__),)),
+            "painting": code_digest((Path(__file__), Path(methods.__file__))),
         }
         return Records(f"pictures_{self.name}", settings)
 
@@ -139,7 +145,7 @@ class PictureStudy:
 
 
 class Painter:
-    """Paints pictures. All rows of a case begin with the same random picture."""
+    """Paints pictures. All rows of a case and a method begin with the same random picture."""
 
     def __init__(self, study: PictureStudy) -> None:
         self.study = study
@@ -153,7 +159,7 @@ class Painter:
     def _paint(self, row: str, case: Case) -> dict[str, Any]:
         study, network, weights = self.study, self.study.network, self.study.rows[row].weights
         made = self.maker.made(case, weights)
-        with made.applied():
+        with made.applied(), methods.own_methods():
             found = probabilities(network, case.image)
             facts = {"row": row, "source": case.source, **made.facts, "probability": float(found[case.target])}
             start = time.perf_counter()

@@ -19,6 +19,7 @@ from studies.shared.making import Other
 from studies.shared.measure import measure
 from studies.shared.rows import Weights
 from studies.visualization import painting
+from studies.visualization.methods import FOURIER_MACO_VIEWS
 from studies.visualization.painting import Painter, PictureRow, PictureStudy, open_picture, save_picture
 
 CALIBRATION = Calibration(images=4, layers=("0", "2"))
@@ -57,6 +58,25 @@ def test_pictures_of_the_rows_that_a_case_has_are_painted_and_nothing_twice(
     assert not torch.equal(shown["picture"], study.open("dense", study.cases[0])["picture"])
     monkeypatch.setattr(Painter, "_paint", None)
     assert set(measure(lambda: study, workers=1)[1]) == set(found)
+
+
+def test_what_is_independent_is_the_traced_image(study: PictureStudy) -> None:
+    case = study.cases[0]
+    assert {row: study.source(row, case) for row in study.rows} == {
+        "dense": "photo 0",
+        "half": "photo 0",
+        "another": "other",
+        "fourier": "photo 0",
+    }
+
+
+def test_pictures_by_the_method_of_the_studies_are_others(study: PictureStudy) -> None:
+    case = study.cases[0]
+    rows = {name: PictureRow(name, method=name) for name in ("fourier", FOURIER_MACO_VIEWS)}
+    by_both = replace(study, stages=[rows])
+    Painter(by_both)([(name, case.name) for name in rows])
+    one, other = (by_both.open(name, case)["picture"] for name in rows)
+    assert not torch.equal(one, other)
 
 
 def test_what_an_interruption_left_is_painted_and_gives_the_same_pictures(study: PictureStudy) -> None:
