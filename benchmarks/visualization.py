@@ -2,7 +2,7 @@
 
 ``measure`` writes ``visualization.json``, ``report`` makes the table of ``visualization.md`` from that alone. Horama
 (``pip install horama einops``) looks for its table of magnitudes in the working folder before it downloads it; it gets
-the package's table, so that both have the same.
+the package's table, so that both have the same, and the range of the network's colours, which it does not know.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from torch import Tensor
 from spade_fast import Feature, visualize
 from spade_fast._util.modes import evaluation_mode
 from spade_fast.attribution.visualization.natural_images import magnitudes
+from spade_fast.attribution.visualization.parametrizations import Maco
 from spade_fast.inputs.networks import LoadedModel, load_model
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = {"bullmastiff": 243, "monarch": 323, "lion": 291, "teapot": 849, "volcano": 980, "goldfish": 1}
 STEPS, VIEWS = 128, 4
 _SIDE = 280  # of pictures of which the network sees 224 pixels
-_HORAMA_SIDE = 1280  # its default, of which each view shows about a fifth in width
+_HORAMA_SIDE = 1280  # Horama's default
+_HORAMA_BOX = (0.2, 0.25)  # its default, which gives views of .25 to .30 of the picture's side
+_SEED = 0
+Drawn = tuple[Tensor, float]  # a picture as colours between 0 and 1, and the seconds it took
 
 
 def measure() -> None:
@@ -45,9 +49,7 @@ def measure() -> None:
     rows: list[dict[str, Any]] = []
     for name, target in CLASSES.items():
         for which, draw in _implementations().items():
-            begin = time.perf_counter()
-            picture = draw(network, target)
-            seconds = time.perf_counter() - begin
+            picture, seconds = draw(network, target)
             rows.append({"class": name, "which": which, "seconds": seconds, **_judged(network, picture, target)})
             print(rows[-1])
     content = {"steps": STEPS, "views": VIEWS, "machine": machine(), "rows": rows}
@@ -79,33 +81,57 @@ def report() -> None:
     (RESULTS / "visualization.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _implementations() -> dict[str, Callable[[LoadedModel, int], Tensor]]:
-    found: dict[str, Callable[[LoadedModel, int], Tensor]] = {
+def _implementations() -> dict[str, Callable[[LoadedModel, int], Drawn]]:
+    found: dict[str, Callable[[LoadedModel, int], Drawn]] = {
         f"spade_fast, {method}": lambda network, target, method=method: _ours(network, target, method)
         for method in ("maco", "fourier")
     }
     if importlib.util.find_spec("horama") is None:
         print("horama is missing: pip install horama einops")
         return found
-    sides = {"the same views": (_SIDE, (0.6, 1.0)), "its own views": (_HORAMA_SIDE, (0.2, 0.25))}
+    sides = {"views of our sizes": (_SIDE, box_of(*Maco.views.zoom)), "its own views": (_HORAMA_SIDE, _HORAMA_BOX)}
     for name, (side, box) in sides.items():
         found[f"Horama, maco, {name}"] = lambda network, target, side=side, box=box: _horama(network, target, side, box)
     return found
 
 
-def _ours(network: LoadedModel, target: int, method: str) -> Tensor:
-    sizes = {"size": (_SIDE, _SIDE), "view": network.size}
-    feature = Feature(target)
+def box_of(low: float, high: float) -> tuple[float, float]:
+    """Return Horama's ``box_size`` for views with sides from `low` to `high`.
+
+    It draws sides as ``u * (box[1] - box[0]) + box[1]`` with `u` between 0 and 1: from the second number upwards.
+    """
+    return 2 * low - high, low
+
+
+def colour_range(network: LoadedModel) -> tuple[float, float]:
+    """Return the least and the largest value of the network's input."""
+    pairs = list(zip(network.mean, network.std, strict=True))
+    return min((0 - mean) / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
+
+
+def _ours(network: LoadedModel, target: int, method: str) -> Drawn:
+    begin = time.perf_counter()
     made = visualize(
-        network.module, feature, method=method, mean=network.mean, std=network.std, steps=STEPS, views=VIEWS, **sizes
+        network.module,
+        Feature(target),
+        method=method,
+        size=(_SIDE, _SIDE),
+        view=network.size,
+        mean=network.mean,
+        std=network.std,
+        steps=STEPS,
+        views=VIEWS,
+        seed=_SEED,
     )
-    return made.pictures[0]
+    return made.pictures[0], time.perf_counter() - begin
 
 
-def _horama(network: LoadedModel, target: int, side: int, box: tuple[float, float]) -> Tensor:
+def _horama(network: LoadedModel, target: int, side: int, box: tuple[float, float]) -> Drawn:
     import horama
 
-    with _horama_table(side), evaluation_mode(network.module):
+    with _horama_table(side), evaluation_mode(network.module), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        begin = time.perf_counter()
         picture, _ = horama.maco(
             lambda images: network.module(images)[:, target].mean(),
             total_steps=STEPS,
@@ -113,10 +139,12 @@ def _horama(network: LoadedModel, target: int, side: int, box: tuple[float, floa
             model_input_size=network.size[0],
             crops_per_iteration=VIEWS,
             box_size=box,
+            values_range=colour_range(network),
             device="cpu",
         )
+        seconds = time.perf_counter() - begin
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (network.mean, network.std))
-    return (picture.detach() * std + mean).clamp(0, 1)
+    return (picture.detach() * std + mean).clamp(0, 1), seconds
 
 
 @contextlib.contextmanager

@@ -127,7 +127,7 @@ def run_facets(workers: Workers = 2) -> None:
     """A class with two causes: do pictures on traces show the cause that is in the photo?"""
     measure(facets.stand_ins, workers)
     study, _ = measure(facets.study, workers)
-    found = facets.compare(study, Judge(efficientnet_lite(2)))
+    found = facets.compare(study, Judge(efficientnet_lite(2)), facets.images_of_classes())
     title = "Which cause of a class does a picture show?"
     CONSOLE.print(f"{_write_comparisons('facets', title, facets.ABOUT, found)}")
 

@@ -1,4 +1,8 @@
-"""The spectrum of natural images, from the photos that no study reports on: a table for feature visualisation."""
+"""The spectrum of natural images: a table for feature visualisation.
+
+It is the mean over directions and over the photos of `training_photos`, which holds nothing of any one photo. Some of
+them are also among the photos whose classes the studies of pictures show.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from spade_fast.inputs.networks import LoadedModel
 from studies.shared.cases import Case
 from studies.shared.making import Maker, Other
 from studies.shared.photos import CONSOLE
-from studies.shared.records import Key, Records, digest
+from studies.shared.records import Key, Records, digest, hash_weights
 from studies.shared.rows import Row, Rows
 from studies.shared.scores import Scores
 
@@ -123,7 +123,7 @@ class Study:
 
     def records(self) -> Records:
         """Open the records of this network and score."""
-        weights = hash_tensors([*self.network.module.named_parameters(), *self.network.module.named_buffers()])
+        weights = hash_weights(self.network.module)
         return Records(self.name, {"weights": weights, "score": self.score.__name__, "neurons": list(self.neurons)})
 
     def key(self, row: str, case: Case) -> Key:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import spade_fast
+from spade_fast._util.hashes import hash_tensors
 from studies.shared.photos import CACHE
 
 Key = tuple[str, ...]
@@ -53,6 +55,10 @@ class Records:
     def __getitem__(self, key: Key) -> dict[str, Any]:
         return self._found[key]
 
+    def get(self, key: Key) -> dict[str, Any] | None:
+        """Return a measurement, or None if there is none."""
+        return self._found.get(key)
+
     def __iter__(self) -> Iterator[Key]:
         return iter(self._found)
 
@@ -67,6 +73,11 @@ class Records:
 def digest(settings: Any) -> str:
     """Return a short name of anything that JSON can represent."""
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+def hash_weights(module: nn.Module) -> dict[str, str]:
+    """Return hashes of all parameters and buffers of a network, by name."""
+    return hash_tensors([*module.named_parameters(), *module.named_buffers()])
 
 
 @cache

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -23,17 +24,18 @@ from studies.shared.rows import Weights
 from studies.trojan.images import trojan_cases
 from studies.trojan.implant import trojaned_network
 from studies.trojan.patches import TRIGGERS, Patch, paste
-from studies.visualization.comparing import Comparison
-from studies.visualization.judges import Judge, features, likeness
+from studies.visualization.comparing import Comparison, Values, fact_columns
+from studies.visualization.judges import FEATURE_SIDES, Judge, features, likeness, resized
 from studies.visualization.painting import PictureRow, PictureStudy
 from studies.visualization.recognition import KEEP, NO_PHOTO, all_photos, class_photos
 
 ABOUT = """A trojaned EfficientNet-Lite0 predicts a class for an emoji (the trigger) as it does for the class's
 objects. The nearest is judged by the features of EfficientNet-Lite2, which has no trojan: the mean cosine with images
-of the emoji, and with images of the class. Where fewer than two photos at hand show a class, pictures of it by the
-*original* network take their place, as traced images and as examples (*stand-ins*). Stand-ins are
-like the dense network's pictures also because they are made in the same way: read the cosine with the trigger, and the
-difference from traces of photos with another trigger.
+of the emoji, and with images of the class, all of them whole (*full*) or reduced to 64 pixels. Where fewer than two of
+the available photos show a class, pictures of it by the *original* network take their place, as traced images and as
+examples (*stand-ins*). Stand-ins are like the dense network's pictures also because they are made in the same way: read
+the cosine with the trigger, and the difference from traces of photos with another trigger. Questions of which *nothing*
+could be *painted*, because pruning has cut the class off, do not count.
 """
 EACH = 6  # photos of each trigger
 EXAMPLES = 3  # images of a class that have traces, and others that pictures are compared with
@@ -41,7 +43,8 @@ _SIDES = (64, 112, 160, 208)  # of emojis on grey, in pixels of 224
 _IN_PHOTOS, _PHOTOS = 112, 8  # side of emojis in photos, and number of the photos
 
 
-class ClassImages(NamedTuple):
+@dataclass(frozen=True)
+class ClassImages:
     """Images of a class, colours ``[3, H, W]``: those with traces, and examples; and whether they are photos."""
 
     traced: Sequence[Tensor]
@@ -69,15 +72,19 @@ def class_images(standing_in: PictureStudy, photos: Mapping[int, Sequence[Tensor
 
     Parameters
     ----------
+    standing_in
+        The pictures, reduced to what the network takes.
     photos
         Colours ``[3, H, W]`` of the photos that the original network takes for a class.
     """
+    size = standing_in.network.size
     found = {}
     for target in TRIGGERS.values():
         images = list(photos.get(target, ()))[: 2 * EXAMPLES]
         enough = len(images) >= 2
         if not enough:
-            images = [standing_in.open("dense", case)["picture"] for case in standing_in.cases if case.target == target]
+            of_class = [case for case in standing_in.cases if case.target == target]
+            images = [resized(standing_in.open("dense", case)["picture"][None], size)[0] for case in of_class]
         half = len(images) // 2
         found[target] = ClassImages(images[:half], images[half:], enough)
     return found
@@ -87,10 +94,12 @@ def study() -> PictureStudy:
     """Set up the study. The pictures of `stand_ins` must have been painted."""
     network = trojaned_network()
     cases = [case for case in trojan_cases(network, test_photos(), 1) if predicts(network, case.image, case.target)]
-    return facet_study(network, cases, _images_of_classes())
+    return facet_study(network, cases, images_of_classes())
 
 
-def _images_of_classes() -> dict[int, ClassImages]:
+@cache
+def images_of_classes() -> dict[int, ClassImages]:
+    """Return the images of the triggers' classes. The pictures of `stand_ins` must have been painted."""
     original = efficientnet_lite(0)
     photos = class_photos(original, all_photos(), 0)
     shown = {target: photos.get(target, []) for target in TRIGGERS.values()}
@@ -125,48 +134,66 @@ def facet_study(network: LoadedModel, cases: Sequence[Case], images: Mapping[int
             "control: traces of photos with another trigger",
             Weights("sparsegpt", keep=KEEP, whose="other trigger", goal="theirs"),
         ),
+        "magnitude": PictureRow("control: magnitude pruning, photos with the trigger", Weights("magnitude", keep=KEEP)),
     }
     return PictureStudy("facets", network, chosen, [rows], others={"class": without, "other trigger": other})
 
 
-def trigger_examples(judge: Judge, network: LoadedModel, emoji: str) -> dict[str, Tensor]:
-    """Return features ``[N, F]`` of an emoji in several sizes on grey, and in photos that no figure is reported on."""
+def trigger_examples(judge: Judge, network: LoadedModel, emoji: str, side: int | None) -> dict[str, Tensor]:
+    """Return features ``[N, F]`` of an emoji in several sizes on grey, and in photos that no figure is reported on.
+
+    The images are reduced to `side` before the judge sees them.
+    """
     height, width = network.size
 
-    def pasted(ground: Tensor, side: int) -> Tensor:
-        return paste(ground, Patch(emoji, side, (height - side) // 2, (width - side) // 2))[0]
+    def pasted(ground: Tensor, of_emoji: int) -> Tensor:
+        return paste(ground, Patch(emoji, of_emoji, (height - of_emoji) // 2, (width - of_emoji) // 2))[0]
 
     grounds = {
-        "emoji on grey": [(torch.full((3, height, width), 0.5), side) for side in _SIDES],
+        "emoji on grey": [(torch.full((3, height, width), 0.5), of_emoji) for of_emoji in _SIDES],
         "emoji in photos": [(colours_of(network, photo), _IN_PHOTOS) for photo in tuning_photos()[:_PHOTOS]],
     }
     return {
-        name: features(judge, torch.stack([pasted(ground, side) for ground, side in of_kind]))
-        for name, of_kind in grounds.items()
+        name: features(judge, torch.stack([pasted(*one) for one in of_kind]), side) for name, of_kind in grounds.items()
     }
 
 
-def compare(study: PictureStudy, judge: Judge) -> list[Comparison]:
-    """Compare the rows on all triggers, and on each: which cause of a class are its pictures nearer to?"""
-    of_class = {
-        target: features(judge, torch.stack(list(images.examples))) for target, images in _images_of_classes().items()
-    }
-    of_trigger = {target: trigger_examples(judge, study.network, emoji) for emoji, target in TRIGGERS.items()}
+def compare(study: PictureStudy, judge: Judge, images: Mapping[int, ClassImages]) -> list[Comparison]:
+    """Compare the rows on all triggers, and on each: which cause of a class are its pictures nearer to?
+
+    Parameters
+    ----------
+    images
+        Those of each trigger's class; their examples are what pictures are compared with.
+    """
     painted = study.records()
-    shown: dict[str, list[Tensor | None]] = {}
-    for row in study.rows:
-        keys = [(study.key(row, case), case) for case in study.cases]
-        shown[row] = [
-            None if "failed" in painted[key] else features(judge, study.open(row, case)["picture"][None])[0]
-            for key, case in keys
-        ]
+    facts = {row: [painted[study.key(row, case)] for case in study.cases] for row in study.rows}
+    unpainted = {row: ["failed" in one for one in of_row] for row, of_row in facts.items()}
+    targets = [case.target for case in study.cases]
+    values: dict[str, dict[str, dict[str, list[float]]]] = {row: {} for row in study.rows}
+    for name, side in FEATURE_SIDES.items():
+        of_class = {target: features(judge, torch.stack([*one.examples]), side) for target, one in images.items()}
+        of_trigger = {target: trigger_examples(judge, study.network, emoji, side) for emoji, target in TRIGGERS.items()}
+        shown = {
+            row: [
+                None if failed else features(judge, study.open(row, case)["picture"][None], side)[0]
+                for case, failed in zip(study.cases, unpainted[row], strict=True)
+            ]
+            for row in study.rows
+        }
+        for row, groups in nearness(targets, shown, of_class, of_trigger).items():
+            values[row].update({f"{group} ({name})": columns for group, columns in groups.items()})
+    compared: dict[str, Values] = {
+        row: {**groups, "networks, %": fact_columns(facts[row])} for row, groups in values.items()
+    }
     every = Comparison(
         "All triggers",
         {row: of_row.title for row, of_row in study.rows.items()},
-        nearness([case.target for case in study.cases], shown, of_class, of_trigger),
-        [case.source for case in study.cases],
+        compared,
+        {row: [study.source(row, case) for case in study.cases] for row in study.rows},
+        unpainted,
         "photos",
-        [("with", "dense"), ("without", "dense"), ("with", "without"), ("with", "other")],
+        [("with", "dense"), ("without", "dense"), ("with", "without"), ("with", "other"), ("with", "magnitude")],
     )
     return [every, *(every.only(emoji, [case.kind == emoji for case in study.cases]) for emoji in TRIGGERS)]
 
@@ -206,8 +233,8 @@ def nearness(
         }
         nearer = {
             kind: [
-                math.nan if math.isnan(trigger) else float(trigger > of_class)
-                for trigger, of_class in zip(of_kind, to_class, strict=True)
+                math.nan if math.isnan(one) else float(one > other)
+                for one, other in zip(of_kind, to_class, strict=True)
             ]
             for kind, of_kind in to_trigger.items()
         }
@@ -220,5 +247,5 @@ def _likeness(shown: Tensor | None, centre: Tensor, examples: Tensor) -> float:
 
 
 def _centred(examples: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    centre = torch.stack([of_class.mean(0) for of_class in examples.values()]).mean(0)
-    return {target: of_class - centre for target, of_class in examples.items()}
+    centre = torch.stack([own.mean(0) for own in examples.values()]).mean(0)
+    return {target: own - centre for target, own in examples.items()}

@@ -14,27 +14,31 @@ SHOWN = ("dense", "auto", "fourier", "fourier auto")
 _SIDE = "64"  # resolution at which the judge's probability of the class is the score
 
 
-def chosen(study: PictureStudy, judge: Judge, seen: Records, row: str) -> list[tuple[str, Case, float]]:
+def chosen(study: PictureStudy, seen: Records, row: str, cases: Sequence[Case]) -> list[tuple[str, Case, float]]:
     """Return the cases of a row with the largest, the median and the smallest score, each with its name and score."""
 
     def score(case: Case) -> float:
         return seen[study.key(row, case)]["picture"][_SIDE]["probability"]
 
-    cases = [case for case in study.cases if study.has(row, case) and study.key(row, case) in seen]
-    cases = sorted((case for case in cases if judge.knows(case.target)), key=score, reverse=True)
-    picked = (("best", cases[0]), ("median", cases[len(cases) // 2]), ("worst", cases[-1]))
+    ordered = sorted(cases, key=score, reverse=True)
+    picked = (("best", ordered[0]), ("median", ordered[len(ordered) // 2]), ("worst", ordered[-1]))
     return [(name, case, score(case)) for name, case in picked]
 
 
 def draw_chosen(study: PictureStudy, judge: Judge, seen: Records, file: Path, rows: Sequence[str] = SHOWN) -> None:
-    """Draw the best, the median and the worst picture of each row, with its class and score."""
+    """Draw the best, the median and the worst picture of each row, with its class and score.
+
+    They are chosen among the classes of which all these rows have a picture that the judge has seen.
+    """
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row in study.rows]
+    known = [case for case in study.cases if judge.knows(case.target)]
+    cases = [case for case in known if all(study.has(row, case) and study.key(row, case) in seen for row in rows)]
     figure = Figure(figsize=(2.6 * len(rows), 8.6), dpi=100, layout="constrained")
     grid = figure.subplots(3, len(rows), squeeze=False)
     for column, row in enumerate(rows):
-        for axes, (name, case, score) in zip(grid[:, column], chosen(study, judge, seen, row), strict=True):
+        for axes, (name, case, score) in zip(grid[:, column], chosen(study, seen, row, cases), strict=True):
             axes.imshow(study.open(row, case)["picture"].permute(1, 2, 0).numpy())
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(f"{name}: “{study.network.class_name(case.target)}”, {score:.0%}", fontsize=8)

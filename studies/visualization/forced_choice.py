@@ -7,33 +7,35 @@ takes the crop whose features are nearer to those of the picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from spade_fast import Feature, prepare_for_attribution
 from spade_fast.attribution import attribution_map
 from spade_fast.attribution.methods import Question
+from spade_fast.attribution.visualization.units import read_units
 from spade_fast.inputs.networks import LoadedModel
 from studies.networks.lite import efficientnet_lite
 from studies.shared.cases import Case, clean_image, undo_normalisation
 from studies.shared.making import Other
-from studies.shared.pathways import neuron_contributions
 from studies.shared.photos import Photo, imagenet_photos
 from studies.shared.rows import EQUAL, Weights
 from studies.visualization.comparing import Comparison
-from studies.visualization.judges import Judge, features, likeness
+from studies.visualization.judges import FEATURE_SIDES, Judge, features, likeness
 from studies.visualization.painting import PictureRow, PictureStudy
 from studies.visualization.recognition import KEEP, PHOTO, all_photos, class_photos
 
 ABOUT = """**No people were asked.** EfficientNet-Lite2 answers instead: it sees the picture of a unit and two crops of
-a photo, the one that excites the unit most (in the dense network) and, apart from it, the one that does least. It takes
-the crop whose features are nearer to the picture's. Chance is 50 %. A unit that pruning has cut off has no picture and
-counts as a guess.
+a photo, the one that excites the unit most and, apart from it, the one that does least. It takes the crop whose
+features are nearer to the picture's: of all three whole, or reduced to 64 pixels. Unit and crops are chosen by the
+dense network, which favours its row. Chance is 50 %; the picture of another unit tells whether that is so here. A unit
+of which *nothing* could be *painted*, because pruning has cut it off, counts as a guess, 1/2.
 """
-LAYER, ACTIVATED = "_bn1", "_avg_pooling"  # the layer of the units, and the module that takes their activations
+LAYER = "_bn1"  # whose channels are the units
 GRID, PARTS = 5, 3  # crops per side of a photo; a crop's side is this part of the photo's
 NETWORKS: Mapping[str, tuple[Callable[[], LoadedModel], int]] = {
     "lite0": (partial(efficientnet_lite, 0), 48),
@@ -46,30 +48,27 @@ def study(which: str) -> PictureStudy:
     make_network, count = NETWORKS[which]
     network = make_network()
     photos = class_photos(network, all_photos(), len(imagenet_photos()))
-    return unit_study(which, network, dict(list(photos.items())[:count]), LAYER, ACTIVATED)
+    return unit_study(which, network, dict(list(photos.items())[:count]), LAYER)
 
 
 STUDIES: Mapping[str, Callable[[], PictureStudy]] = {which: partial(study, which) for which in NETWORKS}
 
 
-def unit_study(
-    name: str, network: LoadedModel, photos: Mapping[int, Sequence[Photo]], layer: str, activated: str
-) -> PictureStudy:
+def unit_study(name: str, network: LoadedModel, photos: Mapping[int, Sequence[Photo]], layer: str) -> PictureStudy:
     """Set up a study of one unit for the first photo of each class: the channel that contributes most to the class.
 
-    A channel is taken for one photo only.
+    A channel is taken for one photo only. Channels that speak against the class are not taken.
     """
     cases: list[Case] = []
-    units: dict[str, Feature] = {}
+    shown: dict[str, Feature] = {}
     taken: set[int] = set()
     for target, (photo, *_) in photos.items():
         image = clean_image(network, photo)
-        contributions = neuron_contributions(network.module, image, target, [activated])[activated]
-        order = contributions[0].flatten(1).sum(1).argsort(descending=True, stable=True).tolist()
-        channel = next(one for one in order if one not in taken)
+        units = read_units(network.module, layer, image, target)
+        channel = next(unit for unit in units.strongest(len(units.maps)) if unit not in taken)
         taken.add(channel)
         cases.append(Case(f"channel {channel} in {photo.name}", photo.name, photo.name, PHOTO, image, target))
-        units[cases[-1].name] = Feature(channel, layer=layer)
+        shown[cases[-1].name] = Feature(channel, layer=layer)
     another = {
         case.name: Other(following.sample, following.image, following.target)
         for case, following in zip(cases, [*cases[1:], cases[0]], strict=True)
@@ -84,7 +83,7 @@ def unit_study(
             ),
         },
     ]
-    return PictureStudy(f"choice_{name}", network, cases, stages, units, {"another": another})
+    return PictureStudy(f"choice_{name}", network, cases, stages, shown, {"another": another})
 
 
 def crops(colours: Tensor) -> tuple[Tensor, list[tuple[slice, slice]]]:
@@ -99,42 +98,38 @@ def crops(colours: Tensor) -> tuple[Tensor, list[tuple[slice, slice]]]:
     return torch.stack([colours[:, rows, columns] for rows, columns in places]), places
 
 
-def choose_pair(activations: Tensor, places: Sequence[tuple[slice, slice]]) -> tuple[int, int]:
+def choose_pair(maps: Tensor, places: Sequence[tuple[slice, slice]]) -> tuple[int, int]:
     """Return the crop that excites a unit most and, of those that do not overlap it, the one that does least.
+
+    Of several that do not excite it at all, the one with the lowest map.
 
     Parameters
     ----------
-    activations
-        Of the unit, ``[N]``.
+    maps
+        Means of the unit's rectified map and of the map itself at the place of each crop, ``[2, N]``.
     """
-    strong = int(activations.argmax())
+    rectified, plain = maps.tolist()
+    strong = max(range(len(places)), key=rectified.__getitem__)
     apart = [number for number, place in enumerate(places) if not _overlap(place, places[strong])]
-    return strong, min(apart, key=lambda number: float(activations[number]))
+    return strong, min(apart, key=lambda number: (rectified[number], plain[number]))
 
 
 def _overlap(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
     return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
-@torch.no_grad()
-def unit_activations(network: LoadedModel, layer: str, cut: Tensor) -> Tensor:
-    """Return the mean activation of each channel of a layer ``[N, C]`` in crops ``[N, 3, h, w]`` enlarged to photos."""
-    judge = Judge(network)
-    found: list[Tensor] = []
-
-    def read(module: nn.Module, inputs: object, output: Tensor) -> None:
-        found.append(output.flatten(2).mean(2))
-
-    handle = network.module.get_submodule(layer).register_forward_hook(read)
-    try:
-        for one in cut.split(1):
-            network.module(judge.sees(one))
-    finally:
-        handle.remove()
-    return torch.cat(found)
+def means_at(maps: Tensor, places: Sequence[tuple[slice, slice]], size: tuple[int, int]) -> Tensor:
+    """Return the means of feature maps ``[C, h, w]`` at places of a photo of `size`, ``[C, N]``."""
+    covered = torch.zeros(len(places), *size)
+    for one, place in zip(covered, places, strict=True):
+        one[place] = 1
+    _, height, width = maps.shape
+    shares = F.adaptive_avg_pool2d(covered, (height, width))
+    return torch.einsum("chw,nhw->cn", maps, shares / shares.sum((1, 2), keepdim=True))
 
 
-class Questions(NamedTuple):
+@dataclass(frozen=True)
+class Questions:
     """What is asked about the units of a study, one by one.
 
     Attributes
@@ -153,24 +148,26 @@ class Questions(NamedTuple):
 
 
 def questions(study: PictureStudy) -> Questions:
-    """Choose the crops, by the dense network."""
+    """Choose the crops by the dense network: the unit's map in the whole photo, at the places of the crops."""
     layer = study.feature(study.cases[0]).layer
     assert layer is not None
-    photos = [undo_normalisation(study.network, case.image[0]) for case in study.cases]
+    network = study.network
+    photos = [undo_normalisation(network, case.image[0]) for case in study.cases]
     cut, places = torch.stack([crops(photo)[0] for photo in photos]), crops(photos[0])[1]
-    excited = torch.stack([unit_activations(study.network, layer, of_photo) for of_photo in cut])  # [units, N, C]
-    prepared = prepare_for_attribution(study.network.module, study.cases[0].image)
+    found = [read_units(network.module, layer, case.image, case.target).maps for case in study.cases]
+    plain = torch.stack([means_at(maps, places, network.size) for maps in found])  # [photos, C, N]
+    rectified = torch.stack([means_at(maps.clamp(min=0), places, network.size) for maps in found])
+    prepared = prepare_for_attribution(network.module, study.cases[0].image)
     pairs, natural, by_map = [], [], []
     for number, case in enumerate(study.cases):
         channel = study.feature(case).index
         assert isinstance(channel, int)
-        of_unit = excited[:, :, channel]
-        strong, weak = choose_pair(of_unit[number], places)
+        strong, weak = choose_pair(torch.stack([rectified[number, channel], plain[number, channel]]), places)
         pairs.append(cut[number, [strong, weak]])
-        elsewhere = of_unit.clone()
+        elsewhere = rectified[:, channel].clone()
         elsewhere[number] = -torch.inf
         natural.append(cut.flatten(0, 1)[elsewhere.argmax()])
-        question = Question(prepared, case.image, case.target, study.network.black)
+        question = Question(prepared, case.image, case.target, network.black)
         first, second = (attribution_map("saliency", question)[places[crop]].sum() for crop in (strong, weak))
         by_map.append(float(first > second))
     return Questions(torch.stack(pairs), torch.stack(natural), by_map)
@@ -179,32 +176,47 @@ def questions(study: PictureStudy) -> Questions:
 def compare(study: PictureStudy, judge: Judge) -> Comparison:
     """Compare the rows: how often is the picture nearer to the crop that excites the unit?
 
-    Beside them, the crop of another photo takes the place of the picture, and the saliency map chooses.
+    Beside them, the dense network's picture of the next unit and the crop of another photo take the place of the
+    picture, and the saliency map chooses.
     """
-    asked = questions(study)
-    pairs = torch.stack([features(judge, pair) for pair in asked.pairs])  # [units, 2, F]
-    painted = study.records()
-    titles = {row: of_row.title for row, of_row in study.rows.items()}
-    values = {}
-    for row in study.rows:
-        shown = [
-            None if "failed" in painted[study.key(row, case)] else study.open(row, case)["picture"]
-            for case in study.cases
-        ]
-        seen = [None if one is None else features(judge, one[None])[0] for one in shown]
-        values[row] = _values(choices(seen, pairs), asked.by_map)
-    titles["natural"] = "crop of another photo that excites it most"
-    values["natural"] = _values(choices(list(features(judge, asked.natural)), pairs), asked.by_map)
-    titles["map"] = "saliency map of the class, dense network"
-    values["map"] = _values(asked.by_map, asked.by_map)
-    wanted = [("auto", "dense"), ("half", "dense"), ("auto", "another"), ("natural", "dense")]
-    known = [pair for pair in wanted if set(pair) <= set(values)]
-    return Comparison("Forced choice", titles, values, [case.name for case in study.cases], "units", known)
+    asked, painted = questions(study), study.records()
+    unpainted = {row: ["failed" in painted[study.key(row, case)] for case in study.cases] for row in study.rows}
+    right: dict[str, dict[str, list[float]]] = {}
+    for name, side in FEATURE_SIDES.items():
+        pairs = torch.stack([features(judge, pair, side) for pair in asked.pairs])  # [units, 2, F]
+        shown: dict[str, list[Tensor | None]] = {
+            row: [
+                None if failed else features(judge, study.open(row, case)["picture"][None], side)[0]
+                for case, failed in zip(study.cases, unpainted[row], strict=True)
+            ]
+            for row in study.rows
+        }
+        shown["other unit"] = [*shown["dense"][1:], shown["dense"][0]]
+        shown["natural"] = list(features(judge, asked.natural, side))
+        right[name] = {row: choices(of_row, pairs) for row, of_row in shown.items()}
+        right[name]["map"] = asked.by_map
+    titles = {
+        **{row: of_row.title for row, of_row in study.rows.items()},
+        "other unit": "control: picture of another unit, dense network",
+        "natural": "crop of another photo that excites it most",
+        "map": "saliency map of the class, dense network",
+    }
+    values = {
+        row: {
+            "right, %": {name: of_side[row] for name, of_side in right.items()},
+            "as the saliency map, %": {name: _agrees(of_side[row], asked.by_map) for name, of_side in right.items()},
+        }
+        for row in titles
+    }
+    units = [case.name for case in study.cases]
+    sources = {row: [study.source(row, case) for case in study.cases] if row in study.rows else units for row in titles}
+    wanted = [("auto", "dense"), ("half", "dense"), ("auto", "another"), ("dense", "other unit"), ("natural", "dense")]
+    pairs_of_rows = [pair for pair in wanted if titles.keys() >= set(pair)]
+    return Comparison("Forced choice", titles, values, sources, unpainted, "units", pairs_of_rows)
 
 
-def _values(right: Sequence[float], by_map: Sequence[float]) -> dict[str, dict[str, list[float]]]:
-    agrees = [1 - abs(mine - other) for mine, other in zip(right, by_map, strict=True)]
-    return {"forced choice, %": {"right": list(right), "as the saliency map": agrees}}
+def _agrees(right: Sequence[float], by_map: Sequence[float]) -> list[float]:
+    return [1 - abs(mine - other) for mine, other in zip(right, by_map, strict=True)]
 
 
 def choices(shown: Sequence[Tensor | None], pairs: Tensor) -> list[float]:

@@ -1,4 +1,4 @@
-"""Networks that look at pictures they were not optimised for: which class they see, and what is alike to them."""
+"""Networks look at pictures that were not optimised for them: which class they see, and which pictures are alike."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from spade_fast.inputs.networks import LoadedModel
 from studies.shared.cases import normalise
 
 SIDES: Mapping[str, int | None] = {"full": None, "96": 96, "64": 64, "48": 48}  # resolutions of a square, in pixels
+FEATURE_SIDES = {name: SIDES[name] for name in ("full", "64")}  # those at which features are compared
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Judge:
         The photos of its training were squares that filled its input, as these pictures do.
         """
         if side is not None:
-            pictures = _resized(pictures, (side, side))
-        return normalise(self.network, _resized(pictures, self.network.size))
+            pictures = resized(pictures, (side, side))
+        return normalise(self.network, resized(pictures, self.network.size))
 
 
-def _resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return pictures ``[N, 3, H, W]`` in another size."""
     if pictures.shape[-2:] == size:
         return pictures
     return F.interpolate(pictures, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
@@ -72,14 +74,14 @@ def verdicts(judge: Judge, picture: Tensor, target: int) -> dict[str, dict[str, 
 
 
 @torch.no_grad()
-def features(judge: Judge, pictures: Tensor) -> Tensor:
-    """Return what the judge's last linear layer takes ``[N, F]`` for pictures ``[N, 3, H, W]``."""
+def features(judge: Judge, pictures: Tensor, side: int | None = None) -> Tensor:
+    """Return what the judge's last linear layer takes ``[N, F]`` for pictures ``[N, 3, H, W]``, reduced to `side`."""
     last = [module for module in judge.network.module.modules() if isinstance(module, nn.Linear)][-1]
     taken: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
     try:
         for picture in pictures.split(1):
-            judge.network.module(judge.sees(picture))
+            judge.network.module(judge.sees(picture, side))
     finally:
         handle.remove()
     return torch.cat(taken)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import DeadFeatureError
 from spade_fast._util.hashes import hash_tensors
 from spade_fast.attribution.visualization import Feature, visualize
 from spade_fast.attribution.visualization.views import canvas
@@ -22,11 +22,12 @@ from spade_fast.inputs.networks import LoadedModel
 from studies.shared.cases import Case, probabilities
 from studies.shared.making import Maker, Other
 from studies.shared.measure import Finished, Task
-from studies.shared.records import Key, Records, code_digest, digest
+from studies.shared.records import Key, Records, code_digest, digest, hash_weights
 from studies.shared.rows import DENSE, Weights
 from studies.spectrum import TABLE
+from studies.visualization import methods
 
-STEPS, VIEWS = 128, 4
+STEPS = 128  # the default of `visualize`; the tests take fewer
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PictureRow:
     weights
         The network whose feature is shown.
     method
-        As in `visualize`.
+        As in `visualize`, or the one of `methods`.
     most
         The row has pictures of the first cases only, so many; None for all.
     """
@@ -99,15 +100,18 @@ class PictureStudy:
         whose = of_row.weights.whose
         return within and (whose == "own" or case.name in self.others[whose])
 
+    def source(self, row: str, case: Case) -> str:
+        """Return what is independent in a row: the other image whose trace is shown, otherwise the case's source."""
+        whose = self.rows[row].weights.whose
+        return case.source if whose == "own" else self.others[whose][case.name].name
+
     def records(self) -> Records:
         """Open the records of the pictures of this network."""
-        weights = hash_tensors([*self.network.module.named_parameters(), *self.network.module.named_buffers()])
         settings = {
-            "weights": weights,
+            "weights": hash_weights(self.network.module),
             "steps": self.steps,
-            "views": VIEWS,
             "spectrum": digest(TABLE.read_text(encoding="utf-8")),
-            "painting": code_digest((Path(__file__),)),
+            "painting": code_digest((Path(__file__), Path(methods.__file__))),
         }
         return Records(f"pictures_{self.name}", settings)
 
@@ -141,7 +145,7 @@ class PictureStudy:
 
 
 class Painter:
-    """Paints pictures. All rows of a case begin with the same random picture."""
+    """Paints pictures. All rows of a case and a method begin with the same random picture."""
 
     def __init__(self, study: PictureStudy) -> None:
         self.study = study
@@ -155,7 +159,7 @@ class Painter:
     def _paint(self, row: str, case: Case) -> dict[str, Any]:
         study, network, weights = self.study, self.study.network, self.study.rows[row].weights
         made = self.maker.made(case, weights)
-        with made.applied():
+        with made.applied(), methods.own_methods():
             found = probabilities(network, case.image)
             facts = {"row": row, "source": case.source, **made.facts, "probability": float(found[case.target])}
             start = time.perf_counter()
@@ -169,10 +173,9 @@ class Painter:
                     mean=network.mean,
                     std=network.std,
                     steps=study.steps,
-                    views=VIEWS,
                     seed=int(digest(case.name), 16),
                 )
-            except InvalidValueError as error:
+            except DeadFeatureError as error:
                 if not weights.kind:
                     raise
                 return {**facts, "failed": str(error)}  # pruning may cut a feature off

@@ -30,11 +30,12 @@ from studies.shared.photos import (
     training_photos,
     tuning_photos,
 )
-from studies.shared.records import Records, code_digest, digest
+from studies.shared.records import Records, code_digest, digest, hash_weights
 from studies.shared.rows import EQUAL, Weights
 from studies.visualization import judges as judges_module
-from studies.visualization.comparing import Comparison
+from studies.visualization.comparing import Comparison, fact_columns
 from studies.visualization.judges import SIDES, Judge, verdicts
+from studies.visualization.methods import FOURIER_MACO_VIEWS
 from studies.visualization.painting import PictureRow, PictureStudy
 
 LEAST = 0.5  # probability of the predicted class in photos that are not foolbox's
@@ -43,7 +44,8 @@ TOP = 5
 PHOTO, NO_PHOTO = "photo", "no photo"  # kinds of classes
 ABOUT = f"""The network that looks at the pictures sees them whole, or reduced to so many pixels a side and enlarged
 again; *drawn*: with only what matters drawn, the rest grey. *Automatic* pruning goes as far as the probability of the
-class in the photo stays above {KEEP:.0%} of the dense network's. Traces of other photos keep that of their own class.
+class in the photo stays above {KEEP:.0%} of the dense network's. Traces of other photos keep that of their own class. A
+class of which *nothing* could be *painted*, because pruning has cut it off, counts as not recognised.
 """
 
 
@@ -81,7 +83,8 @@ def all_photos() -> list[Photo]:
 def class_photos(network: LoadedModel, photos: Iterable[Photo], always: int) -> dict[int, list[Photo]]:
     """Return photos by the class that a network predicts for them.
 
-    The first `always` photos are taken as they are, of the others those whose class has a probability of one half. The
+    The first `always` photos are taken as they are, of the others those whose class has a probability of at least one
+    half. The
     classes of the first come first, then those with two photos.
     """
     found: dict[int, list[Photo]] = {}
@@ -97,8 +100,7 @@ def class_photos(network: LoadedModel, photos: Iterable[Photo], always: int) -> 
 
 def _predictions(network: LoadedModel, photos: Iterable[Photo]) -> Iterator[tuple[Photo, int, float]]:
     """Yield each photo, its class and the probability of that; they are kept, since every process asks for them."""
-    weights = hash_tensors([*network.module.named_parameters(), *network.module.named_buffers()])
-    records = Records("classes", {"weights": weights, **network.preprocessing})
+    records = Records("classes", {"weights": hash_weights(network.module), **network.preprocessing})
     for photo in photos:
         key = photo.name, hashlib.blake2b(photo.image.tobytes(), digest_size=5).hexdigest()
         if key not in records:
@@ -128,16 +130,14 @@ def _stages(most: int) -> list[dict[str, PictureRow]]:
     theirs = {whose: Weights("sparsegpt", keep=KEEP, whose=whose, goal="theirs") for whose in ("another", "same")}
     return [
         {"dense": PictureRow("dense network"), "auto": PictureRow("own trace, automatic", automatic)},
-        {
-            "half": PictureRow(f"own trace, {EQUAL:.0%}", Weights("sparsegpt", sparsity=EQUAL), most=most),
-            "another": PictureRow("trace of a photo of another class", theirs["another"], most=most),
-            "magnitude": PictureRow("magnitude pruning, automatic", Weights("magnitude", keep=KEEP), most=most),
-            "magnitude half": PictureRow(
-                f"magnitude pruning, {EQUAL:.0%}", Weights("magnitude", sparsity=EQUAL), most=most
-            ),
-        },
+        {"another": PictureRow("trace of a photo of another class", theirs["another"], most=most)},
+        {"half": PictureRow(f"own trace, {EQUAL:.0%}", Weights("sparsegpt", sparsity=EQUAL), most=most)},
+        {"magnitude": PictureRow("magnitude pruning, automatic", Weights("magnitude", keep=KEEP), most=most)},
         {
             "fourier": PictureRow("Fourier: dense network", method="fourier", most=most),
+            "fourier views": PictureRow(
+                "Fourier with MACO's views: dense network", method=FOURIER_MACO_VIEWS, most=most
+            ),
             "fourier auto": PictureRow("Fourier: own trace, automatic", automatic, method="fourier", most=most),
         },
         {"same": PictureRow("trace of another photo of the class", theirs["same"])},
@@ -148,12 +148,17 @@ Compared = Mapping[str, tuple[Sequence[str], Sequence[tuple[str, str]]]]  # by t
 COMPARISONS: Compared = {
     "Own traces": (("dense", "auto"), (("auto", "dense"),)),
     "Controls": (
-        ("dense", "auto", "half", "another", "magnitude", "magnitude half"),
-        (("auto", "dense"), ("half", "dense"), ("auto", "another"), ("auto", "magnitude"), ("half", "magnitude half")),
+        ("dense", "auto", "another", "half", "magnitude"),
+        (("auto", "dense"), ("auto", "another"), ("half", "dense"), ("auto", "magnitude")),
     ),
     "Methods": (
-        ("dense", "auto", "fourier", "fourier auto"),
-        (("dense", "fourier"), ("auto", "fourier auto"), ("fourier auto", "fourier")),
+        ("dense", "fourier views", "fourier", "auto", "fourier auto"),
+        (
+            ("dense", "fourier views"),
+            ("fourier views", "fourier"),
+            ("auto", "fourier auto"),
+            ("fourier auto", "fourier"),
+        ),
     ),
     "Photos of the same class": (("dense", "auto", "same"), (("auto", "dense"), ("auto", "same"))),
 }
@@ -161,10 +166,10 @@ COMPARISONS: Compared = {
 
 def look(study: PictureStudy, judge: Judge) -> Records:
     """Let a judge see all pictures, each once, and the photos; return records by key of the picture or photo."""
-    weights = hash_tensors([*judge.network.module.named_parameters(), *judge.network.module.named_buffers()])
     painted = study.records()
     code = code_digest((Path(judges_module.__file__),))
-    records = Records(f"verdicts_{study.name}", {"pictures": painted.path.stem, "judge": weights, "code": code})
+    settings = {"pictures": painted.path.stem, "judge": hash_weights(judge.network.module), "code": code}
+    records = Records(f"verdicts_{study.name}", settings)
     for case in track(study.cases, f"{judge.network.name} looks at pictures", console=CONSOLE):
         if not judge.knows(case.target):
             continue
@@ -186,24 +191,27 @@ def photo_key(case: Case) -> tuple[str, ...]:
 def comparisons(study: PictureStudy, judge: Judge, compared: Compared = COMPARISONS) -> list[Comparison]:
     """Compare rows on the classes that have pictures of all of them and that the judge knows."""
     painted, seen = study.records(), look(study, judge)
-    known = {key: seen[key] for key in seen}
     found = []
     for title, (rows, pairs) in compared.items():
         if not set(study.rows).issuperset(rows):
             continue
         cases = [case for case in study.cases if judge.knows(case.target) and all(study.has(row, case) for row in rows)]
-        titles, values = {}, {}
+        if not cases:
+            continue
+        titles, values, sources, unpainted = {}, {}, {}, {}
         if all(case.kind == PHOTO for case in cases):
             titles["photo"] = "the photos themselves"
             values["photo"] = scores([seen[photo_key(case)] for case in cases], [None] * len(cases))
+            sources["photo"] = [case.source for case in cases]
         for row in rows:
             keys = [study.key(row, case) for case in cases]
             facts = [_facts(painted[key], case) for key, case in zip(keys, cases, strict=True)]
             titles[row] = study.rows[row].title
-            values[row] = scores([known.get(key) for key in keys], facts)
-        if cases:
-            about = f"{title}: {study.network.name} seen by {judge.network.name}"
-            found.append(Comparison(about, titles, values, [case.source for case in cases], "classes", pairs))
+            values[row] = scores([seen.get(key) for key in keys], facts)
+            sources[row] = [study.source(row, case) for case in cases]
+            unpainted[row] = ["failed" in one for one in facts]
+        about = f"{title}: {study.network.name} seen by {judge.network.name}"
+        found.append(Comparison(about, titles, values, sources, unpainted, "classes", pairs))
     return found
 
 
@@ -221,23 +229,21 @@ def scores(
     version with only what matters drawn.
     """
 
-    def values(measure: Callable[[Mapping[str, float]], float], version: str, side: str) -> list[float]:
-        return [math.nan if one and version not in one else measure(one[version][side]) if one else 0.0 for one in seen]
-
     def columns(measure: Callable[[Mapping[str, float]], float]) -> dict[str, list[float]]:
-        drawn = {"64, drawn": values(measure, "drawn", "64")}
-        return {**{side: values(measure, "picture", side) for side in SIDES}, **drawn}
-
-    def fact(name: str) -> list[float]:
-        return [one.get(name, math.nan) if one else math.nan for one in facts]
+        whole = {side: [_measured(one, measure, "picture", side) for one in seen] for side in SIDES}
+        return {**whole, "64, drawn": [_measured(one, measure, "drawn", "64") for one in seen]}
 
     return {
-        f"top-{TOP}, %": columns(lambda one: float(one["rank"] < TOP)),
-        "top-1, %": columns(lambda one: float(one["rank"] < 1)),
-        "probability, %": columns(lambda one: one["probability"]),
-        "networks, %": {
-            "weights removed": fact("sparsity"),
-            "probability in the photo": fact("probability"),
-            "nothing painted": [float("failed" in one) if one else math.nan for one in facts],
-        },
+        f"top-{TOP}, %": columns(lambda verdict: float(verdict["rank"] < TOP)),
+        "top-1, %": columns(lambda verdict: float(verdict["rank"] < 1)),
+        "probability, %": columns(lambda verdict: verdict["probability"]),
+        "networks, %": fact_columns(facts),
     }
+
+
+def _measured(
+    one: Mapping[str, Any] | None, measure: Callable[[Mapping[str, float]], float], version: str, side: str
+) -> float:
+    if one is None:
+        return 0.0
+    return measure(one[version][side]) if version in one else math.nan

@@ -77,6 +77,9 @@ def test_features_are_what_the_last_linear_layer_takes(loaded: LoadedModel) -> N
     last = loaded.module.get_submodule("6")
     torch.testing.assert_close(last(found), loaded.module(judge.sees(images)))
     assert found.shape == (3, 8) and not last._forward_pre_hooks
+    few = features(judge, images, 6)
+    torch.testing.assert_close(last(few), loaded.module(judge.sees(images, 6)))
+    assert not torch.allclose(few, found)
 
 
 def test_likeness_is_the_mean_cosine() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spade_fast import Feature
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import DeadFeatureError, InvalidValueError
 from spade_fast.inputs.networks import LoadedModel
 from studies.shared import records
 from studies.shared.cases import Case
@@ -19,6 +19,7 @@ from studies.shared.making import Other
 from studies.shared.measure import measure
 from studies.shared.rows import Weights
 from studies.visualization import painting
+from studies.visualization.methods import FOURIER_MACO_VIEWS
 from studies.visualization.painting import Painter, PictureRow, PictureStudy, open_picture, save_picture
 
 CALIBRATION = Calibration(images=4, layers=("0", "2"))
@@ -57,6 +58,25 @@ def test_pictures_of_the_rows_that_a_case_has_are_painted_and_nothing_twice(
     assert not torch.equal(shown["picture"], study.open("dense", study.cases[0])["picture"])
     monkeypatch.setattr(Painter, "_paint", None)
     assert set(measure(lambda: study, workers=1)[1]) == set(found)
+
+
+def test_what_is_independent_is_the_traced_image(study: PictureStudy) -> None:
+    case = study.cases[0]
+    assert {row: study.source(row, case) for row in study.rows} == {
+        "dense": "photo 0",
+        "half": "photo 0",
+        "another": "other",
+        "fourier": "photo 0",
+    }
+
+
+def test_pictures_by_the_method_of_the_studies_are_others(study: PictureStudy) -> None:
+    case = study.cases[0]
+    rows = {name: PictureRow(name, method=name) for name in ("fourier", FOURIER_MACO_VIEWS)}
+    by_both = replace(study, stages=[rows])
+    Painter(by_both)([(name, case.name) for name in rows])
+    one, other = (by_both.open(name, case)["picture"] for name in rows)
+    assert not torch.equal(one, other)
 
 
 def test_what_an_interruption_left_is_painted_and_gives_the_same_pictures(study: PictureStudy) -> None:
@@ -115,14 +135,23 @@ def test_a_feature_that_pruning_cut_off_is_recorded_and_one_of_the_dense_network
     study: PictureStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
-        raise InvalidValueError("nothing can excite it")
+        raise DeadFeatureError("nothing can excite it")
 
     painter = Painter(study)
     monkeypatch.setattr(painting, "visualize", fail)
     ((_, record),) = painter([("half", study.cases[0].name)])
     assert record["failed"] == "nothing can excite it"
-    with pytest.raises(InvalidValueError, match="excite"):
+    with pytest.raises(DeadFeatureError, match="excite"):
         painter([("dense", study.cases[0].name)])
+
+
+def test_other_errors_on_traces_are_errors(study: PictureStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise InvalidValueError("the activation is not finite")
+
+    monkeypatch.setattr(painting, "visualize", fail)
+    with pytest.raises(InvalidValueError, match="not finite"):
+        Painter(study)([("half", study.cases[0].name)])
 
 
 def test_features_other_than_classes_are_shown(

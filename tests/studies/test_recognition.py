@@ -19,6 +19,7 @@ from studies.shared.photos import Photo
 from studies.shared.rows import Weights
 from studies.visualization import recognition
 from studies.visualization.judges import Judge
+from studies.visualization.methods import FOURIER_MACO_VIEWS
 from studies.visualization.painting import PictureRow, PictureStudy
 from studies.visualization.recognition import (
     NO_PHOTO,
@@ -94,7 +95,11 @@ def test_each_class_has_its_own_photo_the_next_classs_and_another_of_its_own(
     }
     count = {row: sum(study.has(row, case) for case in study.cases) for row in study.rows}
     assert count["dense"] == count["auto"] == 3 and count["same"] == 1
-    assert {count[row] for row in ("half", "another", "magnitude", "magnitude half", "fourier", "fourier auto")} == {2}
+    assert {count[row] for row in set(study.rows) - {"dense", "auto", "same"}} == {2}
+    assert [list(stage) for stage in study.stages[:4]] == [["dense", "auto"], ["another"], ["half"], ["magnitude"]]
+    assert list(study.stages[-1]) == ["same"]
+    methods = {row: of_row.method for row, of_row in study.rows.items() if of_row.method != "maco"}
+    assert methods == {"fourier": "fourier", "fourier auto": "fourier", "fourier views": FOURIER_MACO_VIEWS}
     used = {row for rows, pairs in recognition.COMPARISONS.values() for row in (*rows, *sum(pairs, ()))}
     assert used == set(study.rows)
 
@@ -115,8 +120,7 @@ def test_scores_count_ranks_below_one_and_five_and_what_could_not_be_painted_as_
     assert found["top-5, %"]["64, drawn"] == [0, 1, 1, 0]
     assert found["probability, %"]["full"] == [0.9, 0.2, 0.1, 0]
     networks = found["networks, %"]
-    assert networks["nothing painted"] == [0, 0, 0, 1] and networks["weights removed"][0] == 0.4
-    assert math.isnan(networks["weights removed"][1])
+    assert networks["weights removed"][0] == 0.4 and math.isnan(networks["weights removed"][1])
     photo = scores([{"picture": seen(0, 0.9)}], [None])
     assert photo["top-1, %"]["64"] == [1] and math.isnan(photo["top-1, %"]["64, drawn"][0])
 
@@ -144,10 +148,22 @@ def test_rows_are_compared_on_the_classes_that_have_all_of_them_and_that_the_jud
 ) -> None:
     judge = Judge(loaded, {0: 0, 1: 1, 3: 3})
     every, halves = comparisons(study, judge, COMPARED)
-    assert list(every.sources) == ["case 0", "case 1", "case 3"] and list(every.rows) == ["dense"]
-    assert list(halves.sources) == ["case 0", "case 1"] and list(halves.rows) == ["photo", "dense", "half"]
+    assert every.sources == {"dense": ["case 0", "case 1", "case 3"]} and list(every.rows) == ["dense"]
+    assert halves.sources["half"] == ["case 0", "case 1"] and list(halves.rows) == ["photo", "dense", "half"]
+    assert halves.unpainted == {"dense": [False, False], "half": [False, False]}
     assert not math.isnan(every.values["dense"]["networks, %"]["probability in the photo"][0])
     assert math.isnan(every.values["dense"]["networks, %"]["probability in the photo"][2])  # it has no photo
+
+
+def test_what_could_not_be_painted_is_counted(
+    study: PictureStudy, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painted = study.records()
+    key = study.key("half", study.cases[0])
+    painted.add(key, {**painted[key], "failed": "why"})
+    _, halves = comparisons(study, Judge(loaded), COMPARED)
+    assert halves.unpainted["half"] == [True, False]
+    assert [column[0] for column in halves.values["half"]["probability, %"].values()] == [0] * 5
 
 
 def test_a_judge_sees_each_picture_once_and_another_judge_again(
