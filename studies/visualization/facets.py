@@ -25,7 +25,7 @@ from studies.trojan.images import trojan_cases
 from studies.trojan.implant import trojaned_network
 from studies.trojan.patches import TRIGGERS, Patch, paste
 from studies.visualization.comparing import Comparison, Values, fact_columns
-from studies.visualization.judges import FEATURE_SIDES, Judge, features, likeness, resized
+from studies.visualization.judges import FEATURE_SIDES, Judge, features, features_of_each, likeness, resized
 from studies.visualization.painting import PictureRow, PictureStudy
 from studies.visualization.recognition import KEEP, NO_PHOTO, all_photos, class_photos
 
@@ -167,31 +167,25 @@ def compare(study: PictureStudy, judge: Judge, images: Mapping[int, ClassImages]
         Those of each trigger's class; their examples are what pictures are compared with.
     """
     painted = study.records()
-    facts = {row: [painted[study.key(row, case)] for case in study.cases] for row in study.rows}
-    unpainted = {row: ["failed" in one for one in of_row] for row, of_row in facts.items()}
+    pictures = {row: study.pictures(row) for row in study.rows}
     targets = [case.target for case in study.cases]
     values: dict[str, dict[str, dict[str, list[float]]]] = {row: {} for row in study.rows}
     for name, side in FEATURE_SIDES.items():
         of_class = {target: features(judge, torch.stack([*one.examples]), side) for target, one in images.items()}
         of_trigger = {target: trigger_examples(judge, study.network, emoji, side) for emoji, target in TRIGGERS.items()}
-        shown = {
-            row: [
-                None if failed else features(judge, study.open(row, case)["picture"][None], side)[0]
-                for case, failed in zip(study.cases, unpainted[row], strict=True)
-            ]
-            for row in study.rows
-        }
+        shown = {row: features_of_each(judge, of_row, side) for row, of_row in pictures.items()}
         for row, groups in nearness(targets, shown, of_class, of_trigger).items():
             values[row].update({f"{group} ({name})": columns for group, columns in groups.items()})
     compared: dict[str, Values] = {
-        row: {**groups, "networks, %": fact_columns(facts[row])} for row, groups in values.items()
+        row: {**groups, "networks, %": fact_columns([painted[study.key(row, case)] for case in study.cases])}
+        for row, groups in values.items()
     }
     every = Comparison(
         "All triggers",
         {row: of_row.title for row, of_row in study.rows.items()},
         compared,
         {row: [study.source(row, case) for case in study.cases] for row in study.rows},
-        unpainted,
+        {row: [one is None for one in of_row] for row, of_row in pictures.items()},
         "photos",
         [("with", "dense"), ("without", "dense"), ("with", "without"), ("with", "other"), ("with", "magnitude")],
     )

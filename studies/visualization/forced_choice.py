@@ -25,7 +25,7 @@ from studies.shared.making import Other
 from studies.shared.photos import Photo, imagenet_photos
 from studies.shared.rows import EQUAL, Weights
 from studies.visualization.comparing import Comparison
-from studies.visualization.judges import FEATURE_SIDES, Judge, features, likeness
+from studies.visualization.judges import FEATURE_SIDES, Judge, features, features_of_each, likeness
 from studies.visualization.painting import PictureRow, PictureStudy
 from studies.visualization.recognition import KEEP, PHOTO, all_photos, class_photos
 
@@ -179,18 +179,12 @@ def compare(study: PictureStudy, judge: Judge) -> Comparison:
     Beside them, the dense network's picture of the next unit and the crop of another photo take the place of the
     picture, and the saliency map chooses.
     """
-    asked, painted = questions(study), study.records()
-    unpainted = {row: ["failed" in painted[study.key(row, case)] for case in study.cases] for row in study.rows}
+    asked = questions(study)
+    pictures = {row: study.pictures(row) for row in study.rows}
     right: dict[str, dict[str, list[float]]] = {}
     for name, side in FEATURE_SIDES.items():
         pairs = torch.stack([features(judge, pair, side) for pair in asked.pairs])  # [units, 2, F]
-        shown: dict[str, list[Tensor | None]] = {
-            row: [
-                None if failed else features(judge, study.open(row, case)["picture"][None], side)[0]
-                for case, failed in zip(study.cases, unpainted[row], strict=True)
-            ]
-            for row in study.rows
-        }
+        shown = {row: features_of_each(judge, of_row, side) for row, of_row in pictures.items()}
         shown["other unit"] = [*shown["dense"][1:], shown["dense"][0]]
         shown["natural"] = list(features(judge, asked.natural, side))
         right[name] = {row: choices(of_row, pairs) for row, of_row in shown.items()}
@@ -210,6 +204,7 @@ def compare(study: PictureStudy, judge: Judge) -> Comparison:
     }
     units = [case.name for case in study.cases]
     sources = {row: [study.source(row, case) for case in study.cases] if row in study.rows else units for row in titles}
+    unpainted = {row: [one is None for one in of_row] for row, of_row in pictures.items()}
     wanted = [("auto", "dense"), ("half", "dense"), ("auto", "another"), ("dense", "other unit"), ("natural", "dense")]
     pairs_of_rows = [pair for pair in wanted if titles.keys() >= set(pair)]
     return Comparison("Forced choice", titles, values, sources, unpainted, "units", pairs_of_rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,11 @@ def features(judge: Judge, pictures: Tensor, side: int | None = None) -> Tensor:
     finally:
         handle.remove()
     return torch.cat(taken)
+
+
+def features_of_each(judge: Judge, pictures: Sequence[Tensor | None], side: int | None) -> list[Tensor | None]:
+    """Return the features ``[F]`` of each picture ``[3, H, W]``; None where there is no picture."""
+    return [None if one is None else features(judge, one[None], side)[0] for one in pictures]
 
 
 def likeness(feature: Tensor, examples: Tensor) -> float:

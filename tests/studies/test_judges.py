@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast.inputs.networks import LoadedModel
-from studies.visualization.judges import SIDES, Judge, features, likeness, rank_of, verdicts
+from studies.visualization.judges import SIDES, Judge, features, features_of_each, likeness, rank_of, verdicts
 
 
 def colour_judge(side: int = 128) -> LoadedModel:
@@ -80,6 +80,13 @@ def test_features_are_what_the_last_linear_layer_takes(loaded: LoadedModel) -> N
     few = features(judge, images, 6)
     torch.testing.assert_close(last(few), loaded.module(judge.sees(images, 6)))
     assert not torch.allclose(few, found)
+
+
+def test_features_of_each_picture_are_none_without_one(loaded: LoadedModel) -> None:
+    picture = torch.rand(3, 30, 30, generator=torch.Generator().manual_seed(0))
+    judge = Judge(loaded)
+    first, second = features_of_each(judge, [None, picture], 6)
+    assert first is None and second is not None and torch.equal(second, features(judge, picture[None], 6)[0])
 
 
 def test_likeness_is_the_mean_cosine() -> None:

@@ -145,6 +145,15 @@ def test_a_feature_that_pruning_cut_off_is_recorded_and_one_of_the_dense_network
         painter([("dense", study.cases[0].name)])
 
 
+def test_the_pictures_of_a_row_are_none_where_a_feature_was_cut_off(study: PictureStudy) -> None:
+    dense = replace(study, stages=[{"dense": study.rows["dense"]}])
+    _, found = measure(lambda: dense, workers=1)
+    key = dense.key("dense", dense.cases[1])
+    found.add(key, {**found[key], "failed": "why"})
+    first, second, *_ = dense.pictures("dense")
+    assert first is not None and torch.equal(first, dense.open("dense", dense.cases[0])["picture"]) and second is None
+
+
 def test_other_errors_on_traces_are_errors(study: PictureStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise InvalidValueError("the activation is not finite")
