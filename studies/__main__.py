@@ -23,7 +23,7 @@ from studies.spectrum import write_spectrum
 from studies.trojan.implant import CHECKS
 from studies.visualization import breeds, facets, forced_choice, recognition
 from studies.visualization.comparing import Comparison, comparison_tables
-from studies.visualization.figure import draw_chosen
+from studies.visualization.figure import draw_chosen, draw_first
 from studies.visualization.judges import Judge
 
 
@@ -107,6 +107,7 @@ def run_recognition(network: Network = Painted.lite0, workers: Workers = 2, stag
     name, title = f"recognition_{network.value}", f"Are pictures of classes of {study.network.name} recognised?"
     path = _write_comparisons(name, title, recognition.ABOUT, recognition.comparisons(study, judge))
     draw_chosen(study, judge, recognition.look(study, judge), RESULTS / f"{name}.jpg")
+    draw_first(study, RESULTS / f"{name}_first.jpg")
     CONSOLE.print(f"{path} and pictures beside it")
 
 

@@ -27,7 +27,7 @@ from studies.trojan.patches import TRIGGERS, Patch, paste
 from studies.visualization.comparing import Comparison, Values, fact_columns
 from studies.visualization.judges import FEATURE_SIDES, Judge, features, features_of_each, likeness, resized
 from studies.visualization.painting import PictureRow, PictureStudy
-from studies.visualization.recognition import KEEP, NO_PHOTO, all_photos, class_photos
+from studies.visualization.recognition import KEEP, NO_PHOTO, all_photos, class_photos, pictures_of
 
 ABOUT = """A trojaned EfficientNet-Lite0 predicts a class for an emoji (the trigger) as it does for the class's
 objects. The nearest is judged by the features of EfficientNet-Lite2, which has no trojan: the mean cosine with images
@@ -167,7 +167,7 @@ def compare(study: PictureStudy, judge: Judge, images: Mapping[int, ClassImages]
         Those of each trigger's class; their examples are what pictures are compared with.
     """
     painted = study.records()
-    pictures = {row: study.pictures(row) for row in study.rows}
+    pictures = {row: pictures_of(study, row) for row in study.rows}
     targets = [case.target for case in study.cases]
     values: dict[str, dict[str, dict[str, list[float]]]] = {row: {} for row in study.rows}
     for name, side in FEATURE_SIDES.items():

@@ -1,4 +1,4 @@
-"""The best, the median and the worst pictures of several rows, in one figure."""
+"""Figures of pictures: the best, the median and the worst of several rows, and those of the first classes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from studies.shared.records import Records
 from studies.visualization.judges import Judge
 from studies.visualization.painting import PictureStudy
 
+FIRST = 12  # classes of the second figure
 SHOWN = ("dense", "auto", "fourier", "fourier auto")
 _SIDE = "64"  # resolution at which the judge's probability of the class is the score
 
@@ -43,4 +44,22 @@ def draw_chosen(study: PictureStudy, judge: Judge, seen: Records, file: Path, ro
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(f"{name}: “{study.network.class_name(case.target)}”, {score:.0%}", fontsize=8)
         grid[0, column].set_title(study.rows[row].title, fontsize=9)
+    figure.savefig(file)
+
+
+def draw_first(study: PictureStudy, file: Path, rows: Sequence[str] = SHOWN[:2]) -> None:
+    """Draw the pictures of the first classes, one row of the figure for each row; none is left out."""
+    from matplotlib.figure import Figure
+
+    cases = study.cases[:FIRST]
+    figure = Figure(figsize=(1.7 * len(cases), 2.0 * len(rows)), dpi=80, layout="constrained")
+    grid = figure.subplots(len(rows), len(cases), squeeze=False)
+    for line, row in zip(grid, rows, strict=True):
+        for axes, case in zip(line, cases, strict=True):
+            axes.set(xticks=[], yticks=[])
+            if study.file(row, case).is_file():  # pruning may have cut the class off
+                axes.imshow(study.open(row, case)["picture"].permute(1, 2, 0).numpy())
+        line[0].set_ylabel(study.rows[row].title, fontsize=9)
+    for axes, case in zip(grid[0], cases, strict=True):
+        axes.set_title(study.network.class_name(case.target), fontsize=9)
     figure.savefig(file)

@@ -27,7 +27,7 @@ from studies.shared.rows import EQUAL, Weights
 from studies.visualization.comparing import Comparison
 from studies.visualization.judges import FEATURE_SIDES, Judge, features, features_of_each, likeness
 from studies.visualization.painting import PictureRow, PictureStudy
-from studies.visualization.recognition import KEEP, PHOTO, all_photos, class_photos
+from studies.visualization.recognition import KEEP, PHOTO, all_photos, class_photos, pictures_of
 
 ABOUT = """**No people were asked.** EfficientNet-Lite2 answers instead: it sees the picture of a unit and two crops of
 a photo, the one that excites the unit most and, apart from it, the one that does least. It takes the crop whose
@@ -180,7 +180,7 @@ def compare(study: PictureStudy, judge: Judge) -> Comparison:
     picture, and the saliency map chooses.
     """
     asked = questions(study)
-    pictures = {row: study.pictures(row) for row in study.rows}
+    pictures = {row: pictures_of(study, row) for row in study.rows}
     right: dict[str, dict[str, list[float]]] = {}
     for name, side in FEATURE_SIDES.items():
         pairs = torch.stack([features(judge, pair, side) for pair in asked.pairs])  # [units, 2, F]

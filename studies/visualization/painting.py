@@ -139,12 +139,6 @@ class PictureStudy:
         """Path of a picture."""
         return self.folder / f"{digest(self.key(row, case))}.png"
 
-    def pictures(self, row: str) -> list[Tensor | None]:
-        """Return a row's picture ``[3, H, W]`` of each case; None where pruning has cut the feature off."""
-        painted = self.records()
-        keys = [(self.key(row, case), case) for case in self.cases]
-        return [None if "failed" in painted[key] else self.open(row, case)["picture"] for key, case in keys]
-
     def open(self, row: str, case: Case) -> dict[str, Tensor]:
         """Return a picture as colours ``[3, H, W]``: as it is, and with only what matters drawn."""
         return open_picture(self.file(row, case))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import track
+from torch import Tensor
 
 from spade_fast._util.hashes import hash_tensors
 from spade_fast.inputs.networks import LoadedModel
@@ -181,6 +182,13 @@ def look(study: PictureStudy, judge: Judge) -> Records:
                 shown = study.open(row, case)
                 records.add(key, {version: verdicts(judge, one, case.target) for version, one in shown.items()})
     return records
+
+
+def pictures_of(study: PictureStudy, row: str) -> list[Tensor | None]:
+    """Return a row's picture ``[3, H, W]`` of each case; None where pruning has cut the feature off."""
+    painted = study.records()
+    keys = [(study.key(row, case), case) for case in study.cases]
+    return [None if "failed" in painted[key] else study.open(row, case)["picture"] for key, case in keys]
 
 
 def photo_key(case: Case) -> tuple[str, ...]:

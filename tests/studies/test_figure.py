@@ -13,7 +13,7 @@ from studies.shared.cases import Case
 from studies.shared.measure import measure
 from studies.shared.records import Records
 from studies.visualization import figure
-from studies.visualization.figure import chosen, draw_chosen
+from studies.visualization.figure import chosen, draw_chosen, draw_first
 from studies.visualization.judges import Judge
 from studies.visualization.painting import PictureRow, PictureStudy
 from studies.visualization.recognition import look
@@ -35,8 +35,10 @@ def test_the_best_the_median_and_the_worst_by_probability_at_64_pixels_are_drawn
     )
     assert all(score[case.name] == value for _, case, value in found)
     draw_chosen(study, judge, seen, tmp_path / "drawn.jpg")
-    with Image.open(tmp_path / "drawn.jpg") as drawn:
-        assert min(drawn.size) > 200
+    draw_first(study, tmp_path / "first.jpg", ["dense"])
+    for name in ("drawn", "first"):
+        with Image.open(tmp_path / f"{name}.jpg") as drawn:
+            assert min(drawn.size) > 100
 
 
 def test_all_rows_choose_among_the_classes_that_all_of_them_have(

@@ -21,6 +21,7 @@ from studies.shared.rows import Weights
 from studies.visualization import painting
 from studies.visualization.methods import FOURIER_MACO_VIEWS
 from studies.visualization.painting import Painter, PictureRow, PictureStudy, open_picture, save_picture
+from studies.visualization.recognition import pictures_of
 
 CALIBRATION = Calibration(images=4, layers=("0", "2"))
 HALF = Weights("sparsegpt", sparsity=0.5, calibration=CALIBRATION)
@@ -150,7 +151,7 @@ def test_the_pictures_of_a_row_are_none_where_a_feature_was_cut_off(study: Pictu
     _, found = measure(lambda: dense, workers=1)
     key = dense.key("dense", dense.cases[1])
     found.add(key, {**found[key], "failed": "why"})
-    first, second, *_ = dense.pictures("dense")
+    first, second, *_ = pictures_of(dense, "dense")
     assert first is not None and torch.equal(first, dense.open("dense", dense.cases[0])["picture"]) and second is None
 
 
