@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_feature_maps import LastAreChannels
 from torch import Tensor, nn
 
 from spade_fast.attribution.visualization.units import WINDOW, Units, exciting_crop, read_units
@@ -82,15 +83,6 @@ def test_units_that_differ_by_rounding_alone_are_not_alive() -> None:
     maps[0, 1, 1] *= 1 + 4 * torch.finfo(torch.float32).eps
     maps[1, 1, 1] *= 1.001
     assert Units(maps, torch.ones(2)).alive.tolist() == [False, True]
-
-
-class LastAreChannels(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.features, self.head = nn.Linear(3, 5), nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
 
 
 def test_channels_that_are_last(image: Tensor) -> None:
