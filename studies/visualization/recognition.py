@@ -85,8 +85,7 @@ def class_photos(network: LoadedModel, photos: Iterable[Photo], always: int) -> 
     """Return photos by the class that a network predicts for them.
 
     The first `always` photos are taken as they are, of the others those whose class has a probability of at least one
-    half. The
-    classes of the first come first, then those with two photos.
+    half. The classes of the first come first, then those with two photos.
     """
     found: dict[int, list[Photo]] = {}
     first: set[int] = set()
