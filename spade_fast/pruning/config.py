@@ -47,8 +47,8 @@ class PruneConfig:
     layers : str, iterable of str or None
         Names or patterns (``*``, ``?``, ``[...]``) of the layers to prune; None for all linear and convolutional
         layers. Other weights of two or more dimensions that match (all, for None), have a sparsity above 0 and are used
-        by the model stay dense, which is a fallback: of `nn.LSTM`, `nn.Embedding` or `nn.Conv3d`, for example. (Those
-        that are only added to or concatenated with activations, as position embeddings are, count as biases.)
+        by the model stay dense, which is a fallback: of `nn.LSTM` or `nn.Embedding`, for example. (Those that are only
+        added to or concatenated with activations, as position embeddings are, count as biases.)
     block : int or None
         Number of neighbouring columns that are removed together (exact OBS, columns in the order (kh, kw, in-channel))
         or whose mask is chosen together (SparseGPT, in the order (in-channel, kh, kw)), in all layers. 1 prunes

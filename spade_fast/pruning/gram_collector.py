@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_fast import ops
+from spade_fast.pruning.convolutions import ConvolutionCall, add_convolution
 from spade_fast.pruning.layers import Layer
 
-_ConvolutionCall = tuple[Tensor, tuple[int, int], tuple[int, int], tuple[int, int]]
 _aten = torch.ops.aten
 # Matrix products, each with the positions of its two factors among the arguments.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
@@ -143,10 +144,10 @@ class GramCollector(TorchDispatchMode):
         if layer.name in self.unsupported or tensor.dtype != weight.dtype or tensor.data_ptr() != weight.data_ptr():
             return False
         if function is _aten.convolution:
-            call = _convolution_inputs(layer, weight, tensor, args)
-            if call is not None and call[0].numel() > 0:
-                gram = self._gram(tracked, call[0])
-                ops.gram_conv2d_(gram[None], _summable(call[0], gram), layer.kernel, *call[1:])
+            call = _convolution_call(layer, weight, tensor, args)
+            if call is not None and call.x.numel() > 0:
+                gram = self._gram(tracked, call.x)
+                add_convolution(gram, replace(call, x=_summable(call.x, gram)))
             return call is not None
         if function in _PRODUCTS:
             inputs = _product_inputs(layer, weight, tensor, *(args[i] for i in _PRODUCTS[function]))
@@ -194,18 +195,21 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return start * tensor.itemsize, stop * tensor.itemsize
 
 
-def _convolution_inputs(layer: Layer, weight: Tensor, kernel: Tensor, args: Sequence[Any]) -> _ConvolutionCall | None:
-    """Return input ``[N, C, H, W]``, stride, padding, dilation of a convolution if its kernel is the whole weight."""
-    x, given_kernel, _, stride, padding, dilation, transposed, _, groups = args
-    if given_kernel is not kernel or transposed or groups != layer.groups or not _same_view(kernel, weight):
+def _convolution_call(layer: Layer, weight: Tensor, kernel: Tensor, args: Sequence[Any]) -> ConvolutionCall | None:
+    """Return the call of a convolution if its kernel is the whole weight."""
+    x, given_kernel, _, stride, padding, dilation, transposed, output_padding, groups = args
+    inputs_outputs = (layer.groups * layer.columns // layer.taps, layer.rows)
+    leading = inputs_outputs if transposed else (layer.groups * layer.rows, layer.columns // layer.taps)
+    if given_kernel is not kernel or transposed != layer.transposed or groups != layer.groups:
         return None
-    if kernel.dim() == 3:
-        x, kernel = x.unsqueeze(2), kernel.unsqueeze(2)
-        stride, padding, dilation = (1, stride[-1]), (0, padding[-1]), (1, dilation[-1])
-    if tuple(kernel.shape) != layer.conv_shape:
+    if kernel.shape[:2] != leading or not _same_view(kernel, weight):
         return None
-    # A list of one number applies to both dimensions.
-    return x, (stride[0], stride[-1]), (padding[0], padding[-1]), (dilation[0], dilation[-1])
+    sizes = tuple(kernel.shape[2:])
+
+    def each(given: Sequence[int]) -> tuple[int, ...]:
+        return tuple(given) * len(sizes) if len(given) == 1 else tuple(given)  # one number applies to all dimensions
+
+    return ConvolutionCall(x, sizes, each(stride), each(padding), each(dilation), transposed, each(output_padding))
 
 
 def _product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
@@ -215,7 +219,8 @@ def _product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, 
     weight_on_left = factor is left
     if right.dim() == 1:
         right = right[:, None]
-    matrix = weight.mT if layer.transposed else weight.reshape(layer.rows, layer.columns)
+    matrix = weight.reshape(weight.shape[:2])
+    matrix = matrix.mT if layer.transposed else matrix
     if weight_on_left:
         left, right = right.mT, left.mT
     if left.dim() == 3:

@@ -16,6 +16,8 @@ from spade_fast.pruning.dense_weights import DenseWeight, other_weights, storage
 from spade_fast.pruning.module_kinds import uncompiled
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONVOLUTIONS)
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -24,7 +26,7 @@ class Layer:
     """One prunable weight of a model.
 
     The solvers treat a weight as G matrices of R rows (outputs) and C columns (inputs), ``[G, R, C]``. Columns of a
-    convolution are in *solver order*, (kh, kw, in-channel), so that the channels of one tap are neighbours.
+    convolution are in *solver order*, such as (kh, kw, in-channel), so that the channels of one tap are neighbours.
 
     Attributes
     ----------
@@ -37,9 +39,10 @@ class Layer:
     groups, rows, columns
         G, R and C: groups of a grouped convolution (otherwise 1), outputs per group, inputs per output.
     kernel
-        ``(kh, kw)``; ``(1, 1)`` for linear layers, ``(1, k)`` for one-dimensional convolutions.
+        Size of a convolution's kernel, such as ``(kh, kw)``; empty for linear layers.
     transposed
-        Whether the parameter is stored as ``[in, out]``, as in transformers' `Conv1D`.
+        Whether the parameter is stored as ``[in, out / G, *kernel]``, as in transformers' `Conv1D` and in transposed
+        convolutions, instead of ``[out, in / G, *kernel]``.
     """
 
     name: str
@@ -48,7 +51,7 @@ class Layer:
     groups: int
     rows: int
     columns: int
-    kernel: tuple[int, int] = (1, 1)
+    kernel: tuple[int, ...] = ()
     transposed: bool = False
 
     @property
@@ -58,13 +61,8 @@ class Layer:
 
     @property
     def taps(self) -> int:
-        """Number of kernel positions, ``kh * kw``."""
-        return self.kernel[0] * self.kernel[1]
-
-    @property
-    def conv_shape(self) -> tuple[int, int, int, int]:
-        """Shape that the weight has, or would have, as the weight of a two-dimensional convolution."""
-        return (self.groups * self.rows, self.columns // self.taps, *self.kernel)
+        """Number of kernel positions, such as ``kh * kw``."""
+        return math.prod(self.kernel)
 
     def weight(self, model: nn.Module) -> nn.Parameter:
         """Return the layer's parameter of `model`."""
@@ -72,21 +70,21 @@ class Layer:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Reshape a weight of the parameter's shape to ``[G, R, C]`` in solver order."""
+        outputs_inputs = (self.rows, self.columns // self.taps)
+        weight = weight.reshape(self.groups, *outputs_inputs[:: -1 if self.transposed else 1], *self.kernel)
         if self.transposed:
-            weight = weight.mT
-        weight = weight.reshape(self.groups, self.rows, self.columns // self.taps, *self.kernel)
-        return weight.permute(0, 1, 3, 4, 2).reshape(self.groups, self.rows, self.columns)
+            weight = weight.transpose(1, 2)
+        return weight.movedim(2, -1).reshape(self.groups, self.rows, self.columns)
 
     def restore(self, matrix: Tensor) -> Tensor:
         """Invert :meth:`matrix`: return a contiguous weight of the parameter's shape."""
-        weight = matrix.reshape(self.groups, self.rows, *self.kernel, self.columns // self.taps)
-        weight = weight.permute(0, 1, 4, 2, 3)
+        weight = matrix.reshape(self.groups, self.rows, *self.kernel, self.columns // self.taps).movedim(-1, 2)
         if self.transposed:
-            return weight.reshape(self.rows, self.columns).mT.contiguous()
+            weight = weight.transpose(1, 2)
         return weight.reshape(self.shape).contiguous()
 
     def natural_order(self, device: torch.device | None = None) -> Tensor:
-        """Return the index in solver order of each column in (in-channel, kh, kw) order: Tensor ``[C]``, int64."""
+        """Return the index in solver order of each column in (in-channel, *kernel) order: Tensor ``[C]``, int64."""
         return torch.arange(self.columns, device=device).reshape(self.taps, -1).T.flatten()
 
 
@@ -95,10 +93,10 @@ def find_layers(
 ) -> tuple[list[Layer], dict[str, DenseWeight]]:
     """Find the weights of a model that can be pruned, and those that cannot, in the order of its modules.
 
-    Layers are `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` modules and their subclasses, transformers' `Conv1D` (recognised
-    by its class name, so that transformers need not be installed), and the input projections of
-    `nn.MultiheadAttention`. A module or parameter that occurs several times is one layer, under its first name.
-    Submodules that are compiled have the names of the uncompiled ones.
+    Layers are linear modules, convolutions of one to three dimensions and transposed ones, and their subclasses,
+    transformers' `Conv1D` (recognised by its class name, so that transformers need not be installed), and the input
+    projections of `nn.MultiheadAttention`. A module or parameter that occurs several times is one layer, under its
+    first name. Submodules that are compiled have the names of the uncompiled ones.
 
     Parameters
     ----------
@@ -114,7 +112,7 @@ def find_layers(
     dense : dict of DenseWeight
         By name, the matching weights that cannot be pruned: layers whose weight is computed from other parameters
         (`torch.nn.utils.parametrizations`) or has no floating-point dtype of 16 bits or more, and all other weights of
-        two or more dimensions, such as those of `nn.LSTM`, `nn.Embedding` and `nn.Conv3d`, bare parameters and
+        two or more dimensions, such as those of `nn.LSTM` and `nn.Embedding`, bare parameters and
         quantised modules.
 
     Raises
@@ -189,7 +187,7 @@ def _weight_names(module: nn.Module) -> Iterator[str]:
         return
     if isinstance(module, nn.MultiheadAttention):
         yield from (name for name in _ATTENTION_PROJECTIONS if getattr(module, name, None) is not None)
-    elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or _is_transposed_linear(module):
+    elif isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or _is_transposed_linear(module):
         yield "weight"
 
 
@@ -201,8 +199,8 @@ def _is_transposed_linear(module: nn.Module) -> bool:
 
 def _describe(name: str, parameter: str, module: nn.Module, weight: Tensor) -> Layer:
     shape = tuple(weight.shape)
-    if _is_transposed_linear(module):
-        return Layer(name, parameter, shape, 1, shape[1], shape[0], transposed=True)
-    groups = module.groups if isinstance(module, (nn.Conv1d, nn.Conv2d)) else 1
-    kernel = (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2]) if len(shape) == 3 else (1, 1)
-    return Layer(name, parameter, shape, groups, shape[0] // groups, math.prod(shape[1:]), kernel)
+    transposed = isinstance(module, _TRANSPOSED_CONVOLUTIONS) or _is_transposed_linear(module)
+    groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
+    outputs, inputs = (shape[1], shape[0] // groups) if transposed else (shape[0] // groups, shape[1])
+    kernel = shape[2:]
+    return Layer(name, parameter, shape, groups, outputs, inputs * math.prod(kernel), kernel, transposed)

@@ -41,17 +41,6 @@ class Recurrent(nn.Module):
         return self.cell(x[:, None])[0]
 
 
-class Reshaped(nn.Module):
-    """Adds dimensions for a convolution whose outputs have the size of its inputs."""
-
-    def __init__(self, dimensions: int, convolution: nn.Module) -> None:
-        super().__init__()
-        self.dimensions, self.convolution = dimensions, convolution
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(x.reshape(len(x), FEATURES, *[1] * self.dimensions))
-
-
 class Bare(nn.Module):
     def __init__(self, use) -> None:
         super().__init__()
@@ -75,20 +64,12 @@ def recurrent(kind: type[nn.Module]) -> Net:
     return Net(Recurrent(kind(FEATURES, FEATURES, batch_first=True)))
 
 
-def convolution(kind: type[nn.Module], dimensions: int) -> Net:
-    return Net(Reshaped(dimensions, kind(FEATURES, FEATURES, 1)))
-
-
 RECURRENT = ["part.cell.weight_ih_l0", "part.cell.weight_hh_l0"]
 # For each network, the names of the weights that stay dense and a word of the note.
 NETWORKS = {
     "LSTM": (lambda: recurrent(nn.LSTM), RECURRENT, "LSTM"),
     "GRU": (lambda: recurrent(nn.GRU), RECURRENT, "GRU"),
     "RNN": (lambda: recurrent(nn.RNN), RECURRENT, "RNN"),
-    "Conv3d": (lambda: convolution(nn.Conv3d, 3), ["part.convolution"], "Conv3d"),
-    "ConvTranspose1d": (lambda: convolution(nn.ConvTranspose1d, 1), ["part.convolution"], "ConvTranspose1d"),
-    "ConvTranspose2d": (lambda: convolution(nn.ConvTranspose2d, 2), ["part.convolution"], "ConvTranspose2d"),
-    "ConvTranspose3d": (lambda: convolution(nn.ConvTranspose3d, 3), ["part.convolution"], "ConvTranspose3d"),
     "linear": (lambda: Net(Bare(F.linear)), ["part.matrix"], "Bare"),
     "matmul": (lambda: Net(Bare(lambda x, w: x @ w.T)), ["part.matrix"], "Bare"),
     "einsum": (lambda: Net(Bare(lambda x, w: torch.einsum("ni,oi->no", x, w))), ["part.matrix"], "Bare"),
@@ -301,8 +282,8 @@ def test_tune_warns_too(data):
 def test_networks_without_a_layer_to_prune_name_what_they_have(data):
     with pytest.raises(ValueError, match=r"^LSTM has no linear or convolutional layer .* belong to: LSTM$"):
         trace(nn.LSTM(FEATURES, 2), data, sparsity=0.5)
-    both = nn.Sequential(nn.Embedding(3, 2), nn.Conv3d(1, 1, 2))
-    with pytest.raises(ValueError, match=r"belong to: Conv3d, Embedding$"):
+    both = nn.Sequential(nn.Embedding(3, 2), nn.Bilinear(1, 1, 2))
+    with pytest.raises(ValueError, match=r"belong to: Bilinear, Embedding$"):
         trace(both, data, sparsity={"*": 0.5})
     with pytest.raises(ValueError, match=r"^ReLU has no .*; it has no weights$"):
         trace(nn.ReLU(), data, sparsity=0.5)
