@@ -16,6 +16,7 @@ from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.modes import undisturbed
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.ranges import stage
+from spade_fast.pruning.computed_weights import held_constant
 from spade_fast.pruning.gram_collector import GramCollector, gram_dtype
 from spade_fast.pruning.layers import Layer
 
@@ -94,11 +95,12 @@ def calibrate(
     """
     # Casts cached by an earlier calibration in the same autocast block could not be traced back to the weights.
     torch.clear_autocast_cache()
-    collector = GramCollector(model, layers, watched or {})
     device = device_of(model)
     augmenting = forward = 0.0
     images = 0
-    with undisturbed(model):
+    computed = [one for layer in layers if (one := layer.computed(model)) is not None]
+    with undisturbed(model), held_constant(computed):
+        collector = GramCollector(model, layers, watched or {})
         mark = time.perf_counter()
         for index, given in enumerate(_awaited(split_batches(batches))):
             batch = _checked(given, index, device)

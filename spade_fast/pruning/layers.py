@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
+from spade_fast.pruning.computed_weights import ComputedWeight, computed_weight
 from spade_fast.pruning.dense_weights import DenseWeight, other_weights, storage_key, weight_name
-from spade_fast.pruning.module_kinds import uncompiled
+from spade_fast.pruning.module_kinds import original_module, uncompiled
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -33,7 +34,7 @@ class Layer:
     name
         Name of the module; for attention, that of the projection weight, such as ``module.in_proj_weight``.
     parameter
-        Name of the parameter in the model.
+        Name of the parameter in the model, or of the weight if it is computed from other parameters.
     shape
         Shape of the parameter.
     groups, rows, columns
@@ -64,9 +65,15 @@ class Layer:
         """Number of kernel positions, such as ``kh * kw``."""
         return math.prod(self.kernel)
 
-    def weight(self, model: nn.Module) -> nn.Parameter:
-        """Return the layer's parameter of `model`."""
-        return model.get_parameter(self.parameter)
+    def computed(self, model: nn.Module) -> ComputedWeight | None:
+        """Return the layer's weight of `model` if it is computed from other parameters."""
+        path, _, name = self.parameter.rpartition(".")
+        return computed_weight(original_module(model.get_submodule(path)), name)
+
+    def weight(self, model: nn.Module) -> Tensor:
+        """Return the layer's parameter of `model`, or the value of its weight if it is computed from others."""
+        computed = self.computed(model)
+        return model.get_parameter(self.parameter) if computed is None else computed.value()
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Reshape a weight of the parameter's shape to ``[G, R, C]`` in solver order."""
@@ -110,10 +117,10 @@ def find_layers(
     layers : list of Layer
         The layers that match.
     dense : dict of DenseWeight
-        By name, the matching weights that cannot be pruned: layers whose weight is computed from other parameters
-        (`torch.nn.utils.parametrizations`) or has no floating-point dtype of 16 bits or more, and all other weights of
-        two or more dimensions, such as those of `nn.LSTM` and `nn.Embedding`, bare parameters and
-        quantised modules.
+        By name, the matching weights that cannot be pruned: layers whose weight is computed in another way than by
+        `torch.nn.utils.parametrize` or the hooks of `torch.nn.utils`, or has no floating-point dtype of 16 bits or
+        more, and all other weights of two or more dimensions, such as those of `nn.LSTM` and `nn.Embedding`, bare
+        parameters and quantised modules.
 
     Raises
     ------
@@ -134,7 +141,10 @@ def find_layers(
                 raise InvalidValueError(f"layer {name!r} is not initialised: run the model once first")
         for parameter_name in _weight_names(module):
             name = weight_name(prefix, parameter_name)
-            weight = module._parameters.get(parameter_name)
+            weight: Tensor | None = module._parameters.get(parameter_name)
+            if (computed := computed_weight(module, parameter_name)) is not None:
+                weight = computed.value()
+                known.update(map(storage_key, computed.sources()))
             if weight is None:
                 dense[name] = DenseWeight(name, (), "its weight is computed from other parameters")
                 known.update(map(storage_key, module.parameters()))

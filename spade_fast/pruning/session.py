@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidValueError
 from spade_fast._util.progress import Progress, no_progress
@@ -104,9 +104,7 @@ class Session:
                 raise InvalidValueError(f"precision='bf16' needs float32 weights, but layer {layer.name!r} has {dtype}")
         with weights_held(self.model):
             check_parameters(self.model)
-            self.zeros = {
-                layer.name: count_zeros(layer.matrix(layer.weight(self.model).detach())) for layer in self.layers
-            }
+            self.zeros = {layer.name: count_zeros(layer.matrix(self._checked_weight(layer))) for layer in self.layers}
         self._dense = {name: weight for name, weight in dense.items() if self.sparsity[name] > 0}
         self._watched = {name: weight.parameter for name, weight in self._dense.items() if weight.parameter is not None}
         self.skipped = {name: self.dense_report(name) for name in self._dense if name not in self._watched}
@@ -180,6 +178,14 @@ class Session:
             "zeros": self.zeros[layer.name],
         }
         return Gathered(reached, skipped, options)
+
+    def _checked_weight(self, layer: Layer) -> Tensor:
+        weight = layer.weight(self.model).detach()
+        if layer.computed(self.model) is not None and not bool(torch.isfinite(weight).all()):
+            raise InvalidValueError(
+                f"the weight of layer {layer.name!r}, computed from other parameters, has NaN or infinite values"
+            )
+        return weight
 
     def dense_report(self, name: str) -> LayerReport:
         """Return the report of a requested weight that stays dense because it cannot be pruned."""

@@ -77,11 +77,7 @@ NETWORKS = {
     "part of it": (lambda: Net(Bare(lambda x, w: x * w[0, 1:2])), ["part.matrix"], "Bare"),
     "embedding": (lambda: Net(Table()), ["part.table"], "Embedding"),
     "TorchScript": (lambda: Net(torch.jit.script(nn.Linear(FEATURES, FEATURES))), ["part"], "TorchScript Linear"),
-    "parametrised": (
-        lambda: Net(torch.nn.utils.parametrizations.weight_norm(nn.Linear(FEATURES, FEATURES))),
-        ["part"],
-        "computed",
-    ),
+    "computed by itself": (lambda: Net(Doubled()), ["part"], "computed"),
     "integers": (lambda: Net(Stored(torch.int8)), ["part"], "int8"),
     "bytes": (lambda: Net(Stored(torch.float8_e5m2)), ["part"], "float8_e5m2"),
     "attention": (lambda: Net(Attention()), ["part.attention.bias_k", "part.attention.bias_v"], "MultiheadAttention"),
@@ -98,6 +94,18 @@ class Stored(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.float() / 100, self.bias)
+
+
+class Doubled(nn.Linear):
+    """A linear layer that computes its weight in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(FEATURES, FEATURES)
+        self.stored = self._parameters.pop("weight")
+        self.weight = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.stored * 2, self.bias)
 
 
 class Attention(nn.Module):
