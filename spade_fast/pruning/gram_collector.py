@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spade_fast import ops
 from spade_fast.pruning.convolutions import ConvolutionCall, add_convolution
 from spade_fast.pruning.layers import Layer
+from spade_fast.pruning.recurrent_calls import fused_inputs, without_cudnn
 
 _aten = torch.ops.aten
 # Matrix products, each with the positions of its two factors among the arguments.
@@ -97,19 +98,30 @@ class GramCollector(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+            if func.overloadpacket is _aten._cudnn_rnn:
+                with self:
+                    return without_cudnn(args)
         result = func(*args, **kwargs)  # before collecting, so that an invalid call raises its usual error
         if uses and not func.is_view:
             start = time.perf_counter()
             self.collecting = True
-            for tracked, tensor in uses:
-                if len(uses) == 1 and func.overloadpacket is _aten._to_copy and tracked.is_whole(tensor):
-                    self._follow_cast(tracked, result)
-                elif len(uses) > 1 or not self._collect(tracked, tensor, func.overloadpacket, args):
-                    self.unsupported.setdefault(tracked.layer.name, f"its weight is used by {func.overloadpacket}")
-                    self.grams.pop(tracked.layer.name, None)
+            self._add(uses, func.overloadpacket, args, result)
             self.collecting = False
             self.seconds += time.perf_counter() - start
         return result
+
+    def _add(self, uses: Sequence[tuple[_Tracked, Tensor]], function: Any, args: Sequence[Any], result: Any) -> None:
+        """Add the inputs of one call to the Gram matrices of its weights, or note that this is impossible."""
+        fused = fused_inputs(args, result) if function is _aten.mkldnn_rnn_layer else []
+        for tracked, tensor in uses:
+            inputs = [given for weight, given in fused if weight is tensor]
+            if len(uses) == 1 and function is _aten._to_copy and tracked.is_whole(tensor):
+                self._follow_cast(tracked, result)
+            elif inputs and all(self._collect(tracked, tensor, _aten.mm, (given, tensor.t())) for given in inputs):
+                pass
+            elif len(uses) > 1 or not self._collect(tracked, tensor, function, args):
+                self.unsupported.setdefault(tracked.layer.name, f"its weight is used by {function}")
+                self.grams.pop(tracked.layer.name, None)
 
     def _track(self, tracked: _Tracked | _Watched) -> None:
         self._tracked[tracked.weight.untyped_storage().data_ptr()].append(tracked)

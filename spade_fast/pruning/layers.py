@@ -100,9 +100,10 @@ def find_layers(
 ) -> tuple[list[Layer], dict[str, DenseWeight]]:
     """Find the weights of a model that can be pruned, and those that cannot, in the order of its modules.
 
-    Layers are linear modules, convolutions of one to three dimensions and transposed ones, and their subclasses,
-    transformers' `Conv1D` (recognised by its class name, so that transformers need not be installed), and the input
-    projections of `nn.MultiheadAttention`. A module or parameter that occurs several times is one layer, under its
+    Layers are linear modules, convolutions of one to three dimensions and transposed ones, recurrent modules and cells,
+    and their subclasses, transformers' `Conv1D` (recognised by its class name, so that transformers need not be
+    installed), and the input projections of `nn.MultiheadAttention`. The rows of all gates of a recurrent layer belong
+    to one matrix. A module or parameter that occurs several times is one layer, under its
     first name. Submodules that are compiled have the names of the uncompiled ones.
 
     Parameters
@@ -119,7 +120,7 @@ def find_layers(
     dense : dict of DenseWeight
         By name, the matching weights that cannot be pruned: layers whose weight is computed in another way than by
         `torch.nn.utils.parametrize` or the hooks of `torch.nn.utils`, or has no floating-point dtype of 16 bits or
-        more, and all other weights of two or more dimensions, such as those of `nn.LSTM` and `nn.Embedding`, bare
+        more, and all other weights of two or more dimensions, such as those of `nn.Embedding`, bare
         parameters and quantised modules.
 
     Raises
@@ -197,6 +198,10 @@ def _weight_names(module: nn.Module) -> Iterator[str]:
         return
     if isinstance(module, nn.MultiheadAttention):
         yield from (name for name in _ATTENTION_PROJECTIONS if getattr(module, name, None) is not None)
+    elif isinstance(module, nn.RNNBase):
+        yield from (name for name in module._flat_weights_names if name.startswith("weight"))
+    elif isinstance(module, nn.RNNCellBase):
+        yield from ("weight_ih", "weight_hh")
     elif isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or _is_transposed_linear(module):
         yield "weight"
 

@@ -259,7 +259,7 @@ class _BatchCounter:
 
 def _nothing_to_prune(model: nn.Module, dense: Iterable[DenseWeight]) -> str:
     kinds = sorted({weight.kind for weight in dense})
-    message = f"{type(model).__name__} has no linear or convolutional layer that can be pruned; "
+    message = f"{type(model).__name__} has no layer that can be pruned; "
     message += f"its weights belong to: {', '.join(kinds)}" if kinds else "it has no weights"
     if any(kind.startswith("quantised") for kind in kinds):
         message += ". Pass the model as it was before quantisation"
