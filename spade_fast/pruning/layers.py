@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
-from spade_fast.pruning.computed_weights import ComputedWeight, computed_weight
+from spade_fast.pruning.computed_weights import ComputedWeight, computed_names, computed_weight, computed_weights
 from spade_fast.pruning.dense_weights import DenseWeight, other_weights, storage_key, weight_name
 from spade_fast.pruning.module_kinds import original_module, uncompiled
 
@@ -44,6 +44,11 @@ class Layer:
     transposed
         Whether the parameter is stored as ``[in, out / G, *kernel]``, as in transformers' `Conv1D` and in transposed
         convolutions, instead of ``[out, in / G, *kernel]``.
+    bare
+        Whether only the use of the parameter tells if it is a layer, and of which G, R, C and kernel. Before that they
+        are those of a matrix ``[out, in]``, or of a stack of such matrices.
+    parts
+        Number of equal parts of the rows that may take inputs of their own: 3 for the projections of attention.
     """
 
     name: str
@@ -54,6 +59,43 @@ class Layer:
     columns: int
     kernel: tuple[int, ...] = ()
     transposed: bool = False
+    bare: bool = False
+    parts: int = 1
+
+    @property
+    def experts(self) -> bool:
+        """Whether the parameter is a stack of matrices, which are the groups."""
+        return (self.bare or self.parts > 1) and self.groups > 1 and not self.kernel
+
+    def as_matrices(self) -> list[Layer]:
+        """Return as what the weight may take part in matrix products: if it is bare, in either orientation.
+
+        A weight that has parts may be a stack of these.
+
+        A tensor of more than two dimensions may be a stack of matrices ``[experts, ...]``, if it has three, or one
+        matrix, of which some leading dimensions are the rows.
+        """
+        if not self.bare:
+            stack = replace(self, groups=self.parts, rows=self.rows // self.parts)
+            return [self] if self.parts == 1 else [self, stack]
+        splits = range(1, len(self.shape))
+        sizes = [(1, math.prod(self.shape[:at]), math.prod(self.shape[at:])) for at in splits]
+        if len(self.shape) == 3:
+            sizes.append((self.shape[0], self.shape[1], self.shape[2]))
+        return [
+            replace(self, groups=groups, rows=rows, columns=columns, transposed=transposed)
+            for groups, first, second in sizes
+            for rows, columns, transposed in ((first, second, False), (second, first, True))
+        ]
+
+    def as_convolution(self, groups: int, transposed: bool) -> Layer:
+        """Return as what the weight takes part in a convolution."""
+        outputs, inputs = (
+            (self.shape[1], self.shape[0] // groups) if transposed else (self.shape[0] // groups, self.shape[1])
+        )
+        kernel = self.shape[2:]
+        columns = inputs * math.prod(kernel)
+        return replace(self, groups=groups, rows=outputs, columns=columns, kernel=kernel, transposed=transposed)
 
     @property
     def numel(self) -> int:
@@ -103,8 +145,9 @@ def find_layers(
     Layers are linear modules, convolutions of one to three dimensions and transposed ones, recurrent modules and cells,
     and their subclasses, transformers' `Conv1D` (recognised by its class name, so that transformers need not be
     installed), and the input projections of `nn.MultiheadAttention`. The rows of all gates of a recurrent layer belong
-    to one matrix. A module or parameter that occurs several times is one layer, under its
-    first name. Submodules that are compiled have the names of the uncompiled ones.
+    to one matrix. All other parameters of two or more dimensions, except those of embeddings, are bare: a run shows
+    whether they are layers. A module or parameter that occurs several times is one layer, under its first name.
+    Submodules that are compiled have the names of the uncompiled ones.
 
     Parameters
     ----------
@@ -120,8 +163,7 @@ def find_layers(
     dense : dict of DenseWeight
         By name, the matching weights that cannot be pruned: layers whose weight is computed in another way than by
         `torch.nn.utils.parametrize` or the hooks of `torch.nn.utils`, or has no floating-point dtype of 16 bits or
-        more, and all other weights of two or more dimensions, such as those of `nn.Embedding`, bare
-        parameters and quantised modules.
+        more, and those of `nn.Embedding` and of quantised modules.
 
     Raises
     ------
@@ -130,32 +172,45 @@ def find_layers(
     ValueError
         The model has an uninitialised (lazy) layer, or `patterns` is empty.
     """
-    layers: list[Layer] = []
+    places: dict[Layer, int] = {}
     dense: dict[str, DenseWeight] = {}
+    modules = [(uncompiled(prefix), module) for prefix, module in model.named_modules()]
+    sources = [source for _, computed in computed_weights(model) for source in computed.sources()]
     seen: set[tuple[object, ...]] = set()
-    known: set[tuple[object, ...]] = set()
-    for prefix, module in model.named_modules():
-        prefix = uncompiled(prefix)
+    biases = [b for _, m in modules if isinstance(m, nn.MultiheadAttention) for b in (m.bias_k, m.bias_v)]
+    known = {storage_key(one) for one in (*sources, *biases) if one is not None}
+    for place, (prefix, module) in enumerate(modules):
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 name = weight_name(prefix, parameter_name)
                 raise InvalidValueError(f"layer {name!r} is not initialised: run the model once first")
         for parameter_name in _weight_names(module):
             name = weight_name(prefix, parameter_name)
-            weight: Tensor | None = module._parameters.get(parameter_name)
-            if (computed := computed_weight(module, parameter_name)) is not None:
-                weight = computed.value()
-                known.update(map(storage_key, computed.sources()))
+            computed = computed_weight(module, parameter_name)
+            weight = module._parameters.get(parameter_name) if computed is None else computed.value()
             if weight is None:
                 dense[name] = DenseWeight(name, (), "its weight is computed from other parameters")
                 known.update(map(storage_key, module.parameters()))
                 continue
-            known.add(storage_key(weight))
+            key = storage_key(weight) if computed is None else (id(module), parameter_name)
+            known.add(key)
             if weight.dtype not in _DTYPES:
                 dense[name] = DenseWeight(name, tuple(weight.shape), f"its weight is of type {weight.dtype}")
-            elif weight.numel() > 0 and storage_key(weight) not in seen:
-                seen.add(storage_key(weight))
-                layers.append(_describe(name, f"{prefix}.{parameter_name}".lstrip("."), module, weight))
+            elif weight.numel() > 0 and key not in seen:
+                seen.add(key)
+                places[_describe(name, f"{prefix}.{parameter_name}".lstrip("."), module, weight)] = place
+    for place, (prefix, module) in enumerate(modules):
+        for parameter_name, weight in _bare_weights(module):
+            computed = computed_weight(module, parameter_name)
+            key = storage_key(weight) if computed is None else (id(module), parameter_name)
+            if key not in known:
+                known.add(key)
+                name, parameter = weight_name(prefix, parameter_name), f"{prefix}.{parameter_name}".lstrip(".")
+                shape = tuple(weight.shape)
+                matrices, rows = (shape[0], shape[1]) if len(shape) == 3 else (1, shape[0])
+                columns = math.prod(shape) // (matrices * rows)
+                places[Layer(name, parameter, shape, matrices, rows, columns, bare=True)] = place
+    layers = sorted(places, key=places.__getitem__)
     dense.update((weight.name, weight) for weight in other_weights(model, known))
     if patterns is None:
         return layers, dense
@@ -216,6 +271,16 @@ def _describe(name: str, parameter: str, module: nn.Module, weight: Tensor) -> L
     shape = tuple(weight.shape)
     transposed = isinstance(module, _TRANSPOSED_CONVOLUTIONS) or _is_transposed_linear(module)
     groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
-    outputs, inputs = (shape[1], shape[0] // groups) if transposed else (shape[0] // groups, shape[1])
-    kernel = shape[2:]
-    return Layer(name, parameter, shape, groups, outputs, inputs * math.prod(kernel), kernel, transposed)
+    parts = 3 if isinstance(module, nn.MultiheadAttention) and name.endswith(_ATTENTION_PROJECTIONS[0]) else 1
+    layer = Layer(name, parameter, shape, groups, shape[0], math.prod(shape[1:]), parts=parts)
+    return layer.as_convolution(groups, transposed)
+
+
+def _bare_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the weights of a module that are layers if the network multiplies by them."""
+    if isinstance(module, (torch.jit.ScriptModule, nn.Embedding, nn.EmbeddingBag)):
+        return
+    computed = {name: ComputedWeight(module, name).value() for name in computed_names(module)}
+    for name, weight in {**dict(module.named_parameters(recurse=False)), **computed}.items():
+        if weight.dim() > 1 and weight.numel() > 0 and weight.dtype in _DTYPES:
+            yield name, weight

@@ -217,3 +217,8 @@ def test_what_cannot_be_pruned_says_so():
         model[0].parametrizations.weight.original1[3] = 0
     with pytest.raises(ValueError, match="layer '0', computed from other parameters, has NaN"):
         trace(model, torch.randn(9, 6), sparsity=0.5)
+
+
+def test_equal_layers_are_all_found():
+    model = nn.Sequential(*[weight_norm(nn.Linear(4, 4)) for _ in range(6)])
+    assert [layer.name for layer in find_layers(model)[0]] == [str(index) for index in range(6)]
