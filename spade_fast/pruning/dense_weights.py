@@ -1,4 +1,4 @@
-"""Finds the weights of a model that are not pruned: those of other layers than linear and convolutional ones."""
+"""Finds the weights of a model that are known not to be layers, such as embeddings, and counts all weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DenseWeight:
     reason
         Why it cannot be pruned.
     kind
-        Type of the module it belongs to; empty for a linear or convolutional layer.
+        Type of the module it belongs to; empty for a layer.
     parameter : Tensor or None
         The parameter, if its use in the forward pass can be observed. Other weights are taken to be used.
     """
@@ -39,12 +39,12 @@ class DenseWeight:
 
 
 def other_weights(model: nn.Module, known: Iterable[object]) -> Iterator[DenseWeight]:
-    """Find the weights that do not belong to a linear or convolutional layer, in the order of the modules.
+    """Find the weights of a model that are no layers, in the order of the modules.
 
     Parameters
     ----------
     known
-        Storage keys of the parameters that belong to a linear or convolutional layer.
+        Storage keys of the parameters that are layers, or may be.
     """
     seen = set(known)
     for prefix, module in model.named_modules():

@@ -64,16 +64,14 @@ class Layer:
 
     @property
     def experts(self) -> bool:
-        """Whether the parameter is a stack of matrices, which are the groups."""
+        """Whether the parameter is a stack of matrices, its groups, each of which the data may reach or not."""
         return (self.bare or self.parts > 1) and self.groups > 1 and not self.kernel
 
     def as_matrices(self) -> list[Layer]:
         """Return as what the weight may take part in matrix products: if it is bare, in either orientation.
 
-        A weight that has parts may be a stack of these.
-
-        A tensor of more than two dimensions may be a stack of matrices ``[experts, ...]``, if it has three, or one
-        matrix, of which some leading dimensions are the rows.
+        A weight that has parts may be a stack of these. A bare tensor of more than two dimensions may be one matrix,
+        whose rows are some leading dimensions; or, if it has three, a stack ``[experts, ...]`` of matrices.
         """
         if not self.bare:
             stack = replace(self, groups=self.parts, rows=self.rows // self.parts)

@@ -205,7 +205,7 @@ class Session:
                 skipped[s] = "not reached by the calibration data"
             missing = layer.groups - len(experts)
             if missing and (experts or not layer.bare):
-                detail = f" ({missing} of {layer.groups} experts)" if experts else ""
+                detail = f" ({missing} of {layer.groups} {'experts' if layer.bare else 'parts'})" if experts else ""
                 self.fall_back("skipped because the calibration data did not reach them", f"{layer.name}{detail}")
         if any(reached.values()):
             check_block(layer, self._block(layer))
@@ -223,7 +223,7 @@ class Session:
         if len(experts) < layer.groups:
             chosen = torch.tensor(experts, device=hessians.device)
             hessians, weight, zeros = hessians[:, chosen], dense[chosen], None
-            own = replace(layer, groups=len(experts), shape=(len(experts), *layer.shape[1:]))
+            own = replace(layer, groups=len(experts), shape=tuple(weight.shape))
         options = {
             "layer": own,
             "weight": weight,

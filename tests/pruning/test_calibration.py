@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spade_fast import UserError, trace
+from spade_fast import FallbackWarning, UserError, trace
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.ops import reference
 from spade_fast.pruning.calibration import calibrate
@@ -263,6 +263,14 @@ def test_attention_of_several_sequences(same_values, options):
     assert (gram - linear_gram(inputs)).abs().max() <= 1e-3 * gram.abs().max()
     made = trace(attention, [(query, key, value)], sparsity=0.5, strict=True)
     assert made.layers == ("in_proj_weight", "out_proj")
+
+
+def test_parts_of_an_attention_that_only_get_zeros_stay_dense():
+    attention, x = nn.MultiheadAttention(8, 2), torch.randn(4, 3, 8)
+    with pytest.warns(FallbackWarning, match=r"in_proj_weight \(1 of 3 parts\)"):
+        made = trace(attention, [(x, x + 1, x * 0)], sparsity=0.5, layers="in_proj_weight")
+    pruned, dense = made.weight("in_proj_weight"), attention.in_proj_weight.detach()
+    assert torch.equal(pruned[16:], dense[16:]) and int((pruned[:16] == 0).sum()) == 64
 
 
 def test_other_uses_are_reported():
