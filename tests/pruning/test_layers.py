@@ -232,6 +232,10 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "weights computed in other ways": (Doubled, "weight"),
     "position embeddings, class tokens": (lambda: Uses(positions, (1, 6)), "w"),
+    "a matrix to which something is added before its product": (
+        lambda: Uses(lambda m, x: F.linear(x, m.w + torch.ones(6, 6)), (6, 6)),
+        "w",
+    ),
     "biases, also of experts or attention (`bias_k`)": (
         lambda: Uses(biases, (3, 6), attention=nn.MultiheadAttention(6, 2, add_bias_kv=True, add_zero_attn=True)),
         "w",
