@@ -16,6 +16,7 @@ from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.modes import undisturbed
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.ranges import stage
+from spade_fast.pruning.computed_weights import held_constant
 from spade_fast.pruning.gram_collector import GramCollector, gram_dtype
 from spade_fast.pruning.layers import Layer
 
@@ -34,8 +35,10 @@ class Calibration:
         symmetric, in float64 for float64 weights and otherwise float32, on the device of the layer's inputs.
     images
         Number of images.
+    layers : dict of Layer
+        The layers with Gram matrices, by name. A bare parameter is here what it was used as.
     unreached
-        Layers that the network did not use.
+        Layers that the network did not use; bare parameters are no layers then.
     unsupported
         Layers whose weight was used (possibly among other uses) by an operation other than a convolution or matrix
         product with the whole weight, with the reason. They have no Gram matrix.
@@ -48,6 +51,7 @@ class Calibration:
 
     grams: dict[str, Tensor]
     images: int
+    layers: dict[str, Layer]
     unreached: list[str]
     unsupported: dict[str, str]
     used: list[str]
@@ -60,6 +64,7 @@ def calibrate(
     layers: Sequence[Layer],
     *,
     watched: Mapping[str, Tensor] | None = None,
+    memory_limit: int | None = None,
     precision: str = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
@@ -82,6 +87,8 @@ def calibrate(
     precision : "float32" or "bf16"
         With ``"bf16"`` the model runs under autocast to bfloat16 on images in channels-last memory, and the products of
         its bfloat16 layer inputs are summed in float32. With ``"float32"`` the model runs in its own precision.
+    memory_limit
+        Largest size of the Gram matrices of a bare parameter, in bytes.
     progress
         Called after each batch with the number of images so far.
 
@@ -94,11 +101,12 @@ def calibrate(
     """
     # Casts cached by an earlier calibration in the same autocast block could not be traced back to the weights.
     torch.clear_autocast_cache()
-    collector = GramCollector(model, layers, watched or {})
     device = device_of(model)
     augmenting = forward = 0.0
     images = 0
-    with undisturbed(model):
+    computed = [one for layer in layers if (one := layer.computed(model)) is not None]
+    with undisturbed(model), held_constant(computed):
+        collector = GramCollector(model, layers, watched or {}, memory_limit)
         mark = time.perf_counter()
         for index, given in enumerate(_awaited(split_batches(batches))):
             batch = _checked(given, index, device)
@@ -122,9 +130,11 @@ def calibrate(
             ops.mirror_upper_(gram)
     collecting = collector.seconds + time.perf_counter() - mark
     grams = {layer.name: collector.grams[layer.name] for layer in layers if layer.name in collector.grams}
-    unreached = [layer.name for layer in layers if layer.name not in grams and layer.name not in collector.unsupported]
+    found = {**grams, **collector.unsupported}
+    unreached = [layer.name for layer in layers if layer.name not in found and not layer.bare]
+    used_layers = {name: collector.layers[name] for name in grams}
     seconds = {"augment": augmenting, "forward": forward - collector.seconds, "gram": collecting}
-    return Calibration(grams, images, unreached, collector.unsupported, list(collector.used), seconds)
+    return Calibration(grams, images, used_layers, unreached, collector.unsupported, list(collector.used), seconds)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -172,7 +182,7 @@ def _awaited(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def gram_bytes(layer: Layer, model: nn.Module) -> int:
     """Return the size of a layer's Gram matrices for one sample, in bytes."""
-    return layer.groups * layer.columns**2 * gram_dtype(layer.weight(model)).itemsize
+    return max(layer.groups, layer.parts) * layer.columns**2 * gram_dtype(layer.weight(model)).itemsize
 
 
 def _checked(batch: Batch, index: int, device: torch.device) -> Batch:

@@ -36,7 +36,7 @@ class PruneConfig:
         the dense network's score on the sample (:class:`AutoSparsity`). A mapping assigns shares to layer names or
         patterns: a layer takes the share of the first pattern it matches, or 0 if it matches none. A function takes the
         layer's name and returns the share; it is also asked for weights that cannot be pruned, such as those of an
-        `nn.LSTM`.
+        `nn.Embedding`.
         Layers with a share of 0 are skipped.
     keep : float or iterable of float
         Share of the dense network's score, above 0 and at most 1, that automatic sparsity keeps. Several shares make a
@@ -45,10 +45,10 @@ class PruneConfig:
     solver : "exact" or "sparsegpt"
         Exact OBS (SPADE) or SparseGPT (FastSPADE).
     layers : str, iterable of str or None
-        Names or patterns (``*``, ``?``, ``[...]``) of the layers to prune; None for all linear and convolutional
-        layers. Other weights of two or more dimensions that match (all, for None), have a sparsity above 0 and are used
-        by the model stay dense, which is a fallback: of `nn.LSTM`, `nn.Embedding` or `nn.Conv3d`, for example. (Those
-        that are only added to or concatenated with activations, as position embeddings are, count as biases.)
+        Names or patterns (``*``, ``?``, ``[...]``) of the layers to prune; None for all. Other weights of two or more
+        dimensions that match (all, for None), have a sparsity above 0 and are used by the model stay dense, which is a
+        fallback: of `nn.Embedding`, for example. (Those that are only added to or concatenated with activations, as
+        position embeddings are, count as biases.)
     block : int or None
         Number of neighbouring columns that are removed together (exact OBS, columns in the order (kh, kw, in-channel))
         or whose mask is chosen together (SparseGPT, in the order (in-channel, kh, kw)), in all layers. 1 prunes

@@ -1,4 +1,4 @@
-"""Finds the weights of a model that are not pruned: those of other layers than linear and convolutional ones."""
+"""Finds the weights of a model that are known not to be layers, such as embeddings, and counts all weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from spade_fast.pruning.computed_weights import computed_weights
 from spade_fast.pruning.module_kinds import named_parameters, uncompiled
 
 
@@ -25,7 +26,7 @@ class DenseWeight:
     reason
         Why it cannot be pruned.
     kind
-        Type of the module it belongs to; empty for a linear or convolutional layer.
+        Type of the module it belongs to; empty for a layer.
     parameter : Tensor or None
         The parameter, if its use in the forward pass can be observed. Other weights are taken to be used.
     """
@@ -38,12 +39,12 @@ class DenseWeight:
 
 
 def other_weights(model: nn.Module, known: Iterable[object]) -> Iterator[DenseWeight]:
-    """Find the weights that do not belong to a linear or convolutional layer, in the order of the modules.
+    """Find the weights of a model that are no layers, in the order of the modules.
 
     Parameters
     ----------
     known
-        Storage keys of the parameters that belong to a linear or convolutional layer.
+        Storage keys of the parameters that are layers, or may be.
     """
     seen = set(known)
     for prefix, module in model.named_modules():
@@ -62,8 +63,16 @@ def other_weights(model: nn.Module, known: Iterable[object]) -> Iterator[DenseWe
 
 
 def count_weights(model: nn.Module) -> int:
-    """Return the number of weights of the whole network: the elements of all parameters of two or more dimensions."""
+    """Return the number of weights of the whole network: the elements of all parameters of two or more dimensions.
+
+    Weights that are computed from other parameters count in place of these.
+    """
     parameters = {storage_key(p): p.numel() for _, p in named_parameters(model) if p.dim() > 1}
+    for _, computed in computed_weights(model):
+        value = computed.value()
+        for source in computed.sources():
+            parameters.pop(storage_key(source), None)
+        parameters[id(computed.module), computed.name] = value.numel() if value.dim() > 1 else 0
     quantised = (weights for module in model.modules() if (weights := _quantised_weights(module)) is not None)
     return sum(parameters.values()) + sum(weight.numel() for weights in quantised for weight in weights.values())
 

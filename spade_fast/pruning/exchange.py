@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spade_fast._util import signals
 from spade_fast._util.errors import InvalidValueError, TraceAppliedError
 from spade_fast._util.ranges import stage
+from spade_fast.pruning.computed_weights import ComputedWeight, computed_weights
 from spade_fast.pruning.module_kinds import named_parameters
 from spade_fast.pruning.pruned_layer import PrunedLayer
 
@@ -22,12 +23,14 @@ from spade_fast.pruning.pruned_layer import PrunedLayer
 _exchanged: set[int] = set()
 _held: Counter[int] = Counter()
 _lock = threading.Lock()
+_SAME_WEIGHTS = "layers {!r} and {!r} of the trace stand for the same weights of the model"
 
 
 class WeightsApplied(AbstractContextManager[nn.Module]):
     """The weights of a model, exchanged in place for pruned ones during one ``with`` block.
 
-    They are restored bit for bit at the end, whatever happens. Signals wait for the end of either exchange.
+    They are restored bit for bit at the end, whatever happens. Signals wait for the end of either exchange. Weights
+    that a module computes from other parameters are held at the pruned values; the parameters stay as they are.
 
     Parameters
     ----------
@@ -57,6 +60,7 @@ class WeightsApplied(AbstractContextManager[nn.Module]):
         self._entered = self._watched = False
         self._reserved: set[int] = set()
         self._originals: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._replaced: list[ComputedWeight] = []
 
     @signals.critical
     def __enter__(self) -> nn.Module:
@@ -79,15 +83,24 @@ class WeightsApplied(AbstractContextManager[nn.Module]):
         self._leave()
 
     def _apply(self) -> None:
-        parameters = dict(named_parameters(self._model, remove_duplicate=False))
-        self._reserve(parameters[layer.parameter] for layer in self._pruned if layer.parameter in parameters)
+        weights: dict[str, nn.Parameter | ComputedWeight] = {
+            **dict(named_parameters(self._model, remove_duplicate=False)),
+            **dict(computed_weights(self._model)),
+        }
+        self._reserve(weights[layer.parameter] for layer in self._pruned if layer.parameter in weights)
         with stage("apply"), torch.no_grad():
             self._check(self._model)
-            targets = [(layer, _target(layer, parameters)) for layer in self._pruned]
+            every = [(layer, _target(layer, weights)) for layer in self._pruned]
+            targets = [(layer, weight) for layer, weight in every if isinstance(weight, nn.Parameter)]
+            computed = [(layer, weight) for layer, weight in every if isinstance(weight, ComputedWeight)]
             _check_apart(targets)
+            _check_distinct(computed)
             self._originals = [(layer.parameter, weight, weight.detach().clone()) for layer, weight in targets]
             for layer, weight in targets:
                 weight.copy_(layer.dense())
+            for layer, target in computed:
+                target.hold(layer.dense().to(target.sources()[0].device))
+                self._replaced.append(target)
             torch.clear_autocast_cache()  # it knows a weight by its identity, and would go on using the old values
 
     def _leave(self) -> None:
@@ -104,6 +117,8 @@ class WeightsApplied(AbstractContextManager[nn.Module]):
     def _restore(self) -> None:
         failed: list[tuple[str, Exception]] = []
         with stage("apply"), torch.no_grad():
+            while self._replaced:
+                self._replaced.pop().release()
             for name, weight, original in reversed(self._originals):
                 try:
                     weight.copy_(original)
@@ -119,8 +134,12 @@ class WeightsApplied(AbstractContextManager[nn.Module]):
                 f"parameter {name!r} could not be restored in place, so its weights were put into new memory: {cause}"
             ) from cause
 
-    def _reserve(self, weights: Iterable[nn.Parameter]) -> None:
-        keys = {id(weight) for weight in weights}
+    def _reserve(self, weights: Iterable[nn.Parameter | ComputedWeight]) -> None:
+        keys = {
+            id(parameter)
+            for weight in weights
+            for parameter in (weight.sources() if isinstance(weight, ComputedWeight) else [weight])
+        }
         with _lock:
             if keys & _exchanged:
                 raise TraceAppliedError("a trace is already applied to this model; leave its `with` block first")
@@ -154,9 +173,10 @@ def weights_held(model: nn.Module) -> Iterator[None]:
                     del _held[key]
 
 
-def _target(layer: PrunedLayer, parameters: dict[str, nn.Parameter]) -> nn.Parameter:
-    weight = parameters.get(layer.parameter)
-    if weight is None:
+def _target(layer: PrunedLayer, weights: Mapping[str, nn.Parameter | ComputedWeight]) -> nn.Parameter | ComputedWeight:
+    target = weights.get(layer.parameter)
+    weight = target.value() if isinstance(target, ComputedWeight) else target
+    if target is None or weight is None:
         raise InvalidValueError(
             f"layer {layer.name!r} of the trace has parameter {layer.parameter!r}, which the model lacks"
         )
@@ -165,7 +185,16 @@ def _target(layer: PrunedLayer, parameters: dict[str, nn.Parameter]) -> nn.Param
             f"parameter {layer.parameter!r} is {layer.dtype} {list(layer.shape)} in the trace, "
             f"{weight.dtype} {list(weight.shape)} in the model"
         )
-    return weight
+    return target
+
+
+def _check_distinct(computed: Sequence[tuple[PrunedLayer, ComputedWeight]]) -> None:
+    """Raise ValueError if two layers stand for the same computed weight."""
+    names: dict[tuple[int, str], str] = {}
+    for layer, weight in computed:
+        other = names.setdefault((id(weight.module), weight.name), layer.name)
+        if other != layer.name:
+            raise InvalidValueError(_SAME_WEIGHTS.format(other, layer.name))
 
 
 def _check_apart(targets: Sequence[tuple[PrunedLayer, nn.Parameter]]) -> None:
@@ -178,9 +207,7 @@ def _check_apart(targets: Sequence[tuple[PrunedLayer, nn.Parameter]]) -> None:
             if near.data_ptr() >= end:
                 break
             if weight.device == near.device and np.isin(_addresses(weight), _addresses(near)).any():
-                raise InvalidValueError(
-                    f"layers {layer.name!r} and {other.name!r} of the trace stand for the same weights of the model"
-                )
+                raise InvalidValueError(_SAME_WEIGHTS.format(layer.name, other.name))
 
 
 def _addresses(weight: Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_fast import ops
+from spade_fast._util.errors import MemoryLimitError
+from spade_fast.pruning.convolutions import ConvolutionCall, add_convolution
 from spade_fast.pruning.layers import Layer
+from spade_fast.pruning.matrix_products import grouped_inputs, product_inputs, same_view
+from spade_fast.pruning.recurrent_calls import fused_inputs, without_cudnn
 
-_ConvolutionCall = tuple[Tensor, tuple[int, int], tuple[int, int], tuple[int, int]]
 _aten = torch.ops.aten
 # Matrix products, each with the positions of its two factors among the arguments.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
@@ -28,6 +32,10 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
 }
 # What is only added to or joined with activations is a bias, such as a position embedding or a class token.
 _BIAS_USES = (_aten.add, _aten.add_, _aten.cat)
+_BIAS_ARGUMENTS: dict[Any, int] = {
+    **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), 0),
+    _aten.convolution: 2,
+}
 
 
 def gram_dtype(weight: Tensor) -> torch.dtype:
@@ -46,12 +54,16 @@ class GramCollector(TorchDispatchMode):
         Its layers whose weights are tracked.
     watched : dict of Tensor
         By name, other weights of which only the use is noted.
+    memory_limit
+        Largest size of the Gram matrices of a layer whose shape as a matrix is known from its use alone, in bytes.
 
     Attributes
     ----------
     grams : dict of Tensor ``[G, C, C]``
         Sum of ``x xᵀ`` for each layer used so far; values below the diagonal are unspecified until `ops.mirror_upper_`
         is called.
+    layers : dict of Layer
+        Layers used so far; for a bare parameter, as what it is used.
     unsupported
         Layers whose weight was used by another operation, with the reason. They have no Gram matrix.
     used : dict
@@ -68,16 +80,20 @@ class GramCollector(TorchDispatchMode):
         # Compiled code never runs under a dispatch mode; marking this one would import the compiler, which is slow.
         return False
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer], watched: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[Layer], watched: Mapping[str, Tensor], memory_limit: int | None = None
+    ) -> None:
         super().__init__()
         self.grams: dict[str, Tensor] = {}
+        self.layers: dict[str, Layer] = {}
+        self._memory_limit = memory_limit
         self.unsupported: dict[str, str] = {}
         self.used: dict[str, None] = {}
         self.seconds = 0.0
         self.collecting = False
         # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage.
         self._tracked: dict[int, list[_Tracked | _Watched]] = defaultdict(list)
-        self._casts: dict[str, _Tracked] = {}
+        self._casts: dict[tuple[str, int, torch.Size], _Tracked] = {}
         for layer in layers:
             self._track(_Tracked(layer, layer.weight(model).detach()))
         for name, weight in watched.items():
@@ -87,7 +103,12 @@ class GramCollector(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = _tensors((*args, *kwargs.values()))
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
-        uses = [(tracked, tensor) for tracked, tensor in found if isinstance(tracked, _Tracked)]
+        uses = [
+            (tracked, tensor)
+            for tracked, tensor in found
+            if isinstance(tracked, _Tracked)
+            and not (tracked.layer.bare and _is_bias(tensor, func.overloadpacket, args))
+        ]
         if len(uses) < len(found) and not func.is_view and func.overloadpacket not in _BIAS_USES:
             self._note([tracked for tracked, _ in found if isinstance(tracked, _Watched)])
         if uses:
@@ -96,19 +117,32 @@ class GramCollector(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+            if func.overloadpacket is _aten._cudnn_rnn:
+                with self:
+                    return without_cudnn(args)
         result = func(*args, **kwargs)  # before collecting, so that an invalid call raises its usual error
         if uses and not func.is_view:
             start = time.perf_counter()
             self.collecting = True
-            for tracked, tensor in uses:
-                if len(uses) == 1 and func.overloadpacket is _aten._to_copy and tracked.is_whole(tensor):
-                    self._follow_cast(tracked, result)
-                elif len(uses) > 1 or not self._collect(tracked, tensor, func.overloadpacket, args):
-                    self.unsupported.setdefault(tracked.layer.name, f"its weight is used by {func.overloadpacket}")
-                    self.grams.pop(tracked.layer.name, None)
+            self._add(uses, func.overloadpacket, args, result)
             self.collecting = False
             self.seconds += time.perf_counter() - start
         return result
+
+    def _add(self, uses: Sequence[tuple[_Tracked, Tensor]], function: Any, args: Sequence[Any], result: Any) -> None:
+        """Add the inputs of one call to the Gram matrices of its weights, or note that this is impossible."""
+        fused = fused_inputs(args, result) if function is _aten.mkldnn_rnn_layer else []
+        modules = [tracked for tracked, _ in uses if not tracked.layer.bare]
+        for tracked, tensor in uses:
+            alone = len(uses) == 1 or [tracked] == modules  # bare parameters beside it are its inputs
+            inputs = [given for weight, given in fused if weight is tensor]
+            if alone and function is _aten._to_copy and self._follow_cast(tracked, tensor, result):
+                continue
+            if inputs and all(self._collect(tracked, tensor, _aten.mm, (given, tensor.t())) for given in inputs):
+                continue
+            if not alone or not self._collect(tracked, tensor, function, args):
+                self.unsupported.setdefault(tracked.layer.name, f"its weight is used by {function}")
+                self.grams.pop(tracked.layer.name, None)
 
     def _track(self, tracked: _Tracked | _Watched) -> None:
         self._tracked[tracked.weight.untyped_storage().data_ptr()].append(tracked)
@@ -120,13 +154,27 @@ class GramCollector(TorchDispatchMode):
                 self.used[watched.name] = None
                 self._tracked[watched.weight.untyped_storage().data_ptr()].remove(watched)
 
-    def _follow_cast(self, tracked: _Tracked, cast: Tensor) -> None:
-        """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself until the next cast."""
-        before = self._casts.pop(tracked.layer.name, None)
+    def _follow_cast(self, tracked: _Tracked, tensor: Tensor, cast: Tensor) -> bool:
+        """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself until the next cast.
+
+        Return False if it is not a copy, with the same layout, of the whole weight or of some experts.
+        """
+        weight, shape = tracked.weight, tracked.weight.shape
+        start, stop = (end // tensor.itemsize for end in _extent(tensor))
+        first, rest = start - int(weight.storage_offset()), 0
+        if tensor.numel() < weight.numel() and tracked.layer.bare and len(shape) == 3 and weight.is_contiguous():
+            first, rest = divmod(first, weight.stride(0))
+            shape = torch.Size([tensor.numel() // weight.stride(0), *shape[1:]])
+        if rest or not stop - start == tensor.numel() == shape.numel() or cast.stride() != tensor.stride():
+            return False
+        key = tracked.layer.name, tracked.first + first, shape
+        before = self._casts.pop(key, None)
         if before is not None:
             self._tracked[before.weight.untyped_storage().data_ptr()].remove(before)
-        self._casts[tracked.layer.name] = _Tracked(tracked.layer, cast)
-        self._track(self._casts[tracked.layer.name])
+        like = cast.as_strided(shape, weight.stride())
+        self._casts[key] = after = _Tracked(tracked.layer, like, tracked.first + first)
+        self._track(after)
+        return True
 
     def _overlapping(self, tensor: Tensor) -> list[_Tracked | _Watched]:
         if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
@@ -139,31 +187,57 @@ class GramCollector(TorchDispatchMode):
 
     def _collect(self, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
         """Add the inputs of one call; return False if the call is not a product of the whole weight with its inputs."""
-        layer, weight = tracked.layer, tracked.weight
-        if layer.name in self.unsupported or tensor.dtype != weight.dtype or tensor.data_ptr() != weight.data_ptr():
+        name = tracked.layer.name
+        if name in self.unsupported or tensor.dtype != tracked.weight.dtype:
             return False
-        if function is _aten.convolution:
-            call = _convolution_inputs(layer, weight, tensor, args)
-            if call is not None and call[0].numel() > 0:
-                gram = self._gram(tracked, call[0])
-                ops.gram_conv2d_(gram[None], _summable(call[0], gram), layer.kernel, *call[1:])
-            return call is not None
-        if function in _PRODUCTS:
-            inputs = _product_inputs(layer, weight, tensor, *(args[i] for i in _PRODUCTS[function]))
-            if inputs is not None and inputs.numel() > 0:
-                gram = self._gram(tracked, inputs)
-                ops.gram_linear_(gram, _summable(inputs[None], gram))
-            return inputs is not None
+        for layer in self._forms(tracked.layer, function, args):
+            if self._collect_as(layer, tracked, tensor, function, args):
+                self.layers[name] = layer
+                return True
         return False
 
-    def _gram(self, tracked: _Tracked, x: Tensor) -> Tensor:
-        layer = tracked.layer
+    def _forms(self, layer: Layer, function: Any, args: Sequence[Any]) -> list[Layer]:
+        """Return as what a weight may be used: after its first use, as the same thing only."""
+        if layer.name in self.layers:
+            return [self.layers[layer.name]]
+        if layer.bare and function is _aten.convolution and len(layer.shape) > 2:
+            return [layer.as_convolution(groups=args[8], transposed=args[6])]
+        return layer.as_matrices()
+
+    def _collect_as(self, layer: Layer, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
+        weight = tracked.weight
+        if function is _aten.convolution:
+            call = _convolution_call(layer, weight, tensor, args)
+            if call is not None and call.x.numel() > 0:
+                gram = self._gram(layer, weight, call.x.device)
+                add_convolution(gram, replace(call, x=_summable(call.x, gram)))
+            return call is not None
+        if function in _PRODUCTS:
+            found = product_inputs(layer, weight, tensor, *(args[i] for i in _PRODUCTS[function]))
+        elif function is _aten._grouped_mm:
+            found = grouped_inputs(layer, weight, tensor, args)
+        else:
+            return False
+        for place, inputs in found or []:
+            if inputs.numel() > 0:
+                first = tracked.first + place
+                gram = self._gram(layer, weight, inputs.device)[first : first + len(inputs)]
+                ops.gram_linear_(gram, _summable(inputs, gram))
+        return found is not None
+
+    def _gram(self, layer: Layer, weight: Tensor, device: torch.device) -> Tensor:
         if layer.name not in self.grams:
+            size = layer.groups * layer.columns**2 * gram_dtype(weight).itemsize
+            if layer.bare and self._memory_limit is not None and size > self._memory_limit:
+                raise MemoryLimitError(
+                    f"parameter {layer.name!r} is used as a layer that needs {size} bytes for its Gram matrices, more "
+                    f"than the memory_limit of {self._memory_limit} bytes: leave it out of `layers`"
+                )
             shape = (layer.groups, layer.columns, layer.columns)
             with torch.inference_mode(
                 False
             ):  # otherwise it could not be updated outside the model's own inference mode
-                self.grams[layer.name] = torch.zeros(shape, dtype=gram_dtype(tracked.weight), device=x.device)
+                self.grams[layer.name] = torch.zeros(shape, dtype=gram_dtype(weight), device=device)
         return self.grams[layer.name]
 
 
@@ -179,13 +253,15 @@ class _Watched:
 
 
 class _Tracked:
-    """A layer, its weight, and the range of bytes that the weight occupies in its storage."""
+    """A layer, its weight or that of experts from `first` on, and the bytes that this occupies in its storage."""
 
-    def __init__(self, layer: Layer, weight: Tensor) -> None:
-        self.layer, self.weight, self.extent = layer, weight, _extent(weight)
+    def __init__(self, layer: Layer, weight: Tensor, first: int = 0) -> None:
+        self.layer, self.weight, self.first, self.extent = layer, weight, first, _extent(weight)
 
-    def is_whole(self, tensor: Tensor) -> bool:
-        return tensor.data_ptr() == self.weight.data_ptr() and _same_view(tensor, self.weight)
+
+def _is_bias(tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
+    place = _BIAS_ARGUMENTS.get(function)
+    return function in _BIAS_USES or (place is not None and args[place] is tensor)
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
@@ -194,44 +270,21 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return start * tensor.itemsize, stop * tensor.itemsize
 
 
-def _convolution_inputs(layer: Layer, weight: Tensor, kernel: Tensor, args: Sequence[Any]) -> _ConvolutionCall | None:
-    """Return input ``[N, C, H, W]``, stride, padding, dilation of a convolution if its kernel is the whole weight."""
-    x, given_kernel, _, stride, padding, dilation, transposed, _, groups = args
-    if given_kernel is not kernel or transposed or groups != layer.groups or not _same_view(kernel, weight):
+def _convolution_call(layer: Layer, weight: Tensor, kernel: Tensor, args: Sequence[Any]) -> ConvolutionCall | None:
+    """Return the call of a convolution if its kernel is the whole weight."""
+    x, given_kernel, _, stride, padding, dilation, transposed, output_padding, groups = args
+    inputs_outputs = (layer.groups * layer.columns // layer.taps, layer.rows)
+    leading = inputs_outputs if transposed else (layer.groups * layer.rows, layer.columns // layer.taps)
+    if given_kernel is not kernel or transposed != layer.transposed or groups != layer.groups:
         return None
-    if kernel.dim() == 3:
-        x, kernel = x.unsqueeze(2), kernel.unsqueeze(2)
-        stride, padding, dilation = (1, stride[-1]), (0, padding[-1]), (1, dilation[-1])
-    if tuple(kernel.shape) != layer.conv_shape:
+    if kernel.shape[:2] != leading or kernel.data_ptr() != weight.data_ptr() or not same_view(kernel, weight):
         return None
-    # A list of one number applies to both dimensions.
-    return x, (stride[0], stride[-1]), (padding[0], padding[-1]), (dilation[0], dilation[-1])
+    sizes = tuple(kernel.shape[2:])
 
+    def each(given: Sequence[int]) -> tuple[int, ...]:
+        return tuple(given) * len(sizes) if len(given) == 1 else tuple(given)  # one number applies to all dimensions
 
-def _product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
-    """Return the inputs ``[N, C]`` of a matrix product if `factor` is the whole weight in the right orientation."""
-    if layer.groups != 1 or layer.taps != 1:
-        return None
-    weight_on_left = factor is left
-    if right.dim() == 1:
-        right = right[:, None]
-    matrix = weight.mT if layer.transposed else weight.reshape(layer.rows, layer.columns)
-    if weight_on_left:
-        left, right = right.mT, left.mT
-    if left.dim() == 3:
-        if right.shape[0] > 1 and right.stride(0) != 0:
-            return None
-        left, right = left.flatten(0, 1), right[0]
-    return left if _same_view(right, matrix.mT) and right.shape == matrix.mT.shape else None
-
-
-def _same_view(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors that start at the same address hold the same elements in the same order."""
-
-    def geometry(tensor: Tensor) -> list[tuple[int, int]]:
-        return [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]
-
-    return geometry(a) == geometry(b)
+    return ConvolutionCall(x, sizes, each(stride), each(padding), each(dilation), transposed, each(output_padding))
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -44,16 +44,19 @@ def solve_ladders(
 ) -> Solved:
     """Solve a layer at several sparsities for all samples in one go, and free its Gram matrices."""
     given = session.gather(layer, calibrations)
-    dense = session.dense_layer_report(layer)
+    layer = given.layer
     skipped = {s: session.dense_layer_report(layer, note) for s, note in given.skipped.items()}
-    ladders = {s: [Level(dense, None)] for s in given.reached}
-    solutions = solve_sparsities(**given.options, sparsities=sparsities) if given.reached else []
+    ladders: dict[int, Ladder] = {}
     dtype = layer.weight(session.model).dtype
-    for pruned, reports in solutions:
-        for s, solution, report in zip(given.reached, pruned, reports, strict=True):
-            session.note_damping(report)
-            weights = PrunedLayer.from_solution(layer, solution, dtype) if report.removed else None
-            ladders[s].append(Level(report, weights))
+    for part in given.parts:
+        dense = session.dense_layer_report(layer)
+        ladders.update((s, [Level(dense, None)]) for s in part.samples)
+        for pruned, reports in solve_sparsities(**part.options, sparsities=sparsities):
+            for s, solution, of_part in zip(part.samples, pruned, reports, strict=True):
+                session.note_damping(of_part)
+                every, report = part.whole(solution, of_part)
+                weights = PrunedLayer.from_solution(layer, every, dtype) if report.removed else None
+                ladders[s].append(Level(report, weights))
     return Solved(ladders, skipped)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
+from spade_fast.pruning.computed_weights import ComputedWeight, computed_names, computed_weight, computed_weights
 from spade_fast.pruning.dense_weights import DenseWeight, other_weights, storage_key, weight_name
-from spade_fast.pruning.module_kinds import uncompiled
+from spade_fast.pruning.module_kinds import original_module, uncompiled
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONVOLUTIONS)
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -24,22 +27,28 @@ class Layer:
     """One prunable weight of a model.
 
     The solvers treat a weight as G matrices of R rows (outputs) and C columns (inputs), ``[G, R, C]``. Columns of a
-    convolution are in *solver order*, (kh, kw, in-channel), so that the channels of one tap are neighbours.
+    convolution are in *solver order*, such as (kh, kw, in-channel), so that the channels of one tap are neighbours.
 
     Attributes
     ----------
     name
         Name of the module; for attention, that of the projection weight, such as ``module.in_proj_weight``.
     parameter
-        Name of the parameter in the model.
+        Name of the parameter in the model, or of the weight if it is computed from other parameters.
     shape
         Shape of the parameter.
     groups, rows, columns
         G, R and C: groups of a grouped convolution (otherwise 1), outputs per group, inputs per output.
     kernel
-        ``(kh, kw)``; ``(1, 1)`` for linear layers, ``(1, k)`` for one-dimensional convolutions.
+        Size of a convolution's kernel, such as ``(kh, kw)``; empty for linear layers.
     transposed
-        Whether the parameter is stored as ``[in, out]``, as in transformers' `Conv1D`.
+        Whether the parameter is stored as ``[in, out / G, *kernel]``, as in transformers' `Conv1D` and in transposed
+        convolutions, instead of ``[out, in / G, *kernel]``.
+    bare
+        Whether only the use of the parameter tells if it is a layer, and of which G, R, C and kernel. Before that they
+        are those of a matrix ``[out, in]``, or of a stack of such matrices.
+    parts
+        Number of equal parts of the rows that may take inputs of their own: 3 for the projections of attention.
     """
 
     name: str
@@ -48,8 +57,43 @@ class Layer:
     groups: int
     rows: int
     columns: int
-    kernel: tuple[int, int] = (1, 1)
+    kernel: tuple[int, ...] = ()
     transposed: bool = False
+    bare: bool = False
+    parts: int = 1
+
+    @property
+    def experts(self) -> bool:
+        """Whether the parameter is a stack of matrices, its groups, each of which the data may reach or not."""
+        return (self.bare or self.parts > 1) and self.groups > 1 and not self.kernel
+
+    def as_matrices(self) -> list[Layer]:
+        """Return as what the weight may take part in matrix products: if it is bare, in either orientation.
+
+        A weight that has parts may be a stack of these. A bare tensor of more than two dimensions may be one matrix,
+        whose rows are some leading dimensions; or, if it has three, a stack ``[experts, ...]`` of matrices.
+        """
+        if not self.bare:
+            stack = replace(self, groups=self.parts, rows=self.rows // self.parts)
+            return [self] if self.parts == 1 else [self, stack]
+        splits = range(1, len(self.shape))
+        sizes = [(1, math.prod(self.shape[:at]), math.prod(self.shape[at:])) for at in splits]
+        if len(self.shape) == 3:
+            sizes.append((self.shape[0], self.shape[1], self.shape[2]))
+        return [
+            replace(self, groups=groups, rows=rows, columns=columns, transposed=transposed)
+            for groups, first, second in sizes
+            for rows, columns, transposed in ((first, second, False), (second, first, True))
+        ]
+
+    def as_convolution(self, groups: int, transposed: bool) -> Layer:
+        """Return as what the weight takes part in a convolution."""
+        outputs, inputs = (
+            (self.shape[1], self.shape[0] // groups) if transposed else (self.shape[0] // groups, self.shape[1])
+        )
+        kernel = self.shape[2:]
+        columns = inputs * math.prod(kernel)
+        return replace(self, groups=groups, rows=outputs, columns=columns, kernel=kernel, transposed=transposed)
 
     @property
     def numel(self) -> int:
@@ -58,35 +102,36 @@ class Layer:
 
     @property
     def taps(self) -> int:
-        """Number of kernel positions, ``kh * kw``."""
-        return self.kernel[0] * self.kernel[1]
+        """Number of kernel positions, such as ``kh * kw``."""
+        return math.prod(self.kernel)
 
-    @property
-    def conv_shape(self) -> tuple[int, int, int, int]:
-        """Shape that the weight has, or would have, as the weight of a two-dimensional convolution."""
-        return (self.groups * self.rows, self.columns // self.taps, *self.kernel)
+    def computed(self, model: nn.Module) -> ComputedWeight | None:
+        """Return the layer's weight of `model` if it is computed from other parameters."""
+        path, _, name = self.parameter.rpartition(".")
+        return computed_weight(original_module(model.get_submodule(path)), name)
 
-    def weight(self, model: nn.Module) -> nn.Parameter:
-        """Return the layer's parameter of `model`."""
-        return model.get_parameter(self.parameter)
+    def weight(self, model: nn.Module) -> Tensor:
+        """Return the layer's parameter of `model`, or the value of its weight if it is computed from others."""
+        computed = self.computed(model)
+        return model.get_parameter(self.parameter) if computed is None else computed.value()
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Reshape a weight of the parameter's shape to ``[G, R, C]`` in solver order."""
+        outputs_inputs = (self.rows, self.columns // self.taps)
+        weight = weight.reshape(self.groups, *outputs_inputs[:: -1 if self.transposed else 1], *self.kernel)
         if self.transposed:
-            weight = weight.mT
-        weight = weight.reshape(self.groups, self.rows, self.columns // self.taps, *self.kernel)
-        return weight.permute(0, 1, 3, 4, 2).reshape(self.groups, self.rows, self.columns)
+            weight = weight.transpose(1, 2)
+        return weight.movedim(2, -1).reshape(self.groups, self.rows, self.columns)
 
     def restore(self, matrix: Tensor) -> Tensor:
         """Invert :meth:`matrix`: return a contiguous weight of the parameter's shape."""
-        weight = matrix.reshape(self.groups, self.rows, *self.kernel, self.columns // self.taps)
-        weight = weight.permute(0, 1, 4, 2, 3)
+        weight = matrix.reshape(self.groups, self.rows, *self.kernel, self.columns // self.taps).movedim(-1, 2)
         if self.transposed:
-            return weight.reshape(self.rows, self.columns).mT.contiguous()
+            weight = weight.transpose(1, 2)
         return weight.reshape(self.shape).contiguous()
 
     def natural_order(self, device: torch.device | None = None) -> Tensor:
-        """Return the index in solver order of each column in (in-channel, kh, kw) order: Tensor ``[C]``, int64."""
+        """Return the index in solver order of each column in (in-channel, *kernel) order: Tensor ``[C]``, int64."""
         return torch.arange(self.columns, device=device).reshape(self.taps, -1).T.flatten()
 
 
@@ -95,9 +140,11 @@ def find_layers(
 ) -> tuple[list[Layer], dict[str, DenseWeight]]:
     """Find the weights of a model that can be pruned, and those that cannot, in the order of its modules.
 
-    Layers are `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` modules and their subclasses, transformers' `Conv1D` (recognised
-    by its class name, so that transformers need not be installed), and the input projections of
-    `nn.MultiheadAttention`. A module or parameter that occurs several times is one layer, under its first name.
+    Layers are linear modules, convolutions of one to three dimensions and transposed ones, recurrent modules and cells,
+    and their subclasses, transformers' `Conv1D` (recognised by its class name, so that transformers need not be
+    installed), and the input projections of `nn.MultiheadAttention`. The rows of all gates of a recurrent layer belong
+    to one matrix. All other parameters of two or more dimensions, except those of embeddings, are bare: a run shows
+    whether they are layers. A module or parameter that occurs several times is one layer, under its first name.
     Submodules that are compiled have the names of the uncompiled ones.
 
     Parameters
@@ -112,10 +159,9 @@ def find_layers(
     layers : list of Layer
         The layers that match.
     dense : dict of DenseWeight
-        By name, the matching weights that cannot be pruned: layers whose weight is computed from other parameters
-        (`torch.nn.utils.parametrizations`) or has no floating-point dtype of 16 bits or more, and all other weights of
-        two or more dimensions, such as those of `nn.LSTM`, `nn.Embedding` and `nn.Conv3d`, bare parameters and
-        quantised modules.
+        By name, the matching weights that cannot be pruned: layers whose weight is computed in another way than by
+        `torch.nn.utils.parametrize` or the hooks of `torch.nn.utils`, or has no floating-point dtype of 16 bits or
+        more, and those of `nn.Embedding` and of quantised modules.
 
     Raises
     ------
@@ -124,29 +170,45 @@ def find_layers(
     ValueError
         The model has an uninitialised (lazy) layer, or `patterns` is empty.
     """
-    layers: list[Layer] = []
+    places: dict[Layer, int] = {}
     dense: dict[str, DenseWeight] = {}
+    modules = [(uncompiled(prefix), module) for prefix, module in model.named_modules()]
+    sources = [source for _, computed in computed_weights(model) for source in computed.sources()]
     seen: set[tuple[object, ...]] = set()
-    known: set[tuple[object, ...]] = set()
-    for prefix, module in model.named_modules():
-        prefix = uncompiled(prefix)
+    biases = [b for _, m in modules if isinstance(m, nn.MultiheadAttention) for b in (m.bias_k, m.bias_v)]
+    known = {storage_key(one) for one in (*sources, *biases) if one is not None}
+    for place, (prefix, module) in enumerate(modules):
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 name = weight_name(prefix, parameter_name)
                 raise InvalidValueError(f"layer {name!r} is not initialised: run the model once first")
         for parameter_name in _weight_names(module):
             name = weight_name(prefix, parameter_name)
-            weight = module._parameters.get(parameter_name)
+            computed = computed_weight(module, parameter_name)
+            weight = module._parameters.get(parameter_name) if computed is None else computed.value()
             if weight is None:
                 dense[name] = DenseWeight(name, (), "its weight is computed from other parameters")
                 known.update(map(storage_key, module.parameters()))
                 continue
-            known.add(storage_key(weight))
+            key = storage_key(weight) if computed is None else (id(module), parameter_name)
+            known.add(key)
             if weight.dtype not in _DTYPES:
                 dense[name] = DenseWeight(name, tuple(weight.shape), f"its weight is of type {weight.dtype}")
-            elif weight.numel() > 0 and storage_key(weight) not in seen:
-                seen.add(storage_key(weight))
-                layers.append(_describe(name, f"{prefix}.{parameter_name}".lstrip("."), module, weight))
+            elif weight.numel() > 0 and key not in seen:
+                seen.add(key)
+                places[_describe(name, f"{prefix}.{parameter_name}".lstrip("."), module, weight)] = place
+    for place, (prefix, module) in enumerate(modules):
+        for parameter_name, weight in _bare_weights(module):
+            computed = computed_weight(module, parameter_name)
+            key = storage_key(weight) if computed is None else (id(module), parameter_name)
+            if key not in known:
+                known.add(key)
+                name, parameter = weight_name(prefix, parameter_name), f"{prefix}.{parameter_name}".lstrip(".")
+                shape = tuple(weight.shape)
+                matrices, rows = (shape[0], shape[1]) if len(shape) == 3 else (1, shape[0])
+                columns = math.prod(shape) // (matrices * rows)
+                places[Layer(name, parameter, shape, matrices, rows, columns, bare=True)] = place
+    layers = sorted(places, key=places.__getitem__)
     dense.update((weight.name, weight) for weight in other_weights(model, known))
     if patterns is None:
         return layers, dense
@@ -189,7 +251,11 @@ def _weight_names(module: nn.Module) -> Iterator[str]:
         return
     if isinstance(module, nn.MultiheadAttention):
         yield from (name for name in _ATTENTION_PROJECTIONS if getattr(module, name, None) is not None)
-    elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or _is_transposed_linear(module):
+    elif isinstance(module, nn.RNNBase):
+        yield from (name for name in module._flat_weights_names if name.startswith("weight"))
+    elif isinstance(module, nn.RNNCellBase):
+        yield from ("weight_ih", "weight_hh")
+    elif isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or _is_transposed_linear(module):
         yield "weight"
 
 
@@ -201,8 +267,18 @@ def _is_transposed_linear(module: nn.Module) -> bool:
 
 def _describe(name: str, parameter: str, module: nn.Module, weight: Tensor) -> Layer:
     shape = tuple(weight.shape)
-    if _is_transposed_linear(module):
-        return Layer(name, parameter, shape, 1, shape[1], shape[0], transposed=True)
-    groups = module.groups if isinstance(module, (nn.Conv1d, nn.Conv2d)) else 1
-    kernel = (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2]) if len(shape) == 3 else (1, 1)
-    return Layer(name, parameter, shape, groups, shape[0] // groups, math.prod(shape[1:]), kernel)
+    transposed = isinstance(module, _TRANSPOSED_CONVOLUTIONS) or _is_transposed_linear(module)
+    groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
+    parts = 3 if isinstance(module, nn.MultiheadAttention) and name.endswith(_ATTENTION_PROJECTIONS[0]) else 1
+    layer = Layer(name, parameter, shape, groups, shape[0], math.prod(shape[1:]), parts=parts)
+    return layer.as_convolution(groups, transposed)
+
+
+def _bare_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the weights of a module that are layers if the network multiplies by them."""
+    if isinstance(module, (torch.jit.ScriptModule, nn.Embedding, nn.EmbeddingBag)):
+        return
+    computed = {name: ComputedWeight(module, name).value() for name in computed_names(module)}
+    for name, weight in {**dict(module.named_parameters(recurse=False)), **computed}.items():
+        if weight.dim() > 1 and weight.numel() > 0 and weight.dtype in _DTYPES:
+            yield name, weight

@@ -8,11 +8,11 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidValueError
 from spade_fast._util.progress import Progress, no_progress
@@ -40,23 +40,49 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """The input of the solver for one layer and several samples.
+class Part:
+    """The input of the solver for one layer and the samples whose data reached the same experts, or all groups.
 
     Attributes
     ----------
-    reached
-        Indices of the samples whose data reached the layer.
-    skipped
-        For each other sample, why the layer cannot be pruned.
+    layer
+        The layer.
+    samples
+        Indices of the samples.
+    experts
+        Groups of the layer that are solved; the others stay dense.
+    dense : Tensor ``[G, R, C]``
+        The weight.
     options
-        Arguments of :func:`spade_fast.pruning.solve.solve_layer` except the sparsity; empty if no data reached the
-        layer.
+        Arguments of :func:`spade_fast.pruning.solve.solve_layer` except the sparsity.
     """
 
-    reached: list[int]
-    skipped: dict[int, str]
+    layer: Layer
+    samples: list[int]
+    experts: tuple[int, ...]
+    dense: Tensor
     options: dict[str, Any]
+
+    def whole(self, solution: Tensor, report: LayerReport) -> tuple[Tensor, LayerReport]:
+        """Return the solution and the report of all groups, given those of the groups that were solved."""
+        if len(self.experts) == self.layer.groups:
+            return solution, report
+        every = self.dense.clone()
+        every[list(self.experts)] = solution
+        reached = 1 - int(every.count_nonzero()) / self.layer.numel
+        return every, replace(report, shape=self.layer.shape, reached=reached)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A layer, what of it is solved together, and for each sample that is left out, why it cannot be pruned.
+
+    Samples that do not use a bare parameter are neither in a part nor left out: it is no layer of theirs.
+    """
+
+    layer: Layer
+    parts: list[Part]
+    skipped: dict[int, str]
 
 
 class Session:
@@ -68,9 +94,8 @@ class Session:
         Layers that can be pruned and have a sparsity above 0.
     auto
         Whether sparsities are to be found automatically.
-    sparsity, blocks, zeros
-        By layer name: share of weights to remove (1 for all with automatic sparsity), number of columns per block,
-        number of zero weights in each column.
+    sparsity
+        By layer name: share of weights to remove (1 for all with automatic sparsity).
     order
         Names of all requested weights, those that cannot be pruned last.
     skipped
@@ -93,25 +118,31 @@ class Session:
         if asked and not every and all(weight.kind for weight in every_dense.values()):
             raise InvalidValueError(_nothing_to_prune(self.model, every_dense.values()))
         self.layers = [layer for layer in found if self.sparsity[layer.name] > 0]
-        self.blocks = {
-            layer.name: default_block(layer, config.solver) if config.block is None else config.block
-            for layer in self.layers
-        }
         for layer in self.layers:
-            check_block(layer, self.blocks[layer.name])
+            if layer.bare:
+                continue
+            check_block(layer, self._block(layer))
             dtype = layer.weight(self.model).dtype
             if config.precision == "bf16" and dtype != torch.float32:
                 raise InvalidValueError(f"precision='bf16' needs float32 weights, but layer {layer.name!r} has {dtype}")
         with weights_held(self.model):
             check_parameters(self.model)
-            self.zeros = {
-                layer.name: count_zeros(layer.matrix(layer.weight(self.model).detach())) for layer in self.layers
-            }
+            weights = {layer: self._checked_weight(layer) for layer in self.layers}
+            self._zeros = {layer: count_zeros(layer.matrix(weights[layer])) for layer in self.layers if not layer.bare}
         self._dense = {name: weight for name, weight in dense.items() if self.sparsity[name] > 0}
         self._watched = {name: weight.parameter for name, weight in self._dense.items() if weight.parameter is not None}
         self.skipped = {name: self.dense_report(name) for name in self._dense if name not in self._watched}
         for name in self.skipped:
             self._fall_back_to_dense(name)
+
+    @property
+    def _memory_limit(self) -> int | None:
+        limit = self.config.memory_limit
+        assert not isinstance(limit, str)  # the configuration holds bytes
+        return limit
+
+    def _block(self, layer: Layer) -> int:
+        return default_block(layer, self.config.solver) if self.config.block is None else self.config.block
 
     @contextmanager
     def exact_types(self) -> Iterator[None]:
@@ -121,9 +152,10 @@ class Session:
 
     def plan(self, samples: Sequence[Batches]) -> Plan:
         """Divide the work so that the Gram matrices held at the same time stay within the memory limit."""
-        limit = self.config.memory_limit
-        assert not isinstance(limit, str)  # the configuration holds bytes
+        limit = self._memory_limit
         sizes = {layer.name: gram_bytes(layer, self.model) for layer in self.layers}
+        if limit is not None:  # a bare parameter that does not fit need not be a layer
+            sizes.update((layer.name, min(sizes[layer.name], limit)) for layer in self.layers if layer.bare)
         together = samples_per_solve(sizes, limit, len(samples))
         groups = group_by_memory({name: size * together for name, size in sizes.items()}, limit)
         by_name = {layer.name: layer for layer in self.layers}
@@ -154,32 +186,62 @@ class Session:
 
     def gather(self, layer: Layer, calibrations: Sequence[Calibration]) -> Gathered:
         """Take a layer's Gram matrices out of the calibrations of some samples."""
+        used = [calibration.layers[layer.name] for calibration in calibrations if layer.name in calibration.layers]
+        layer = used[0] if used else layer
         skipped: dict[int, str] = {}
+        reached: dict[tuple[int, ...], list[int]] = defaultdict(list)  # samples by the experts that their data reached
         for s, calibration in enumerate(calibrations):
-            if layer.name in calibration.grams:
-                continue
             note = calibration.unsupported.get(layer.name)
-            if note is None:
-                note = "not reached by the calibration data"
-                self.fall_back("skipped because the calibration data did not reach them", layer.name)
-            else:
+            if calibration.layers.get(layer.name, layer) != layer:
+                note = "its weight is used in another way than for other samples"
+            if note is not None:
                 self.fall_back("skipped because they cannot be pruned", f"{layer.name} ({note})")
-            skipped[s] = note
-        reached = [s for s in range(len(calibrations)) if s not in skipped]
-        if not reached:
-            return Gathered(reached, skipped, {})
-        grams = [calibrations[s].grams.pop(layer.name) for s in reached]
+                skipped[s] = note
+                continue
+            experts = _reached_experts(layer, calibration)
+            if experts:
+                reached[experts].append(s)
+            elif not layer.bare:
+                skipped[s] = "not reached by the calibration data"
+            missing = layer.groups - len(experts)
+            if missing and (experts or not layer.bare):
+                detail = f" ({missing} of {layer.groups} {'experts' if layer.bare else 'parts'})" if experts else ""
+                self.fall_back("skipped because the calibration data did not reach them", f"{layer.name}{detail}")
+        if any(reached.values()):
+            check_block(layer, self._block(layer))
+        parts = [self._part(layer, calibrations, samples, experts) for experts, samples in reached.items()]
+        return Gathered(layer, parts, skipped)
+
+    def _part(
+        self, layer: Layer, calibrations: Sequence[Calibration], samples: list[int], experts: tuple[int, ...]
+    ) -> Part:
+        grams = [calibrations[s].grams.pop(layer.name) for s in samples]
         hessians = grams[0][None] if len(grams) == 1 else torch.stack(grams)
+        dense = layer.matrix(layer.weight(self.model).detach()).to(hessians)
+        zeros = self._zeros.get(layer)
+        own, weight = layer, dense
+        if len(experts) < layer.groups:
+            chosen = torch.tensor(experts, device=hessians.device)
+            hessians, weight, zeros = hessians[:, chosen], dense[chosen], None
+            own = replace(layer, groups=len(experts), shape=tuple(weight.shape))
         options = {
-            "layer": layer,
-            "weight": layer.matrix(layer.weight(self.model).detach()).to(hessians),
+            "layer": own,
+            "weight": weight,
             "hessians": hessians,
             "solver": self.config.solver,
-            "block": self.blocks[layer.name],
+            "block": self._block(layer),
             "damping": self.config.damping,
-            "zeros": self.zeros[layer.name],
+            "zeros": zeros,
         }
-        return Gathered(reached, skipped, options)
+        return Part(layer, samples, experts, dense, options)
+
+    def _checked_weight(self, layer: Layer) -> Tensor:
+        weight = layer.weight(self.model).detach()
+        if layer.computed(self.model) is not None and not bool(torch.isfinite(weight).all()):
+            raise InvalidValueError(
+                f"the weight of layer {layer.name!r}, computed from other parameters, has NaN or infinite values"
+            )
+        return weight
 
     def dense_report(self, name: str) -> LayerReport:
         """Return the report of a requested weight that stays dense because it cannot be pruned."""
@@ -193,8 +255,8 @@ class Session:
     def dense_layer_report(self, layer: Layer, note: str = "") -> LayerReport:
         """Return the report of a layer that stays dense: for the reason in `note`, or since its sparsity is 0."""
         sparsity = self.sparsity[layer.name] if note and not self.auto else 0.0
-        zeros = int(self.zeros[layer.name].sum()) / layer.numel
-        solver, block = self.config.solver, self.blocks[layer.name]
+        zeros = 1 - int(layer.weight(self.model).count_nonzero()) / layer.numel
+        solver, block = self.config.solver, self._block(layer)
         return LayerReport(layer.name, layer.shape, sparsity, zeros, 0, solver, block, note=note)
 
     def note_damping(self, report: LayerReport) -> None:
@@ -222,12 +284,30 @@ class Session:
     ) -> Calibration:
         precision = self.config.precision
         with naming_sample(ids, s):
-            return calibrate(self.model, batches, layers, watched=self._watched, precision=precision, progress=progress)
+            return calibrate(
+                self.model,
+                batches,
+                layers,
+                watched=self._watched,
+                precision=precision,
+                memory_limit=self._memory_limit,
+                progress=progress,
+            )
 
 
 def naming_sample(ids: Sequence[str], s: int) -> AbstractContextManager[None]:
     """Name the sample in the errors about its data that a ``with`` block raises, if there are several samples."""
     return naming(ids[s]) if len(ids) > 1 else nullcontext()
+
+
+def _reached_experts(layer: Layer, calibration: Calibration) -> tuple[int, ...]:
+    """Return the groups that are solved: all of a layer that the data reached, or the experts that they reached."""
+    gram = calibration.grams.get(layer.name)
+    if gram is None:
+        return ()
+    if not layer.experts:
+        return tuple(range(layer.groups))
+    return tuple(gram.diagonal(dim1=1, dim2=2).any(1).nonzero().flatten().tolist())
 
 
 def _check_repeatable(samples: Sequence[Batches], passes: int) -> None:
@@ -253,7 +333,7 @@ class _BatchCounter:
 
 def _nothing_to_prune(model: nn.Module, dense: Iterable[DenseWeight]) -> str:
     kinds = sorted({weight.kind for weight in dense})
-    message = f"{type(model).__name__} has no linear or convolutional layer that can be pruned; "
+    message = f"{type(model).__name__} has no layer that can be pruned; "
     message += f"its weights belong to: {', '.join(kinds)}" if kinds else "it has no weights"
     if any(kind.startswith("quantised") for kind in kinds):
         message += ". Pass the model as it was before quantisation"

@@ -177,8 +177,9 @@ class Trace:
         """Apply the trace's weights to the model during a ``with`` block.
 
         Weights are swapped in place (the parameters stay the same objects) and restored bit for bit at the end, also
-        after an exception. Signals such as Ctrl-C that arrive during the exchange wait for its end. Traces can be
-        applied to several models at the same time.
+        after an exception. Weights that modules compute from other parameters (`weight_norm` and the like) are held at
+        the trace's values instead, and get no gradients; the parameters stay as they are. Signals such as Ctrl-C that
+        arrive during the exchange wait for its end. Traces can be applied to several models at the same time.
 
         Raises
         ------

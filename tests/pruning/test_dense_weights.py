@@ -25,31 +25,22 @@ class Net(nn.Module):
         super().__init__()
         self.part = part
         self.head = nn.Linear(FEATURES, 6)
-        self.idle_part = nn.LSTM(2, 2)
+        self.idle_part = nn.Bilinear(2, 2, 8)
         self.norm = nn.BatchNorm1d(6)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.head(self.part(x).flatten(1)))
 
 
-class Recurrent(nn.Module):
-    def __init__(self, cell: nn.Module) -> None:
+class Bilinear(nn.Module):
+    """Has two weights that no solver prunes."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.cell = cell
+        self.one, self.other = (nn.Bilinear(FEATURES, FEATURES, FEATURES) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cell(x[:, None])[0]
-
-
-class Reshaped(nn.Module):
-    """Adds dimensions for a convolution whose outputs have the size of its inputs."""
-
-    def __init__(self, dimensions: int, convolution: nn.Module) -> None:
-        super().__init__()
-        self.dimensions, self.convolution = dimensions, convolution
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(x.reshape(len(x), FEATURES, *[1] * self.dimensions))
+        return self.other(x, self.one(x, x))
 
 
 class Bare(nn.Module):
@@ -71,40 +62,17 @@ class Table(nn.Module):
         return x + self.table(x[:, 0].long().clamp(0, 2))
 
 
-def recurrent(kind: type[nn.Module]) -> Net:
-    return Net(Recurrent(kind(FEATURES, FEATURES, batch_first=True)))
-
-
-def convolution(kind: type[nn.Module], dimensions: int) -> Net:
-    return Net(Reshaped(dimensions, kind(FEATURES, FEATURES, 1)))
-
-
-RECURRENT = ["part.cell.weight_ih_l0", "part.cell.weight_hh_l0"]
+BILINEAR = ["part.one", "part.other"]
 # For each network, the names of the weights that stay dense and a word of the note.
 NETWORKS = {
-    "LSTM": (lambda: recurrent(nn.LSTM), RECURRENT, "LSTM"),
-    "GRU": (lambda: recurrent(nn.GRU), RECURRENT, "GRU"),
-    "RNN": (lambda: recurrent(nn.RNN), RECURRENT, "RNN"),
-    "Conv3d": (lambda: convolution(nn.Conv3d, 3), ["part.convolution"], "Conv3d"),
-    "ConvTranspose1d": (lambda: convolution(nn.ConvTranspose1d, 1), ["part.convolution"], "ConvTranspose1d"),
-    "ConvTranspose2d": (lambda: convolution(nn.ConvTranspose2d, 2), ["part.convolution"], "ConvTranspose2d"),
-    "ConvTranspose3d": (lambda: convolution(nn.ConvTranspose3d, 3), ["part.convolution"], "ConvTranspose3d"),
-    "linear": (lambda: Net(Bare(F.linear)), ["part.matrix"], "Bare"),
-    "matmul": (lambda: Net(Bare(lambda x, w: x @ w.T)), ["part.matrix"], "Bare"),
-    "einsum": (lambda: Net(Bare(lambda x, w: torch.einsum("ni,oi->no", x, w))), ["part.matrix"], "Bare"),
-    "computed": (lambda: Net(Bare(lambda x, w: F.linear(x, w * 2))), ["part.matrix"], "Bare"),
-    "part of it": (lambda: Net(Bare(lambda x, w: x * w[0, 1:2])), ["part.matrix"], "Bare"),
+    "bilinear": (lambda: Net(Bilinear()), BILINEAR, "aten._trilinear"),
+    "computed": (lambda: Net(Bare(lambda x, w: F.linear(x, w * 2))), ["part.matrix"], "aten.mul"),
+    "part of it": (lambda: Net(Bare(lambda x, w: x * w[0, 1:2])), ["part.matrix"], "aten.mul"),
     "embedding": (lambda: Net(Table()), ["part.table"], "Embedding"),
     "TorchScript": (lambda: Net(torch.jit.script(nn.Linear(FEATURES, FEATURES))), ["part"], "TorchScript Linear"),
-    "parametrised": (
-        lambda: Net(torch.nn.utils.parametrizations.weight_norm(nn.Linear(FEATURES, FEATURES))),
-        ["part"],
-        "computed",
-    ),
+    "computed by itself": (lambda: Net(Doubled()), ["part"], "computed"),
     "integers": (lambda: Net(Stored(torch.int8)), ["part"], "int8"),
     "bytes": (lambda: Net(Stored(torch.float8_e5m2)), ["part"], "float8_e5m2"),
-    "attention": (lambda: Net(Attention()), ["part.attention.bias_k", "part.attention.bias_v"], "MultiheadAttention"),
-    "bilinear": (lambda: Net(Twice(nn.Bilinear(FEATURES, FEATURES, FEATURES))), ["part.module"], "Bilinear"),
 }
 
 
@@ -119,23 +87,16 @@ class Stored(nn.Linear):
         return F.linear(x, self.weight.float() / 100, self.bias)
 
 
-class Attention(nn.Module):
+class Doubled(nn.Linear):
+    """A linear layer that computes its weight in a way of its own."""
+
     def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(FEATURES, 1, add_bias_kv=True, batch_first=True)
+        super().__init__(FEATURES, FEATURES)
+        self.stored = self._parameters.pop("weight")
+        self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x[:, None]
-        return self.attention(x, x, x)[0]
-
-
-class Twice(nn.Module):
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x, x)
+        return F.linear(x, self.stored * 2, self.bias)
 
 
 @pytest.fixture
@@ -199,8 +160,8 @@ class Output(nn.Module):
 
 
 def test_sparsity_of_the_whole_network(data, tmp_path):
-    model = recurrent(nn.LSTM)
-    weights = 24 + 2 * 64 + 2 * 16  # head, LSTM, unused LSTM; biases and the batch norm do not count
+    model = Net(Bilinear())
+    weights = 24 + 2 * 64 + 32  # head, bilinear layers, an unused one; biases and the batch norm do not count
     assert count_weights(model) == weights
     with pytest.warns(FallbackWarning):
         made = trace(model, data, sparsity=0.5)
@@ -237,18 +198,18 @@ def test_tied_weights_count_once():
 def test_what_the_user_left_out_is_no_fallback(options, data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = trace(recurrent(nn.LSTM), data, strict=True, **options)
+        made = trace(Net(Bilinear()), data, strict=True, **options)
     assert notes(made) == {}
 
 
-@pytest.mark.parametrize("options", [{"layers": "*"}, {"layers": ["part.cell.*"]}, {"layers": None}])
+@pytest.mark.parametrize("options", [{"layers": "*"}, {"layers": ["part.o*"]}, {"layers": None}])
 def test_patterns_and_mappings_can_name_dense_weights(options, data):
-    with pytest.warns(FallbackWarning, match=r"part\.cell\.weight_ih_l0"):
-        made = trace(recurrent(nn.LSTM), data, sparsity=0.5, **options)
-    assert list(notes(made)) == RECURRENT and made.header["images"] == 30
-    with pytest.warns(FallbackWarning, match=r"part\.cell\.weight_hh_l0") as caught:
-        trace(recurrent(nn.LSTM), data, sparsity={"part.cell.weight_hh_l0": 0.25})
-    assert "weight_ih" not in str(caught[0].message)
+    with pytest.warns(FallbackWarning, match=r"part\.one"):
+        made = trace(Net(Bilinear()), data, sparsity=0.5, **options)
+    assert list(notes(made)) == BILINEAR and made.header["images"] == 30
+    with pytest.warns(FallbackWarning, match=r"part\.other") as caught:
+        trace(Net(Bilinear()), data, sparsity={"part.other": 0.25})
+    assert "part.one" not in str(caught[0].message)
 
 
 def test_use_is_that_of_the_sample(data):
@@ -256,10 +217,10 @@ def test_use_is_that_of_the_sample(data):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if x.mean() > 0 else self.head(x)
 
-    model = Chooses(Recurrent(nn.LSTM(FEATURES, FEATURES, batch_first=True)))
+    model = Chooses(Bilinear())
     with pytest.warns(FallbackWarning):
         used, unused = trace_batch(model, [data.abs(), -data.abs()], sparsity=0.5)
-    assert list(notes(used)) == RECURRENT and notes(unused) == {}
+    assert list(notes(used)) == BILINEAR and notes(unused) == {}
 
 
 class Tokens(nn.Module):
@@ -284,25 +245,27 @@ def test_what_is_only_added_or_concatenated_is_a_bias(inference, data):
 
 
 def test_memory_limit_and_zeros_of_dense_weights(data):
-    model = Net(Bare(F.linear))
-    with torch.no_grad():
-        model.part.matrix[0] = 0
-    with pytest.warns(FallbackWarning, match=r"part\.matrix") as caught:
-        made = trace(model, [data, data], sparsity=0.5, memory_limit=64)
-    assert len(caught) == 1 and made.reports[-1].reached == 0.25 and made.reports[-1].shape == (4, 4)
+    for part, name in ((Table(), "table"), (Bare(lambda x, w: F.linear(x, w * 2)), "matrix")):
+        model = Net(part)
+        with torch.no_grad():
+            model.get_parameter(f"part.{name}.weight" if name == "table" else "part.matrix")[0] = 0
+        with pytest.warns(FallbackWarning, match=rf"part\.{name}") as caught:
+            made = trace(model, [data, data], sparsity=0.5, memory_limit=64)
+        (report,) = (one for one in made.reports if one.note)
+        assert len(caught) == 1 and report.shape[1] == 4 and report.reached == pytest.approx(1 / report.shape[0])
 
 
 def test_tune_warns_too(data):
-    with pytest.warns(FallbackWarning, match=r"part\.cell\.weight_ih_l0"):
-        tuning = tune(recurrent(nn.LSTM), [data], lambda model, i: 0.0, candidates=[0.5], stages="blocks")
+    with pytest.warns(FallbackWarning, match=r"part\.one"):
+        tuning = tune(Net(Bilinear()), [data], lambda model, i: 0.0, candidates=[0.5], stages="blocks")
     assert list(tuning.sparsity) == ["head"]
 
 
 def test_networks_without_a_layer_to_prune_name_what_they_have(data):
-    with pytest.raises(ValueError, match=r"^LSTM has no linear or convolutional layer .* belong to: LSTM$"):
-        trace(nn.LSTM(FEATURES, 2), data, sparsity=0.5)
-    both = nn.Sequential(nn.Embedding(3, 2), nn.Conv3d(1, 1, 2))
-    with pytest.raises(ValueError, match=r"belong to: Conv3d, Embedding$"):
+    with pytest.raises(ValueError, match=r"^Embedding has no layer that can be pruned; .* belong to: Embedding$"):
+        trace(nn.Embedding(FEATURES, 2), data, sparsity=0.5)
+    both = nn.Sequential(nn.Embedding(3, 2), nn.EmbeddingBag(1, 2))
+    with pytest.raises(ValueError, match=r"belong to: Embedding, EmbeddingBag$"):
         trace(both, data, sparsity={"*": 0.5})
     with pytest.raises(ValueError, match=r"^ReLU has no .*; it has no weights$"):
         trace(nn.ReLU(), data, sparsity=0.5)

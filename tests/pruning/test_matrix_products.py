@@ -1,0 +1,311 @@
+"""Parameters outside linear modules: which products make layers of them, with which inputs, and what stays dense."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spade_fast import FallbackError, FallbackWarning, MemoryLimitError, Trace, trace, trace_batch, tune
+from spade_fast.ops import reference
+from spade_fast.pruning.calibration import Calibration, calibrate
+from spade_fast.pruning.layers import find_layers
+
+Use = Callable[[Tensor, Tensor], Tensor]
+
+
+class Bare(nn.Module):
+    def __init__(self, shape: tuple[int, ...], use: Use, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.w, self.use = nn.Parameter(torch.randn(shape, dtype=dtype)), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(x, self.w)
+
+
+def calibrated(model: nn.Module, *batches: Tensor, **options) -> Calibration:
+    return calibrate(model, list(batches), find_layers(model)[0], **options)
+
+
+def gram(*inputs: Tensor) -> Tensor:
+    return torch.stack([reference.gram_linear(one.reshape(1, -1, one.shape[-1]))[0] for one in inputs])
+
+
+def assert_close(given: Tensor, expected: Tensor) -> None:
+    assert given.shape == expected.shape
+    tolerance = 1e-5 if given.dtype == torch.float32 else 1e-12
+    assert (given.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+MATRICES: dict[str, tuple[tuple[int, int], Use]] = {
+    "F.linear": ((5, 4), F.linear),
+    "matmul": ((5, 4), lambda x, w: x @ w.T),
+    "inputs first": ((4, 5), lambda x, w: x @ w),
+    "square": ((4, 4), F.linear),
+    "square, inputs first": ((4, 4), lambda x, w: x @ w),
+    "from the left": ((5, 4), lambda x, w: w @ x.mT),
+    "from the left, inputs first": ((4, 5), lambda x, w: w.T @ x.mT),
+    "einsum": ((5, 4), lambda x, w: torch.einsum("bni,oi->bon", x, w)),
+    "einsum, inputs first": ((4, 5), lambda x, w: torch.einsum("bni,io->bno", x, w)),
+    "vectors": ((5, 4), lambda x, w: torch.stack([w @ one for one in x.flatten(0, 1)])),
+    "addmm": ((4, 5), lambda x, w: torch.addmm(torch.ones(5), x.flatten(0, 1), w)),
+    "convolution": ((5, 4), lambda x, w: F.conv1d(x.mT, w[..., None])),
+    "twice": ((4, 4), lambda x, w: F.linear(x, w) + x.flip(0) @ w.T),
+    "one output": ((1, 4), F.linear),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", MATRICES)
+def test_matrices(name, frozen):
+    shape, use = MATRICES[name]
+    model, x = Bare(shape, use).requires_grad_(not frozen), torch.randn(3, 7, 4)
+    expected = gram(x) * (2 if name == "twice" else 1)
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            calibration = calibrated(model, x)
+        assert not calibration.unsupported
+        assert_close(calibration.grams["w"], expected)
+    layer = calibration.layers["w"]
+    assert (layer.groups, layer.rows, layer.columns) == (1, 20 // 4 if 5 in shape else shape[0], 4)
+    output = torch.linalg.matrix_norm(model(x).detach().reshape(1, -1)) if name != "twice" else None
+    matrix = layer.matrix(model.w.detach())
+    if output is not None and name != "addmm":
+        energy = (matrix @ calibration.grams["w"] * matrix).sum()
+        assert torch.allclose(energy.sqrt(), output, rtol=1e-4)
+    assert torch.equal(layer.restore(matrix), model.w)
+
+
+def routed(x: Tensor, w: Tensor, product: Use) -> Tensor:
+    """Each row of x takes the expert of its own number modulo 2."""
+    return torch.cat([product(x[e::2], w[e]) for e in range(2)])
+
+
+STACKS: dict[str, tuple[tuple[int, int, int], Use]] = {
+    "expert by expert": ((3, 5, 4), lambda x, w: routed(x, w, F.linear)),
+    "expert by expert, inputs first": ((3, 4, 5), lambda x, w: routed(x, w, lambda y, v: y @ v)),
+    "expert by expert, from the left": ((3, 5, 4), lambda x, w: routed(x, w, lambda y, v: (v @ y.T).T)),
+    "some at once": ((3, 5, 4), lambda x, w: torch.bmm(torch.stack([x[::2], x[1::2]]), w[:2].mT)),
+    "square": ((3, 4, 4), lambda x, w: routed(x, w, F.linear)),
+    "square, inputs first": ((3, 4, 4), lambda x, w: routed(x, w, lambda y, v: y @ v)),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", STACKS)
+def test_experts(name, precision):
+    shape, use = STACKS[name]
+    model, x = Bare(shape, use), torch.randn(8, 4)
+    if precision == "bf16":
+        x = x.bfloat16().float()
+    calibration = calibrated(model, x, precision=precision)
+    layer = calibration.layers["w"]
+    assert layer.groups == 3 and layer.experts and layer.transposed == ("inputs first" in name)
+    assert_close(calibration.grams["w"], gram(x[::2], x[1::2], x[:0]))
+    assert torch.equal(layer.matrix(model.w)[1], model.w[1].mT if layer.transposed else model.w[1])
+
+
+@pytest.mark.parametrize("name", ["bmm", "matmul", "einsum", "broadcast", "one after all"])
+def test_all_experts_at_once(name):
+    x = torch.randn(3, 7, 4)
+    use: Use = {
+        "bmm": lambda x, w: torch.bmm(x, w.mT),
+        "matmul": lambda x, w: x @ w.mT,
+        "einsum": lambda x, w: torch.einsum("eni,eoi->eno", x, w),
+        "broadcast": lambda x, w: x[0] @ w.mT,
+        "one after all": lambda x, w: F.linear(x[1], w[1]).sum() + F.linear(x[2], w.flatten(0, 1)[5:]),
+    }[name]
+    expected = gram(*(x[:1].expand(3, -1, -1) if name == "broadcast" else x))
+    if name == "one after all":
+        expected = gram(x[0] * 0, torch.cat([x[1], x[2]]), x[2])
+    calibration = calibrated(Bare((3, 5, 4), use), x)
+    assert_close(calibration.grams["w"], expected)
+
+
+def test_grouped_products():
+    if not hasattr(torch, "_grouped_mm"):
+        return
+    ends = torch.tensor([2, 2, 7], dtype=torch.int32)
+    model = Bare((3, 16, 8), lambda x, w: torch._grouped_mm(x, w, offs=ends), torch.bfloat16)
+    x = torch.randn(7, 16).bfloat16()
+    assert_close(calibrated(model, x).grams["w"], gram(x[:2], x[:0], x[2:]))
+
+
+def test_tensors_that_are_one_matrix():
+    """Projections of attention heads, stored per head, and a linear layer with several dimensions of outputs."""
+    x, heads = torch.randn(2, 6, 4), torch.randn(2, 6, 5, 3)
+    outputs = Bare((5, 3, 4), lambda x, w: torch.einsum("bqi,hki->bqhk", x, w))
+    assert_close(calibrated(outputs, x).grams["w"], gram(x))
+    inputs = Bare((5, 3, 4), lambda x, w: torch.einsum("bqhk,hkd->bqd", x, w))
+    calibration = calibrated(inputs, heads)
+    assert_close(calibration.grams["w"], gram(heads.flatten(2)))
+    assert not calibration.layers["w"].experts and calibration.layers["w"].transposed
+    reshaped = Bare((4, 2, 3), lambda x, w: x @ w.flatten(1))
+    assert_close(calibrated(reshaped, x).grams["w"], gram(x))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_kernels(transposed):
+    use = F.conv_transpose2d if transposed else F.conv2d
+    model = Bare((4, 3, 3, 2), lambda x, w: use(x, w, stride=2, groups=2 if not transposed else 1))
+    module = nn.ConvTranspose2d(4, 3, (3, 2), stride=2) if transposed else nn.Conv2d(6, 4, (3, 2), stride=2, groups=2)
+    x = torch.randn(2, 4 if transposed else 6, 7, 6)
+    calibration = calibrated(model, x)
+    assert torch.equal(calibration.grams["w"], calibrated(module, x).grams["weight"])
+    assert calibration.layers["w"].matrix(model.w).shape == find_layers(module)[0][0].matrix(module.weight).shape
+
+
+OTHERWISE: dict[str, tuple[tuple[int, ...], Use, str]] = {
+    "scaled": ((5, 4), lambda x, w: F.linear(x, w * 2), "mul"),
+    "both ways round": ((4, 4), lambda x, w: F.linear(x, w) + x @ w, "mm"),
+    "part": ((5, 4), lambda x, w: F.linear(x, w[:2]), "mm"),
+    "looked up": ((5, 4), lambda x, w: F.linear(x, w) + w[torch.tensor([1, 2, 3])].sum(), "index"),
+    "experts looked up": ((3, 5, 4), lambda x, w: torch.bmm(x[:2, None], w[torch.tensor([0, 2])].mT), "index"),
+    "copied in another order": ((5, 3, 4), lambda x, w: torch.einsum("qd,hkd->qhk", x, w.mT.contiguous().mT), "clone"),
+    "two ways of one stack": ((3, 5, 4), lambda x, w: F.linear(x, w.flatten(0, 1)).sum() + F.linear(x, w[1]), "mm"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_other_uses_stay_dense_and_say_so(name):
+    shape, use, function = OTHERWISE[name]
+    model, x = nn.Sequential(nn.Linear(4, 4), Bare(shape, use)), torch.randn(9, 4)
+    with pytest.warns(FallbackWarning, match=rf"cannot be pruned: 1\.w \(its weight is used by aten\.{function}\)"):
+        made = trace(model, x, sparsity=0.5)
+    assert made.layers == ("0",) and [report.name for report in made.reports] == ["0", "1.w"]
+    with pytest.raises(FallbackError, match=r"1\.w"):
+        trace(model, x, sparsity=0.5, strict=True)
+
+
+class Positions(nn.Module):
+    """Parameters that are added, joined or not used at all, and biases of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.token, self.idle = (nn.Parameter(torch.randn(1, 3, 4)) for _ in range(3))
+        self.weights, self.biases = nn.Parameter(torch.randn(2, 4, 4)), nn.Parameter(torch.randn(2, 4))
+        self.queries, self.head = nn.Parameter(torch.randn(6, 4)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x + self.positions], 1)
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            x = F.linear(x, weight, bias)
+        return x + self.head(self.queries)
+
+
+def test_biases_are_no_layers_and_inputs_no_weights():
+    model, x = Positions(), torch.randn(5, 3, 4)
+    calibration = calibrated(model, x)
+    assert set(calibration.grams) == {"weights", "head"} and not calibration.unreached
+    assert list(calibration.unsupported) == ["queries"]
+    assert_close(calibration.grams["head"], gram(model.queries.detach()))
+    with pytest.warns(FallbackWarning, match=r"pruned: queries \([^,]*\)$"):
+        made = trace(model, x, sparsity=0.5)
+    assert [report.name for report in made.reports] == ["weights", "queries", "head"]
+    assert trace(model, x, sparsity=0.5, layers=["weights", "head"], strict=True).layers == ("weights", "head")
+
+
+class Experts(nn.Module):
+    """Sends each row to the expert whose number it starts with."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 6, 9))
+        self.transposed = transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers, x = x[:, 0].long(), x[:, 1:]
+        outputs = x.new_zeros(len(x), 9 if self.transposed else 6)
+        for e in numbers.unique().tolist():
+            w = self.w[e]
+            outputs[numbers == e] = x[numbers == e] @ (w if self.transposed else w.T)
+        return outputs
+
+
+def rows(*experts: int, columns: int) -> Tensor:
+    x = torch.randn(60, columns + 1)
+    x[:, 0] = torch.tensor(experts).repeat(60)[:60]
+    return x
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
+def test_experts_are_pruned_like_groups_and_others_stay_dense(solver, transposed, tmp_path):
+    torch.manual_seed(0)
+    model, columns = Experts(transposed), 6 if transposed else 9
+    samples = [rows(0, 2, columns=columns), rows(0, 1, 2, 3, columns=columns), rows(0, 2, columns=columns)]
+    with pytest.warns(FallbackWarning, match=r"did not reach them: w \(2 of 4 experts\)$"):
+        made = trace_batch(model, samples, sparsity=0.5, solver=solver)
+    before = model.w.detach().clone()
+    for one, x, reached in zip(made, samples, ([0, 2], [0, 1, 2, 3], [0, 2]), strict=True):
+        (report,) = one.reports
+        pruned = one.weight("w")
+        assert report.shape == (4, 6, 9) and not report.note
+        assert report.reached == len(reached) / 8 and report.removed == len(reached) * 27
+        assert torch.equal((pruned != before).flatten(1).any(1).nonzero().flatten(), torch.tensor(reached))
+        with torch.no_grad():
+            dense = model(x)
+            with one.applied(model):
+                error = (model(x) - dense).norm() / dense.norm()
+        assert abs(float(error) - report.measured_error) < 1e-4 and torch.equal(model.w, before)
+        (own,) = trace_batch(model, [x], sparsity=0.5, solver=solver) if len(reached) == 4 else [one]
+        assert torch.equal(own.weight("w"), pruned)
+    made[0].save(tmp_path / "trace")
+    assert torch.equal(Trace.load(tmp_path / "trace").weight("w"), made[0].weight("w"))
+    linears = nn.ModuleList(nn.Linear(columns, 54 // columns, bias=False) for _ in range(2))
+    if solver == "sparsegpt":  # each expert loses the same share, as layers of their own do
+        for linear, e in zip(linears, (0, 2), strict=True):
+            linear.weight.data = before[e].T if transposed else before[e]
+            alone = trace(linear, samples[0][samples[0][:, 0] == e, 1:], sparsity=0.5, solver=solver).weight("weight")
+            assert torch.allclose(alone.T if transposed else alone, made[0].weight("w")[e], atol=1e-5)
+
+
+def test_automatic_sparsity_and_tuning():
+    torch.manual_seed(0)
+    model = nn.Sequential(Experts(False), nn.Linear(6, 3))
+    x = rows(0, 2, columns=9)
+    with pytest.warns(FallbackWarning, match="2 of 4 experts"):
+        made = trace(model, x, inputs=x[:1], keep=0.5)
+    assert made.auto is not None and made.layers and (made.weight("0.w")[1] == model[0].w[1]).all()
+    with pytest.warns(FallbackWarning, match="2 of 4 experts"):
+        tuning = tune(model, [x], lambda network, i: 0.0, candidates=[0.5], stages="layers")
+    assert set(tuning.sparsity) == {"0.w", "1"}
+
+
+def test_a_use_by_some_samples_only():
+    model = Bare((4, 4), lambda x, w: F.linear(x, w) if x.mean() > 0 else x @ w)
+    x = torch.randn(20, 4)
+    with pytest.warns(FallbackWarning, match="in another way than for other samples"):
+        first, second = trace_batch(model, [x.abs(), -x.abs()], sparsity=0.5)
+    assert first.layers == ("w",) and not second.layers and "another way" in second.reports[0].note
+    idle = Bare((4, 4), lambda x, w: F.linear(x, w) if x.mean() > 0 else x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = trace_batch(idle, [x.abs(), -x.abs()], sparsity=0.5)
+    assert first.layers == ("w",) and not second.reports
+
+
+def test_limits():
+    model, x = Bare((40, 2), lambda x, w: x @ w), torch.randn(9, 40)
+    with pytest.raises(MemoryLimitError, match=r"parameter 'w' .* 6400 bytes .* memory_limit of 1000 bytes"):
+        trace(model, x, sparsity=0.5, memory_limit=1000)
+    with pytest.raises(ValueError, match="block 3 does not divide the 40 columns of layer 'w'"):
+        trace(model, x, sparsity=0.5, block=3)
+
+
+def test_parametrised_parameters():
+    class Doubled(nn.Module):
+        def forward(self, w: Tensor) -> Tensor:
+            return 2 * w
+
+    model, x = Bare((3, 5, 4), lambda x, w: routed(x, w, F.linear)), torch.randn(20, 4)
+    nn.utils.parametrize.register_parametrization(model, "w", Doubled())
+    with pytest.warns(FallbackWarning, match="1 of 3 experts"):
+        made = trace(model, x, sparsity=0.5)
+    assert made.layers == ("w",)
+    with made.applied(model):
+        assert torch.equal(model.w, made.weight("w"))
