@@ -63,7 +63,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Disable gradients, fused attention and compiled code in evaluation mode; modes and buffers are restored."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    with torch.no_grad(), evaluation_mode(model), _uncompiled():
+    with torch.no_grad(), evaluation_mode(model), without_compilation():
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             yield
@@ -71,6 +71,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _uncompiled() -> AbstractContextManager[object]:
+def without_compilation() -> AbstractContextManager[object]:
     """Return a context manager that runs compiled modules uncompiled; nothing is compiled without torch._dynamo."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

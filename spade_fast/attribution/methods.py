@@ -154,7 +154,9 @@ def _lrp(question: Question) -> Recipe:
     """Bach et al., On Pixel-Wise Explanations ... by Layer-Wise Relevance Propagation, PLOS ONE 2015."""
     from spade_fast.attribution.lrp import LRP
 
-    return Recipe(LRP(question.model), {"target": question.target})
+    lrp = LRP(question.model)
+    lrp.check(question.image)
+    return Recipe(lrp, {"target": question.target})
 
 
 def _guided_backprop(question: Question) -> Recipe:
