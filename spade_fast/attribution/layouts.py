@@ -136,17 +136,17 @@ class Layouts(TorchFunctionMode):
             return self._flattened(given, result)
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         known = [(one, self._tokens[one]) for one in tensors if one in self._tokens]
-        if name in ("cat", "concat", "concatenate"):
-            parts, dim = argument(args, kwargs, 0, "tensors"), argument(args, kwargs, 1, "dim", 0) % 3
-            if len(known) != 1 or dim != known[0][1].axis:
-                return known[0][1] if known and all(one == known[0][1] for _, one in known) else None
-            place = next(index for index, one in enumerate(parts) if one is known[0][0])
-            before = sum(one.shape[dim] for one in parts[:place])
-            return replace(known[0][1], start=known[0][1].start + before)
         places = {one for _, one in known}
         if len(places) != 1:
             return None
         tokens = places.pop()
+        if name in ("cat", "concat", "concatenate"):
+            parts, dim = argument(args, kwargs, 0, "tensors"), argument(args, kwargs, 1, "dim", 0) % 3
+            if dim != tokens.axis:
+                return tokens
+            place = next(index for index, one in enumerate(parts) if one is known[0][0])
+            before = sum(one.shape[dim] for one in parts[:place])
+            return replace(tokens, start=tokens.start + before) if len(known) == 1 else None
         if name == "permute":
             dims = argument(args, kwargs, 1, "dims")
             order = dims if isinstance(dims, tuple | list) else args[1:]

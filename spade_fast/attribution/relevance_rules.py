@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -44,7 +45,8 @@ _GRADIENT = (
     | set(MAX_POOLS)
 )
 _SCALED = function_names("rms_norm normalize local_response_norm")  # x / g(x), times constants
-_HIDDEN = {name.replace("_", "") for name in LINEAR_NAMES} | {"accumulategrad", "copyslices", "reshapealias"}
+# As their backward functions are called in autograd's graph; they may be called out of sight.
+_UNSEEN = {name.replace("_", "") for name in LINEAR_NAMES} | {"accumulategrad", "copyslices", "reshapealias"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class RelevanceRules(TorchFunctionMode):
     def __init__(self, inputs: list[Tensor], epsilon: float) -> None:
         super().__init__()
         self.epsilon = epsilon
-        self.depends = Dependence(inputs, lambda name: name not in _HIDDEN)
+        self.depends = Dependence(inputs, lambda name: name not in _UNSEEN)
         self._pointwise = Pointwise()
         self._convolved: tuple[Tensor, int, _Call] | None = None
         self._rules: dict[str, Callable[[_Call, list[Tensor]], Any]] = {
@@ -105,6 +107,8 @@ class RelevanceRules(TorchFunctionMode):
             **dict.fromkeys(_CONVOLUTIONS, self._convolution),
             **dict.fromkeys(_SCALED, self._scaled),
             **dict.fromkeys(_GRADIENT, lambda call, _: call.run()),
+            "lerp": partial(self._linear_in_others, 2, "weight"),
+            "grid_sample": partial(self._linear_in_others, 1, "grid"),
             "batch_norm": self._batch_norm,
             "softmax": self._softmax,
             "layer_norm": self._layer_norm,
@@ -185,8 +189,6 @@ class RelevanceRules(TorchFunctionMode):
                 return self._carried_by(root, call.run())
             held = [one for one in factors if self._pointwise.is_normaliser(one)]
             held = held if len(held) == 1 else []
-        elif call.name in ("lerp", "grid_sample") and len(factors) > (call.name == "lerp") + 1:
-            return self._unknown(call, dependent)
         share = 1 / max(1, len(factors) - len(held))
 
         def change(one: Tensor) -> Tensor:
@@ -199,6 +201,11 @@ class RelevanceRules(TorchFunctionMode):
         if call.name not in _LAYERS or share < 1 or output.is_complex():
             return output
         return self._carried_by(output, output)
+
+    def _linear_in_others(self, place: int, name: str, call: _Call, dependent: list[Tensor]) -> Any:
+        """Refuse a function if the argument of which it is not linear depends on the inputs."""
+        one = call.argument(place, name)
+        return self._unknown(call, dependent) if isinstance(one, Tensor) and self.depends(one) else call.run()
 
     def _quotient(self, call: _Call, dependent: list[Tensor]) -> Any:
         """Hold divisors that normalise constant."""
@@ -293,7 +300,7 @@ class RelevanceRules(TorchFunctionMode):
         """Return `value` with a gradient that passes its relevance on to `carrier`."""
         stable = carrier + torch.where(carrier < 0, -self.epsilon, self.epsilon)
         ratio = (value / stable).detach()
-        return value.detach() + (carrier - carrier.detach()) * ratio
+        return value.detach() + ((carrier - carrier.detach()) * ratio).to(value.dtype)
 
 
 def run_with_rules(network: Callable[..., Any], inputs: tuple[Any, ...], epsilon: float) -> Any:

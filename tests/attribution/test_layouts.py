@@ -109,6 +109,8 @@ def merged(x: Tensor) -> Tensor:
         (lambda x: torch.cat([torch.cat([TOKEN, embed(x), TOKEN], 1), TOKEN], dim=1), (3, 2, 1, 1)),
         (lambda x: torch.cat((TOKEN, embed(x)), dim=1)[:, 1:], (3, 2, 0, 1)),
         (lambda x: torch.cat((TOKEN, embed(x)), dim=1)[:, 2:], None),
+        (lambda x: torch.cat((embed(x), embed(x)), dim=1), None),
+        (lambda x: torch.cat((embed(x), embed(x)), dim=2), (3, 2, 0, 1)),
         (lambda x: torch.cat((TOKEN, embed(x)), dim=1)[:, :-1], None),
         (lambda x: torch.cat((TOKEN, embed(x)), dim=1).permute(1, 0, 2), (3, 2, 1, 0)),
         (lambda x: F.gelu(F.linear(F.layer_norm(embed(x), (6,)), torch.ones(9, 6))), (3, 2, 0, 1)),

@@ -152,6 +152,14 @@ def test_modules_of_torch_are_the_same_as_by_hand() -> None:
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    block, x = randomised(Block(F.scaled_dot_product_attention)), torch.randn(1, 5, 8)
+    expected = relevance(block, x)
+    found = relevance(block.to(dtype), x.to(dtype))
+    assert found.dtype == dtype and torch.allclose(found.float(), expected, atol=0.1 * float(expected.abs().max()))
+
+
 # Functions
 
 X = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -219,6 +227,8 @@ def test_a_function_of_several_calls_has_the_rule_of_one(
         lambda x: torch.addmm(x[0], x[0] @ WEIGHT, WEIGHT),
         lambda x: torch.maximum(x, x.roll(1, -1)) + x.amax(-1, keepdim=True) + x.topk(2).values.sum(-1, keepdim=True),
         lambda x: F.normalize(x, dim=-1) @ F.normalize(x.roll(1, 1), dim=-1).mT,
+        lambda x: x.lerp(x.roll(1, -1), 0.3),
+        lambda x: F.grid_sample(x[None], torch.full((1, 2, 2, 2), 0.3, dtype=x.dtype), align_corners=True),
         llama_norm,
         layer_norm_by_hand,
         lambda x: x.var(-1),
@@ -240,6 +250,8 @@ def test_relevance_is_conserved(function: Callable[[Tensor], Tensor]) -> None:
         (lambda x: x / x.sum(-1, keepdim=True), "div"),
         (lambda x: x ** x.roll(1, -1), "pow"),
         (lambda x: F.log_softmax(x, -1), "log_softmax"),
+        (lambda x: x.lerp(x.roll(1, -1), x.sigmoid()), "lerp"),
+        (lambda x: F.grid_sample(x[None], x[:1, :, :2].unsqueeze(1), align_corners=True), "grid_sample"),
         (lambda x: x.abs().cumprod(-1), "cumprod"),
         (lambda x: F.batch_norm(x, None, None, training=True), "batch_norm"),
         (lambda x: nn.LSTM(8, 8).double()(x)[0], "lstm"),
