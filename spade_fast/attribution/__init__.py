@@ -13,7 +13,7 @@ from spade_fast.attribution.smoothgrad import SmoothGrad
 from spade_fast.attribution.visualization import Feature, Visualization, visualize
 
 if TYPE_CHECKING:
-    from spade_fast.attribution.cam import LayerCam
+    from spade_fast.attribution.cam import GradCam, LayerCam
     from spade_fast.attribution.lrp import LRP
     from spade_fast.attribution.spade import Spade
 
@@ -21,6 +21,7 @@ __all__ = [
     "LRP",
     "METHODS",
     "Feature",
+    "GradCam",
     "LayerCam",
     "Question",
     "SmoothGrad",
@@ -42,10 +43,10 @@ def __getattr__(name: str) -> Any:
         from spade_fast.attribution.lrp import LRP
 
         return LRP
-    if name == "LayerCam":
-        from spade_fast.attribution.cam import LayerCam
+    if name in ("GradCam", "LayerCam"):
+        from spade_fast.attribution import cam
 
-        return LayerCam
+        return getattr(cam, name)
     if name == "Spade":
         from spade_fast.attribution.spade import Spade
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from spade_fast.attribution.function_calls import argument, function_names, name_of
+from spade_fast.attribution.function_calls import argument, function_names, name_of, overwrites
 
 RECTIFIER, ELEMENTWISE, SOFTMAX, PRODUCT, OTHER = "rectifier", "elementwise", "softmax", "product", "other"
 MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
 STAND_INS = (RECTIFIER, ELEMENTWISE, SOFTMAX, *MAX_POOLS)
 _LINEAR = "linear"
 
-_ELEMENTWISE = function_names(
+ELEMENTWISE_NAMES = function_names(
     "relu relu6 threshold clamp clip clamp_min clamp_max hardtanh leaky_relu rrelu prelu elu selu celu gelu silu",
     "mish softplus softsign tanhshrink hardshrink softshrink hardswish hardsigmoid logsigmoid log_sigmoid sigmoid",
     "expit tanh exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square pow rpow float_power reciprocal rdiv",
@@ -29,7 +29,7 @@ _ELEMENTWISE = function_names(
 _QUOTIENTS = frozenset(("div", "divide", "true_divide"))
 _GATES = frozenset(("mul", "multiply", "where", "masked_fill", "setitem"))
 # Linear in each of their tensors, but not in two together.
-_PRODUCTS = function_names(
+PRODUCTS = function_names(
     "mul multiply matmul bmm mm mv dot einsum baddbmm addmm addbmm outer linear bilinear conv1d conv2d conv3d",
     "conv_transpose1d conv_transpose2d conv_transpose3d convolution addcmul tensordot lerp grid_sample rmatmul addmv",
     "addr inner vdot ger kron cross linalg_cross",
@@ -37,8 +37,8 @@ _PRODUCTS = function_names(
 _INDEXED = function_names("getitem index index_put")  # by one index for each dimension
 _GATHERED = function_names("gather take_along_dim masked_select scatter scatter_add")  # by an index of each element
 _ALONG_DIMENSION = function_names("index_select index_add index_copy")
-_CHOICES = _INDEXED | _GATHERED | _ALONG_DIMENSION
-_LINEAR_NAMES = function_names(
+CHOICES = _INDEXED | _GATHERED | _ALONG_DIMENSION
+LINEAR_NAMES = function_names(
     # shapes
     "view view_as unsafe_view reshape reshape_as permute transpose swapaxes swapdims t adjoint get flatten ravel",
     "unflatten squeeze unsqueeze expand expand_as repeat repeat_interleave tile broadcast_to broadcast_tensors movedim",
@@ -60,10 +60,10 @@ _LINEAR_NAMES = function_names(
     "fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_rfftn fft_irfftn fft_hfft fft_ihfft fft_fftshift fft_ifftshift stft",
     "istft zero zeros_like ones_like",
 )
-_KNOWN = _ELEMENTWISE | _GATES | _PRODUCTS | _CHOICES | {"softmax", "batch_norm", *MAX_POOLS}
+_KNOWN = ELEMENTWISE_NAMES | _GATES | PRODUCTS | CHOICES | {"softmax", "batch_norm", *MAX_POOLS}
 # As their backward functions are called in autograd's graph; the last one stands for a whole scripted function.
 HIDDEN_RECTIFIERS = function_names("relu relu6 threshold clamp clampmin hardtanh differentiablegraph")
-HIDDEN_ELEMENTWISE = HIDDEN_RECTIFIERS | {name.replace("_", "") for name in _ELEMENTWISE}
+HIDDEN_ELEMENTWISE = HIDDEN_RECTIFIERS | {name.replace("_", "") for name in ELEMENTWISE_NAMES}
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,8 @@ def read_call(
 
     `depends` says whether a tensor is computed, with a gradient, from the network's input.
     """
-    full = getattr(function, "__name__", "").split(".")[0]
     name = name_of(function).removeprefix("special_")
-    if name in _LINEAR_NAMES:
+    if name in LINEAR_NAMES:
         return None
     arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     places = [
@@ -109,10 +108,9 @@ def read_call(
     ]
     if not places:
         return None
-    inplace = kwargs.get("inplace") is True or name == "setitem" or (full[-1] == "_" != full[-2])
     place = places[0] if len(places) == 1 else None
     kind = _kind(name, args, kwargs, places)
-    return None if kind == _LINEAR else Call(name, kind, place, inplace)
+    return None if kind == _LINEAR else Call(name, kind, place, overwrites(function, kwargs))
 
 
 def _kind(name: str, args: Sequence[Any], kwargs: dict[str, Any], places: list[int | str]) -> str:
@@ -124,17 +122,17 @@ def _kind(name: str, args: Sequence[Any], kwargs: dict[str, Any], places: list[i
         return OTHER if argument(args, kwargs, 5, "training", False) else _LINEAR
     if name not in _KNOWN:
         return OTHER
-    if name in _CHOICES:
+    if name in CHOICES:
         return _kind_of_index(name, args, kwargs)
     if any(isinstance(one, Tensor) and one.is_complex() for one in tree_leaves((args, kwargs))):
-        return _LINEAR if name in _PRODUCTS | _GATES | _QUOTIENTS and places in ([0], [1]) else OTHER
-    if name in _PRODUCTS and len(places) > 1:
+        return _LINEAR if name in PRODUCTS | _GATES | _QUOTIENTS and places in ([0], [1]) else OTHER
+    if name in PRODUCTS and len(places) > 1:
         return PRODUCT if name in ("mul", "multiply") else OTHER
     if name in _GATES and len(places) > 1:
         return _LINEAR if name == "setitem" else OTHER
     if name in _GATES:
         return _kind_of_gate(name, args, kwargs, places)
-    if name in _PRODUCTS:
+    if name in PRODUCTS:
         return _LINEAR
     if len(places) > 1 or (name in ("max", "min") and not isinstance(argument(args, kwargs, 1, "other"), Tensor)):
         return OTHER

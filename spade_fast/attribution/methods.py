@@ -154,7 +154,9 @@ def _lrp(question: Question) -> Recipe:
     """Bach et al., On Pixel-Wise Explanations ... by Layer-Wise Relevance Propagation, PLOS ONE 2015."""
     from spade_fast.attribution.lrp import LRP
 
-    return Recipe(LRP(question.model), {"target": question.target})
+    lrp = LRP(question.model)
+    lrp.check(question.image)
+    return Recipe(lrp, {"target": question.target})
 
 
 def _guided_backprop(question: Question) -> Recipe:
@@ -167,30 +169,30 @@ def _guided_backprop(question: Question) -> Recipe:
 
 def _gradcam(question: Question) -> Recipe:
     """Selvaraju et al., Grad-CAM, ICCV 2017."""
-    from captum.attr import LayerGradCam
+    from spade_fast.attribution.cam import GradCam, last_feature_layer
 
-    from spade_fast.attribution.cam import last_feature_layer
-
-    layer = last_feature_layer(question.model, question.image)
-    return Recipe(LayerGradCam(question.model, layer), {"target": question.target, "relu_attributions": True})
+    layer = last_feature_layer(question.model, question.image, question.target)
+    return Recipe(GradCam(question.model, layer), {"target": question.target, "relu_attributions": True})
 
 
 def _guided_gradcam(question: Question) -> Recipe:
     """Selvaraju et al., Grad-CAM, ICCV 2017."""
     from captum.attr import GuidedGradCam
 
-    from spade_fast.attribution.cam import last_feature_layer
+    from spade_fast.attribution.cam import GradCam, last_feature_layer
 
-    layer = last_feature_layer(question.model, question.image)
+    layer = last_feature_layer(question.model, question.image, question.target)
     _need_relu(question)
-    return Recipe(GuidedGradCam(question.model, layer), {"target": question.target, "interpolate_mode": "bilinear"})
+    guided = GuidedGradCam(question.model, layer)
+    guided.grad_cam = GradCam(question.model, layer)
+    return Recipe(guided, {"target": question.target, "interpolate_mode": "bilinear"})
 
 
 def _layercam(question: Question) -> Recipe:
     """Jiang et al., LayerCAM, IEEE TIP 2021."""
     from spade_fast.attribution.cam import LayerCam, last_feature_layer
 
-    layer = last_feature_layer(question.model, question.image)
+    layer = last_feature_layer(question.model, question.image, question.target)
     return Recipe(LayerCam(question.model, layer), {"target": question.target})
 
 

@@ -8,22 +8,20 @@ not, is redirected to a stand-in: a module of its own that shares the hooks of t
 from __future__ import annotations
 
 import inspect
-import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spade_fast._util.errors import InvalidValueError
-from spade_fast.attribution.function_calls import argument
+from spade_fast.attribution.dependence import Dependence
+from spade_fast.attribution.function_calls import argument, place_of_call
 from spade_fast.attribution.function_kinds import (
     ELEMENTWISE,
     HIDDEN_ELEMENTWISE,
@@ -36,8 +34,6 @@ from spade_fast.attribution.function_kinds import (
     Call,
     read_call,
 )
-
-_TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parent
 
 # Modules that Captum would hook itself; what they call is redirected instead.
 REDIRECTED = (
@@ -202,7 +198,7 @@ class Redirection(TorchFunctionMode):
         super().__init__()
         self.stand_ins = stand_ins
         self._batch = max(1, len(inputs[0])) if inputs else 1
-        self._known: dict[Any, bool] = {one.grad_fn: True for one in inputs if one.grad_fn is not None}
+        self.depends = Dependence(inputs, self._needs_rule)
         self._rectified = False
 
     def __torch_function__(
@@ -243,41 +239,9 @@ class Redirection(TorchFunctionMode):
             return function(*args, **kwargs)
         return (args[0] if args else kwargs["input"]).copy_(result) if call.inplace else result
 
-    def depends(self, tensor: Tensor, seen: bool = False) -> bool:
-        """Whether a tensor was computed, with a gradient, from the inputs.
-
-        Raises ValueError if there was an activation on the way that could not be redirected, unless it was part of a
-        call that was `seen`.
-        """
-        first = tensor.grad_fn
-        open_nodes = [] if first is None else [first]
-        while open_nodes:
-            node = open_nodes[-1]
-            before = [one for one, _ in node.next_functions if one is not None]
-            unknown = [] if node in self._known else [one for one in before if one not in self._known]
-            open_nodes.extend(unknown)
-            if unknown:
-                continue
-            open_nodes.pop()
-            if node not in self._known:
-                # Leaves other than parameters: outputs of layers from which a method makes the graph begin.
-                leaf = getattr(node, "variable", None)
-                begins = leaf is not None and not isinstance(leaf, nn.Parameter)
-                self._known[node] = begins or any(self._known[one] for one in before)
-                if self._known[node] and not seen:
-                    self._check_unseen(node)
-        return first is not None and self._known[first]
-
-    def _check_unseen(self, node: Any) -> None:
-        """Refuse a function of the graph that was called out of sight, in `torch.vmap` or in a scripted function."""
-        if isinstance(node, BackwardCFunction):
-            name = f"custom autograd function {type(node).__name__.removesuffix('Backward')}"
-        else:
-            name = node.name().rpartition("::")[2].partition("Backward")[0]
-            if name.lower() not in (HIDDEN_ELEMENTWISE if self.stand_ins.for_deep_lift() else HIDDEN_RECTIFIERS):
-                return
-            name = f"function {name}, scripted or in torch.vmap,"
-        raise InvalidValueError(f"the {name} cannot be given another gradient")
+    def _needs_rule(self, name: str) -> bool:
+        """Whether a function that is called out of sight would have a rule, by its name in autograd's graph."""
+        return name in (HIDDEN_ELEMENTWISE if self.stand_ins.for_deep_lift() else HIDDEN_RECTIFIERS)
 
     def _refuse(self, error: NoRuleError, call: Call) -> None:
         """Raise the error, or note the function in a rehearsal."""
@@ -336,8 +300,9 @@ class Redirection(TorchFunctionMode):
     def _check_batch(self, call: Call, value: Tensor) -> None:
         """DeepLIFT compares the two halves of the batch, which must be the first dimension."""
         if value.dim() == 0 or len(value) % self._batch:
+            place = place_of_call(_redirect.__code__)
             raise InvalidValueError(
-                f"DeepLIFT needs the batch as first dimension, got {list(value.shape)} in {call.name}{_place()}"
+                f"DeepLIFT needs the batch as first dimension, got {list(value.shape)} in {call.name}{place}"
             )
 
 
@@ -350,15 +315,4 @@ def _pooling(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _no_rule(call: Call) -> NoRuleError:
-    return NoRuleError(f"DeepLIFT has no rule for {call.name}{_place()}")
-
-
-def _place() -> str:
-    """Return the line of the network's code that is running."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code is not _redirect.__code__:
-        path = Path(frame.f_code.co_filename)
-        if not path.is_relative_to(_TORCH) and not path.is_relative_to(_HERE):
-            return f", called at {path}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
+    return NoRuleError(f"DeepLIFT has no rule for {call.name}{place_of_call(_redirect.__code__)}")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spade_fast.attribution.layouts import FIRST, LAST, Layouts
+from spade_fast.attribution.layouts import FIRST, LAST, Layouts, Tokens
 
 WEIGHT = torch.randn(6, 6, 1, 1)
 
@@ -81,3 +81,58 @@ def test_what_follows_tells_too(function: Callable[[Tensor], Tensor], layout: in
         given = unknown(torch.randn(1, 6, 6, 6))
         function(given)
     assert layouts.channels(given) == layout
+
+
+# Tokens
+
+TOKEN = torch.randn(1, 1, 6)
+
+
+def embed(x: Tensor) -> Tensor:
+    return F.conv2d(x, torch.randn(6, 6, 2, 3), stride=(2, 3)).flatten(2).transpose(1, 2)
+
+
+def merged(x: Tensor) -> Tensor:
+    """Swin's merging of patches, two by two."""
+    x = conv(x).flatten(2).transpose(1, 2).view(1, 6, 6, 6)
+    parts = [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    return F.layer_norm(torch.cat(parts, -1).view(1, -1, 24), (24,))
+
+
+@pytest.mark.parametrize(
+    ("function", "tokens"),
+    [
+        (embed, (3, 2, 0, 1)),
+        (lambda x: F.conv2d(x, torch.randn(6, 6, 2, 3), stride=(2, 3)).reshape(1, 6, 6), (3, 2, 0, 2)),
+        (lambda x: conv(x).permute(0, 2, 3, 1).reshape(1, 36, 6), (6, 6, 0, 1)),
+        (lambda x: torch.cat([TOKEN, TOKEN, embed(x)], 1) + torch.ones(8, 6), (3, 2, 2, 1)),
+        (lambda x: torch.cat([torch.cat([TOKEN, embed(x), TOKEN], 1), TOKEN], dim=1), (3, 2, 1, 1)),
+        (lambda x: torch.cat((TOKEN, embed(x)), dim=1)[:, 1:], (3, 2, 0, 1)),
+        (lambda x: torch.cat((TOKEN, embed(x)), dim=1)[:, 2:], None),
+        (lambda x: torch.cat((embed(x), embed(x)), dim=1), None),
+        (lambda x: torch.cat((embed(x), embed(x)), dim=2), (3, 2, 0, 1)),
+        (lambda x: torch.cat((TOKEN, embed(x)), dim=1)[:, :-1], None),
+        (lambda x: torch.cat((TOKEN, embed(x)), dim=1).permute(1, 0, 2), (3, 2, 1, 0)),
+        (lambda x: F.gelu(F.linear(F.layer_norm(embed(x), (6,)), torch.ones(9, 6))), (3, 2, 0, 1)),
+        (lambda x: embed(x) + embed(x).softmax(-1) @ embed(x).mT @ embed(x), (3, 2, 0, 1)),
+        (lambda x: embed(x).mT @ embed(x), None),
+        (lambda x: embed(x).flip(1), None),
+        (lambda x: embed(x).reshape(1, 3, 12), None),
+        (lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).reshape(1, 9, 24), None),
+        (merged, (3, 3, 0, 1)),
+    ],
+)
+def test_tokens_are_followed_from_the_map(
+    function: Callable[[Tensor], Tensor], tokens: tuple[int, int, int, int] | None
+) -> None:
+    with Layouts(torch.randn(1, 6, 6, 6)) as layouts:
+        result = function(torch.randn(1, 6, 6, 6))
+    assert layouts.tokens(result) == (None if tokens is None else Tokens(*tokens))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_map_of_tokens(axis: int) -> None:
+    maps = torch.randn(2, 5, 3, 4)
+    tokens = torch.cat([torch.zeros(2, 5, 1), maps.flatten(2), torch.zeros(2, 5, 2)], 2)
+    given = {0: tokens.permute(2, 0, 1), 1: tokens.mT, 2: tokens}[axis]
+    assert torch.equal(Tokens(3, 4, 1, axis).to_map(given), maps)

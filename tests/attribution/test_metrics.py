@@ -261,6 +261,29 @@ def test_blur_of_a_larger_image():
     assert metrics.deletion_curve(model.float(), images.float(), maps, 1).shape == (2, 51)
 
 
+@pytest.mark.parametrize("curve", [metrics.deletion_curve, metrics.insertion_curve])
+def test_pixels_of_a_patch_go_together(curve):
+    """Patches are the pixels of a smaller image, whatever the order of the pixels in them."""
+    images, maps = torch.randn(2, 3, 6, 9, dtype=torch.float64), torch.randint(-3, 3, (2, 6, 9)).double()
+    model = Watched(3, 6, 9)
+    whole = maps.view(2, 2, 3, 3, 3).sum((2, 4)).repeat_interleave(3, 1).repeat_interleave(3, 2)
+    found = curve(model, images, maps, 1, steps=6, patch=3, baseline="zero")
+    with torch.no_grad():
+        for index in range(2):
+            pairs = (images[index], torch.zeros(3, 6, 9))
+            before, after = pairs if curve is metrics.deletion_curve else pairs[::-1]
+            sums = whole[index, ::3, ::3].flatten()
+            order = sorted(range(6), key=lambda one, sums=sums: -float(sums[one]))
+            expected = []
+            for step in range(7):
+                mask = torch.zeros(6)
+                mask[order[:step]] = 1
+                mask = mask.view(2, 3).repeat_interleave(3, 0).repeat_interleave(3, 1)
+                image = torch.where(mask > 0, after, before)
+                expected.append(float(model.eval()(image[None]).softmax(1)[0, 1]))
+            assert_equal(found[index], expected, tolerance=1e-9)
+
+
 def everything(model: nn.Module) -> list[object]:
     """Modes, buffers, weights and gradients."""
     state = [(name, value.tolist()) for name, value in model.state_dict().items()]
@@ -298,6 +321,10 @@ def test_bad_arguments_of_curves():
     refuses(ValueError, r"maps must have shape \[samples, height, width\]", maps=images)
     for steps, kind in ((0, ValueError), (-1, ValueError), (21, ValueError), (2.0, TypeError), (True, TypeError)):
         refuses(kind, "steps must be", steps=steps)
+    refuses(ValueError, r"patch must divide the height and the width of the images, \[4, 5\], got 2", patch=2)
+    refuses(TypeError, "patch must be", patch=1.0)
+    square = {"images": images[..., :4], "maps": maps[..., :4]}
+    refuses(ValueError, "at most the number of patches of 2 x 2 pixels, 4, got 5", patch=2, steps=5, **square)
     refuses(ValueError, "batch_size must be at least 1, got 0", batch_size=0)
     refuses(TypeError, "batch_size must be an integer", batch_size=2.5)
     refuses(ValueError, "baseline must be 'blur', 'zero' or a tensor, got 'black'", baseline="black")

@@ -27,6 +27,7 @@ def deletion_curve(
     targets: int | Sequence[int] | Tensor,
     *,
     steps: int = 50,
+    patch: int = 1,
     baseline: str | Tensor = "blur",
     batch_size: int | None = None,
 ) -> Tensor:
@@ -35,6 +36,9 @@ def deletion_curve(
     After step k, the ``k * H * W // steps`` pixels with the largest values are replaced by the baseline in all
     channels. Equal values are ordered by position, row by row from the top; this order is arbitrary and matters for
     maps with large constant areas. The lower the curve, the better the map.
+
+    A vision transformer sees patches, and scattered pixels that change in many of them at once are unlike any image it
+    knows. With `patch`, whole squares are replaced, ordered by the sums of their pixels' values.
 
     Parameters
     ----------
@@ -48,7 +52,10 @@ def deletion_curve(
     targets : int, sequence of int or Tensor ``[S]``
         Index of the class: one for all samples, or one per sample.
     steps : int
-        From 1 to the number of pixels.
+        From 1 to the number of patches, which are pixels by default.
+    patch : int
+        Side of the squares whose pixels are replaced together, such as the side of the network's own patches. It
+        divides the height and the width of the images.
     baseline : "blur", "zero" or Tensor
         Replacement of removed pixels. ``"blur"``: the image blurred by a Gaussian with a standard deviation of 1/20 of
         its shorter side (11.2 of 224 pixels), truncated at three standard deviations, with replicated borders.
@@ -78,7 +85,7 @@ def deletion_curve(
     >>> curve.shape
     torch.Size([2, 9])
     """
-    return _curve(model, images, maps, targets, steps, baseline, batch_size, insert=False)
+    return _curve(model, images, maps, targets, steps, patch, baseline, batch_size, insert=False)
 
 
 def insertion_curve(
@@ -88,6 +95,7 @@ def insertion_curve(
     targets: int | Sequence[int] | Tensor,
     *,
     steps: int = 50,
+    patch: int = 1,
     baseline: str | Tensor = "blur",
     batch_size: int | None = None,
 ) -> Tensor:
@@ -104,7 +112,7 @@ def insertion_curve(
     >>> metrics.auc(curve).shape
     torch.Size([2])
     """
-    return _curve(model, images, maps, targets, steps, baseline, batch_size, insert=True)
+    return _curve(model, images, maps, targets, steps, patch, baseline, batch_size, insert=True)
 
 
 def auc(curve: Tensor) -> Tensor:
@@ -138,7 +146,16 @@ def auc(curve: Tensor) -> Tensor:
 
 
 def _curve(
-    model: Any, images: Any, maps: Any, targets: Any, steps: Any, baseline: Any, batch_size: Any, *, insert: bool
+    model: Any,
+    images: Any,
+    maps: Any,
+    targets: Any,
+    steps: Any,
+    patch: Any,
+    baseline: Any,
+    batch_size: Any,
+    *,
+    insert: bool,
 ) -> Tensor:
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -147,21 +164,28 @@ def _curve(
     maps = finite_floats("maps", maps, _MAPS).to(images.device)
     if maps.shape != (samples, *size):
         raise InvalidValueError(f"maps must have shape {[samples, *size]} to match images, got {list(maps.shape)}")
-    pixels = math.prod(size)
-    if integer("steps", steps, 1) > pixels:
-        raise InvalidValueError(f"steps must be at most the number of pixels, {pixels}, got {steps}")
+    if any(side % integer("patch", patch, 1) for side in size):
+        raise InvalidValueError(f"patch must divide the height and the width of the images, {size}, got {patch}")
+    grid = [side // patch for side in size]
+    patches = math.prod(grid)
+    if integer("steps", steps, 1) > patches:
+        kind = "pixels" if patch == 1 else f"patches of {patch} x {patch} pixels"
+        raise InvalidValueError(f"steps must be at most the number of {kind}, {patches}, got {steps}")
     batch = images_per_batch(images.device) if batch_size is None else integer("batch_size", batch_size, 1)
     targets = class_indices("targets", targets, samples, images.device)
     before, after = images, _baseline(baseline, images)
     if insert:
         before, after = after, before
 
-    ranks = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(samples, 1, *size)
+    if patch > 1:
+        maps = maps.double().view(samples, grid[0], patch, grid[1], patch).sum((2, 4))
+    ranks = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(samples, 1, *grid)
+    ranks = ranks.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     found = []
     with undisturbed(model):
         for job in torch.arange(samples * (steps + 1), device=images.device).split(batch):
             sample, step = job // (steps + 1), job % (steps + 1)
-            replaced = ranks[sample] < (step * pixels // steps).view(-1, 1, 1, 1)
+            replaced = ranks[sample] < (step * patches // steps).view(-1, 1, 1, 1)
             logits = model(torch.where(replaced, after[sample], before[sample]))
             logits = finite_floats("the model's output", logits, LOGITS)
             found.append(class_probabilities(logits, targets[sample]))
