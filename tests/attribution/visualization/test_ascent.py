@@ -183,6 +183,18 @@ def test_channels_and_types(channels: int, dtype: torch.dtype) -> None:
     assert after > before
 
 
+def test_under_autocast_only_the_network_is_in_half_precision() -> None:
+    network, types = colours(), set()
+    network[0].register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
+    photo = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for start in (None, photo):
+        with torch.autocast("cpu", torch.bfloat16):
+            before, after = (drawn(network, Feature(0), size=(16, 16), steps=n, start=start) for n in (0, 20))
+        assert after.dtype == torch.float32
+        assert network(after[None])[0, 0] > network(before[None])[0, 0]
+    assert torch.bfloat16 in types
+
+
 def test_mean_and_std_of_different_lengths() -> None:
     with pytest.raises(ValueError, match="one number per channel, got 1 and 3"):
         drawn(nn.Conv2d(1, 2, 3), Feature(0), mean=(0.5,))
