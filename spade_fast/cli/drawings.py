@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from spade_fast._util.checks import integer, nearest
-from spade_fast._util.errors import DeadFeatureError, InvalidValueError
+from spade_fast._util.checks import integer
+from spade_fast._util.errors import DeadFeatureError
 from spade_fast._util.progress import Progress, no_progress
-from spade_fast._util.text import counted, listed
+from spade_fast._util.text import counted
 from spade_fast.attribution.visualization import Feature, Visualization, visualize
 from spade_fast.attribution.visualization.views import canvas
 from spade_fast.cli.trace_photo import seen
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import read_photo
-
-_LAYERS_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -130,16 +128,3 @@ class Drawing:
             seed=self.seed,
             progress=progress,
         )
-
-
-def check_layer(network: LoadedModel, layer: str) -> None:
-    """Raise ValueError that names layers of the network if it has none of this name or a similar one."""
-    modules = dict(network.module.named_modules())
-    if layer in modules or nearest(layer, filter(None, modules)):
-        return  # `visualize` names the similar ones
-    weighted = [
-        name for name, one in modules.items() if name and any(own.dim() > 1 for own in one.parameters(recurse=False))
-    ]
-    some = weighted[:: max(-(-len(weighted) // _LAYERS_NAMED), 1)]
-    hint = f": it has, for example, {listed(some, _LAYERS_NAMED)}" if some else ""
-    raise InvalidValueError(f"the model has no layer {layer!r}{hint}")

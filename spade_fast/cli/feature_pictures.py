@@ -15,7 +15,7 @@ from spade_fast._util.files import whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
 from spade_fast.attribution.drawing import Column, draw_pictures
 from spade_fast.cli.class_names import class_index
-from spade_fast.cli.drawings import Drawing, check_layer
+from spade_fast.cli.drawings import Drawing
 from spade_fast.cli.feature_page import (
     START,
     Cell,
@@ -104,8 +104,6 @@ def draw_features(
     with whole_folder(out) as folder:
         network = setup.load_model()
         network.check_takes_photos()
-        if layer is not None:
-            check_layer(network, layer)
         features = _names(given, network, layer)
         for index in features:
             drawing.check(network, index, layer)

@@ -18,7 +18,7 @@ from spade_fast._util.text import counted
 from spade_fast.attribution.visualization.feature_maps import last_feature_map
 from spade_fast.attribution.visualization.units import WINDOW, Units, exciting_crop, read_units
 from spade_fast.cli.class_names import class_label
-from spade_fast.cli.drawings import Drawing, check_layer
+from spade_fast.cli.drawings import Drawing
 from spade_fast.cli.feature_page import (
     Cell,
     Picture,
@@ -232,7 +232,6 @@ def draw_units(
         target = int(predict(network.module, shown[0].image).argmax())
         if layer is None:
             layer = _last_layer(network, shown[0].image)
-        check_layer(network, layer)
         task = _Task(network, layer, target, shown, drawing, progress)
         columns = {_DENSE: task.column("Dense network")}
         for unit in given or [_most_varied(columns[_DENSE].units[0])]:

@@ -16,6 +16,8 @@ from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.text import first_line
 from spade_fast.attribution.layouts import Layouts
 
+_LAYERS_NAMED = 5  # in messages
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -156,13 +158,20 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
 
 
 def named_module(model: nn.Module, layer: str) -> nn.Module:
-    """Return the module of this name; ValueError that suggests the nearest names if there is none."""
+    """Return the module of this name; ValueError that names similar ones, or some with weights, if there is none."""
     modules = dict(model.named_modules())
-    if layer not in modules:
-        near = nearest(layer, filter(None, modules))
-        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
-    return modules[layer]
+    if layer in modules:
+        return modules[layer]
+    near = nearest(layer, filter(None, modules))
+    weighted = [
+        name for name, one in modules.items() if name and any(own.dim() > 1 for own in one.parameters(recurse=False))
+    ]
+    hint = ""
+    if near:
+        hint = f": did you mean {' or '.join(map(repr, near))}?"
+    elif weighted:
+        hint = f": it has, for example, {', '.join(weighted[:: -(-len(weighted) // _LAYERS_NAMED)])}"
+    raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
 
 
 def channel_dimension(place: str, output: Any, layouts: Layouts) -> int:
