@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spade_fast._util.checks import nearest
 from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError, UserError
 from spade_fast._util.out_of_memory import is_out_of_memory
-from spade_fast._util.text import first_line
+from spade_fast._util.text import counted, first_line
 from spade_fast.attribution.layouts import Layouts
 
 _LAYERS_NAMED = 5  # in messages
@@ -200,8 +200,10 @@ def _run(model: nn.Module, images: Tensor) -> None:
         if is_out_of_memory(error):
             raise
         number, size = "" if len(images) == 1 else f"{len(images)} ", " x ".join(map(str, images.shape[-2:]))
+        channels = counted(images.shape[1], "channel")
         raise InvalidValueError(
-            f"the model cannot take {number}images of {size} pixels: {first_line(error)}"
+            f"the model cannot take {number}images of {size} pixels and {channels} (the length of mean): "
+            f"{first_line(error)}"
         ) from error
 
 
@@ -213,7 +215,7 @@ def _check(feature: Feature, output: Tensor, channels: int, modules: dict[str, n
         if len(index) != count:
             raise InvalidValueError(f"a direction of {feature.place} has {count} coordinates, got {len(index)}")
     elif not 0 <= index < count:
-        raise InvalidValueError(f"index must lie between 0 and {count - 1}, got {index}")
+        raise InvalidValueError(f"index of {feature.place} must lie between 0 and {count - 1}, got {index}")
     if feature.neuron and output.dim() != 4:
         raise InvalidValueError(
             f"a neuron needs a layer whose output is a feature map, but {feature.place} returns {list(output.shape)}"

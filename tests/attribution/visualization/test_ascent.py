@@ -218,8 +218,8 @@ def test_normalised_inputs_and_traces() -> None:
     ("options", "message"),
     [
         (dict(feature=Feature(0, "nothing")), "no layer 'nothing'"),
-        (dict(feature=Feature(3)), "index must lie between 0 and 2, got 3"),
-        (dict(feature=Feature(-1)), "index must lie between 0 and 2, got -1"),
+        (dict(feature=Feature(3)), "index of the model must lie between 0 and 2, got 3"),
+        (dict(feature=Feature(-1)), "index of the model must lie between 0 and 2, got -1"),
         (dict(feature=Feature(0, neuron=True)), "a neuron needs a layer whose output is a feature map"),
         (dict(steps=-1), "steps must be at least 0"),
         (dict(views=0), "views must be at least 1"),
@@ -402,7 +402,11 @@ def silent() -> nn.Module:
         (Frozen(3, 2, 1), Feature(0), "the activation of class 0 has no gradient"),
         (silent(), Feature(1, "1"), "channel 1 of layer '1' never fires"),
         (silent(), (Feature(1, "1"), Feature(0, "1")), "channel 1 of layer '1' . channel 0 of layer '1' never fires"),
-        (nn.Conv2d(3, 2, 11), Feature(0), "the model cannot take images of 8 x 8 pixels: .*[Kk]ernel size"),
+        (
+            nn.Conv2d(3, 2, 11),
+            Feature(0),
+            "the model cannot take images of 8 x 8 pixels and 3 channels .*[Kk]ernel size",
+        ),
     ],
 )
 def test_features_that_nothing_excites(network: nn.Module, feature: Feature, message: str) -> None:
@@ -444,6 +448,6 @@ def test_command(small: str, photo: Path, tmp_path: Path) -> None:
     written = ["dense.png", "index.html", "one.png", "overview.png", "report.json"]
     assert sorted(path.name for path in out.iterdir()) == written
     assert (out / "dense.png").read_bytes() != (out / "one.png").read_bytes()
-    assert "2 error: index must lie between 0 and 3, got 9" in run("visualize", 9, *drawn[2:])
+    assert "2 error: index of the model must lie between 0 and 3, got 9" in run("visualize", 9, *drawn[2:])
     assert "2 error: no such trace file" in run(*drawn, "--trace", tmp_path / "none")
     assert "distinct names" in run(*drawn, "--trace", trace, "--trace", trace)

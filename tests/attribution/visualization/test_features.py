@@ -99,9 +99,14 @@ class Failing(nn.Conv2d):
 @pytest.mark.parametrize("kind", [AssertionError, ValueError, TypeError, RuntimeError])
 def test_whatever_a_network_raises_is_one_error(kind: type[Exception]) -> None:
     images = torch.rand(2, 3, 6, 7)
-    with pytest.raises(InvalidValueError, match="the model cannot take images of 6 x 7 pixels: expected 8"):
+    with pytest.raises(
+        InvalidValueError,
+        match=r"the model cannot take images of 6 x 7 pixels and 3 channels \(the length of mean\): expected 8",
+    ):
         activations(Failing(kind("expected 8"), 0), [Feature(0)], images)
-    with pytest.raises(InvalidValueError, match="the model cannot take 2 images of 6 x 7 pixels: one at a time"):
+    with pytest.raises(
+        InvalidValueError, match=r"the model cannot take 2 images of 6 x 7 pixels and 3 channels .*: one at a time"
+    ):
         activations(Failing(kind("one at a time"), 1), [Feature(0)], images)
 
 
