@@ -110,7 +110,8 @@ def visualize(
     views : int
         Number of random views of each picture at each step. They cost a forward and a backward pass each.
     learning_rate : float, optional
-        Of the first step, from which it falls to a twentieth; the method's own if not given.
+        Of the first step, from which it falls to a twentieth; by default the method's own, with ``"maco"`` a lower one
+        if there is a photo to begin with, which stays recognisable.
     seed : int
         Seed of the initial pictures and of all views; torch's global random state is neither used nor changed.
     progress : callable, optional

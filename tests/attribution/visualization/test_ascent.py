@@ -357,6 +357,17 @@ def test_a_photo_to_start_with(method: str) -> None:
     assert drawn(colours(), Feature(0), size=(8, 9), steps=1, start=photo, method=method).shape == (3, 8, 9)
 
 
+def test_a_photo_stays_recognisable_longer_than_random_phases() -> None:
+    generator = torch.Generator().manual_seed(0)
+    photo = F.interpolate(torch.rand(1, 3, 4, 3, generator=generator), (64, 48), mode="bilinear")[0]
+    network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Conv2d(4, 3, 5))
+    alike = []
+    for learning_rate in (None, PARAMETRIZATIONS["maco"].learning_rate):
+        made = drawn(network, Feature(0), size=(64, 48), steps=3, start=photo, learning_rate=learning_rate)
+        alike.append(float(torch.corrcoef(torch.stack([made.flatten(), photo.flatten()]))[0, 1]))
+    assert alike[0] > 0.8 > 0.5 > alike[1], alike
+
+
 def test_importance_is_where_the_network_looks() -> None:
     class Left(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
