@@ -137,7 +137,7 @@ def run_facets(workers: Workers = 2) -> None:
 def run_choice(network: Network = Painted.lite0, workers: Workers = 2, stages: Stages = None) -> None:
     """Which of two crops excites a unit? A network tells from the unit's picture, in place of people."""
     study, _ = measure(forced_choice.STUDIES[network.value], workers, stages)
-    found = forced_choice.compare(study, Judge(efficientnet_lite(2)))
+    found = forced_choice.compare(study, Judge(efficientnet_lite(2), layer=forced_choice.JUDGED_LAYER))
     title = f"Which crop excites the unit of {study.network.name}?"
     CONSOLE.print(f"{_write_comparisons(f'choice_{network.value}', title, forced_choice.ABOUT, [found])}")
 

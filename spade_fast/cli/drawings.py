@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from spade_fast._util.checks import integer, nearest
-from spade_fast._util.errors import DeadFeatureError, InvalidValueError
+from spade_fast._util.checks import integer
+from spade_fast._util.errors import DeadFeatureError
+from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress, no_progress
-from spade_fast._util.text import counted, listed
+from spade_fast._util.text import counted
 from spade_fast.attribution.visualization import Feature, Visualization, visualize
+from spade_fast.attribution.visualization.features import reading
 from spade_fast.attribution.visualization.views import canvas
 from spade_fast.cli.trace_photo import seen
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import read_photo
-
-_LAYERS_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,20 @@ class Drawing:
         height, width = canvas(network.size)
         return np.asarray(Image.fromarray(self._start_pixels(network)).resize((width, height)))
 
+    def first_activation(self, network: LoadedModel, index: int, layer: str | None) -> float:
+        """Return the activation of a feature of the dense network in the photo to begin with."""
+        assert self.start is not None
+        image = seen(read_photo(self.start), self.start, network)[0].to(network.black_image.device)
+        read = reading(network.module, [self._feature(index, layer)], image)
+        with evaluation_mode(network.module), torch.no_grad(), read as activations:
+            return float(activations(image)[0])
+
     def settings(self) -> Mapping[str, Any]:
         """Return the settings as they are written into reports."""
         return {**asdict(self), "start": None if self.start is None else str(self.start)}
+
+    def _feature(self, index: int, layer: str | None) -> Feature:
+        return Feature(index, layer, self.neuron, self.contrast)
 
     def _start_pixels(self, network: LoadedModel) -> np.ndarray:
         assert self.start is not None
@@ -117,7 +128,7 @@ class Drawing:
             start = torch.from_numpy(pixels[..., : len(network.mean)]).permute(2, 0, 1) / 255
         return visualize(
             network.module,
-            Feature(index, layer, self.neuron, self.contrast),
+            self._feature(index, layer),
             count=self.count,
             method=self.method,
             size=canvas(network.size),
@@ -130,16 +141,3 @@ class Drawing:
             seed=self.seed,
             progress=progress,
         )
-
-
-def check_layer(network: LoadedModel, layer: str) -> None:
-    """Raise ValueError that names layers of the network if it has none of this name or a similar one."""
-    modules = dict(network.module.named_modules())
-    if layer in modules or nearest(layer, filter(None, modules)):
-        return  # `visualize` names the similar ones
-    weighted = [
-        name for name, one in modules.items() if name and any(own.dim() > 1 for own in one.parameters(recurse=False))
-    ]
-    some = weighted[:: max(-(-len(weighted) // _LAYERS_NAMED), 1)]
-    hint = f": it has, for example, {listed(some, _LAYERS_NAMED)}" if some else ""
-    raise InvalidValueError(f"the model has no layer {layer!r}{hint}")

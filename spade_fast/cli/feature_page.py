@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,17 +120,29 @@ def drawn_pictures(stem: str, drawn: Drawn, drawing: Drawing, layer: str | None)
     what = "logit" if layer is None else "activation"
     than = " above the mean of the others" if drawing.contrast else ""
     return [
-        Picture(name, pixels, f"{what} {activation:.3g}{than}", activation)
+        Picture(name, pixels, f"{what} {rounded(activation)}{than}", activation)
         for name, pixels, activation in zip(names, drawn.pictures, drawn.activations, strict=True)
     ]
 
 
-def start_cells(drawing: Drawing, network: LoadedModel) -> list[Cell]:
-    """Return the column of the photo that pictures begin with, if there is one."""
+def rounded(activation: float) -> str:
+    """Return three digits of an activation."""
+    return f"{activation:#.3g}".rstrip(".")
+
+
+def start_cells(drawing: Drawing, network: LoadedModel, index: int, layer: str | None) -> list[Cell]:
+    """Return the cell of the photo that pictures of a feature begin with, if there is one."""
     pixels = drawing.first_picture(network)
     if pixels is None or drawing.start is None:
         return []
-    return [Cell("Start", pictures=[Picture(START, pixels, drawing.start.name)])]
+    what, activation = "logit" if layer is None else "activation", drawing.first_activation(network, index, layer)
+    return [
+        Cell(
+            "Start",
+            [f"{what} {rounded(activation)} in it, in the dense network"],
+            pictures=[Picture(START, pixels, drawing.start.name)],
+        )
+    ]
 
 
 def check_drawn(cells: Sequence[Cell]) -> None:
@@ -139,8 +151,22 @@ def check_drawn(cells: Sequence[Cell]) -> None:
         raise DeadFeatureError(f"nothing could be drawn: {cells[0].missing}")
 
 
+def tell_missing(rows: Sequence[Row], tell: Callable[[str], None]) -> None:
+    """Tell which cells have no pictures, and why."""
+    for row in rows:
+        for cell in row.cells:
+            if cell.missing:
+                tell(f"not drawn: {row.title}, {cell.heading}: {cell.missing}")
+
+
 def write_page(
-    folder: Path, template: str, title: str, rows: Sequence[Row], settings: Mapping[str, Any], **content: Any
+    folder: Path,
+    template: str,
+    title: str,
+    rows: Sequence[Row],
+    settings: Mapping[str, Any],
+    notes: Sequence[str],
+    **content: Any,
 ) -> list[str]:
     """Write the pictures, ``index.html`` and ``report.json``, and return the names of all files of the folder.
 
@@ -154,6 +180,8 @@ def write_page(
         Of the page.
     settings
         Written into the report; those that are not the defaults are shown at the end of the page.
+    notes
+        What was assumed about the network.
     content
         Further values of the template.
     """
@@ -167,6 +195,7 @@ def write_page(
         title=title,
         rows=rows,
         settings=settings,
+        notes=notes,
         changed=_changed(settings),
         version=library_version(),
         **content,
@@ -177,6 +206,7 @@ def write_page(
     names = [*own, *sorted(others), REPORT, PAGE]
     report = {
         "settings": settings,
+        "notes": list(notes),
         "title": title,
         "features": [row.entries() for row in rows],
         "versions": versions(),

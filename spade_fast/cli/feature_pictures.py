@@ -15,7 +15,7 @@ from spade_fast._util.files import whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
 from spade_fast.attribution.drawing import Column, draw_pictures
 from spade_fast.cli.class_names import class_index
-from spade_fast.cli.drawings import Drawing, check_layer
+from spade_fast.cli.drawings import Drawing
 from spade_fast.cli.feature_page import (
     START,
     Cell,
@@ -23,9 +23,10 @@ from spade_fast.cli.feature_page import (
     check_drawn,
     drawn_pictures,
     start_cells,
+    tell_missing,
     write_page,
 )
-from spade_fast.cli.trace_captions import decision, lost, removed, sample
+from spade_fast.cli.trace_captions import decision, lost, removed
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS
@@ -104,15 +105,12 @@ def draw_features(
     with whole_folder(out) as folder:
         network = setup.load_model()
         network.check_takes_photos()
-        if layer is not None:
-            check_layer(network, layer)
         features = _names(given, network, layer)
         for index in features:
             drawing.check(network, index, layer)
         for made in opened.values():
             with made.applied(network.module):  # checks that it is one of this network
                 pass
-        first = start_cells(drawing, network)
         tell(drawing.work(len(features), 1 + len(opened)))
         rows: dict[int, list[Cell]] = {index: [] for index in features}
         for name in (_DENSE, *opened):
@@ -123,12 +121,14 @@ def draw_features(
                     stem = name if len(features) == 1 else f"{name}-{index}"
                     cells.append(_filled(head, stem, drawing, network, index, layer, titled(progress, stem)))
         check_drawn([cell for cells in rows.values() for cell in cells])
+        start = {index: start_cells(drawing, network, index, layer) for index in features}
         settings = {**vars(setup), "layer": layer, **drawing.settings()}
         del settings["augmentations"]
         title = _title(features, drawing, layer)
-        shown = [Row(name[:1].upper() + name[1:], [*first, *rows[index]]) for index, name in features.items()]
+        shown = [Row(name[:1].upper() + name[1:], [*start[index], *rows[index]]) for index, name in features.items()]
+        tell_missing(shown, tell)
         _draw_figure(folder / FIGURE, shown, title, f"Network: {setup.model}")
-        written = write_page(folder, "feature.html", title, shown, settings, traced=bool(opened))
+        written = write_page(folder, "feature.html", title, shown, settings, network.notes, traced=bool(opened))
     return [out / name for name in written]
 
 
@@ -170,7 +170,9 @@ def _head(name: str, trace: Trace | None, network: LoadedModel) -> Cell:
     if trace is None:
         return Cell("Dense network")
     solver = SOLVERS.get(trace.header["settings"].get("solver"), "Pruned")
-    captions = [sample(trace), removed(trace), *decision(trace, network)]
+    captions = [f"made for {trace.sample_id}", removed(trace)]
+    if told := decision(trace, network):
+        captions += [f"on that sample, {told[0]}:", *told[1:]]
     return Cell(f"{solver} trace “{name}”", captions, lost(trace, network))
 
 

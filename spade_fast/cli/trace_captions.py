@@ -8,11 +8,6 @@ from spade_fast.inputs.networks import LoadedModel
 from spade_fast.pruning.traces import Trace
 
 
-def sample(trace: Trace) -> str:
-    """Say what a trace was made for."""
-    return f"sample {trace.sample_id}"
-
-
 def removed(trace: Trace) -> str:
     """Say how much of its layers a trace removes."""
     return f"{trace.sparsity:.1%} removed in {counted(len(trace.layers), 'layer')}"

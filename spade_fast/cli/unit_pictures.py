@@ -18,18 +18,20 @@ from spade_fast._util.text import counted
 from spade_fast.attribution.visualization.feature_maps import last_feature_map
 from spade_fast.attribution.visualization.units import WINDOW, Units, exciting_crop, read_units
 from spade_fast.cli.class_names import class_label
-from spade_fast.cli.drawings import Drawing, check_layer
+from spade_fast.cli.drawings import Drawing
 from spade_fast.cli.feature_page import (
     Cell,
     Picture,
     Row,
     check_drawn,
     drawn_pictures,
+    rounded,
     start_cells,
+    tell_missing,
     write_page,
 )
 from spade_fast.cli.html_pages import data_url
-from spade_fast.cli.trace_captions import decision, lost, removed, sample
+from spade_fast.cli.trace_captions import decision, lost, removed
 from spade_fast.cli.trace_photo import lost_decision, seen
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
@@ -131,7 +133,8 @@ class _Task:
             Picture(f"crop-{unit}-{number}", exciting_crop(photo.pixels, units.maps[unit]), photo.name)
             for number, (photo, units) in enumerate(exciting, 1)
         ]
-        return Cell("In the photos", pictures=crops, missing="" if crops else "no photo excites it", small=True)
+        heading = "In the photo" if len(self.photos) == 1 else "In the photos"
+        return Cell(heading, pictures=crops, missing="" if crops else "no photo excites it", small=True)
 
     def _label(self, index: int) -> str:
         return class_label(index, self.network.class_name(index))
@@ -141,11 +144,9 @@ class _Task:
 
     def _cell(self, stem: str, unit: int, column: _Column, dense: _Column) -> Cell:
         """Draw a unit of the column's network, whose trace is applied."""
-        captions = [f"activation {float(column.units[0].activations[unit]):.3g} in the photo"]
-        warnings: list[str] = []
-        if column.trace is not None:
-            captions.append(sample(column.trace))
-            warnings = lost(column.trace, self.network)
+        in_photo = float(column.units[0].activations[unit])
+        captions = [f"activation {rounded(in_photo)} in the photo"]
+        warnings = [] if column.trace is None else lost(column.trace, self.network)
         try:
             drawn = self.drawing.draw(self.network, unit, self.layer, titled(self.progress, stem))
         except DeadFeatureError as error:
@@ -158,6 +159,8 @@ class _Task:
             elif column.trace is not None and dense.alive(unit):
                 missing = "cut off by this trace"
             return Cell(column.heading, captions, warnings, missing=missing)
+        if not (self.drawing.contrast or self.drawing.neuron) and max(drawn.activations) < in_photo:
+            warnings.append("less than in the photo: more steps or another seed may excite it more")
         return Cell(column.heading, captions, warnings, drawn_pictures(stem, drawn, self.drawing, self.layer))
 
 
@@ -232,12 +235,10 @@ def draw_units(
         target = int(predict(network.module, shown[0].image).argmax())
         if layer is None:
             layer = _last_layer(network, shown[0].image)
-        check_layer(network, layer)
         task = _Task(network, layer, target, shown, drawing, progress)
         columns = {_DENSE: task.column("Dense network")}
         for unit in given or [_most_varied(columns[_DENSE].units[0])]:
             drawing.check(network, unit, layer)
-        first = start_cells(drawing, network)
         traced = list(zip(_TRACES.items(), shown, strict=False))
         work = drawing.work(len(given) or count, 1 + len(traced))
         tell(f"{counted(len(traced), 'trace')}, {'' if given else 'up to '}{work}")
@@ -263,14 +264,19 @@ def draw_units(
                 cells[name] = task.cells(name, column, chosen, columns[_DENSE])
         check_drawn([cell for column in cells.values() for cell in column])
         shares = columns[_OWN].units[0].shares
+        start = {unit: start_cells(drawing, network, unit, layer) for unit in chosen}
         rows = [
             Row(
                 f"Channel {unit}",
-                [*first, *(cells[name][number] for name in columns), task.crops(unit, columns[_DENSE].units)],
+                [*start[unit], *(cells[name][number] for name in columns), task.crops(unit, columns[_DENSE].units)],
                 float(shares[unit]),
             )
             for number, unit in enumerate(chosen)
         ]
+        tell_missing(rows, tell)
+        fewer = 0 if given or len(chosen) == count else count
+        if fewer:
+            tell(f"{fewer} units were asked for, but only {len(chosen)} of them speak for the class")
         settings = {
             "image": shown[0].name,
             "others": [photo.name for photo in shown[1:]],
@@ -287,9 +293,10 @@ def draw_units(
             f"What excites the units behind “{network.class_name(target)}”",
             rows,
             settings,
+            network.notes,
             networks=list(columns.values()),
             photo=data_url(shown[0].pixels / 255),
-            fewer=0 if given or len(chosen) == count else count,
+            fewer=fewer,
             window=WINDOW,
             others_shown=_MOST_CROPS - 1 if len(photos) > _MOST_CROPS else 0,
         )

@@ -31,11 +31,15 @@ from studies.visualization.recognition import KEEP, PHOTO, all_photos, class_pho
 
 ABOUT = """**No people were asked.** EfficientNet-Lite2 answers instead: it sees the picture of a unit and two crops of
 a photo, the one that excites the unit most and, apart from it, the one that does least. It takes the crop whose
-features are nearer to the picture's: of all three whole, or reduced to 64 pixels. Unit and crops are chosen by the
-dense network, which favours its row. Chance is 50 %; the picture of another unit tells whether that is so here. A unit
-of which *nothing* could be *painted*, because pruning has cut it off, counts as a guess, 1/2.
+features (after the 19th of its 21 blocks) are nearer to the picture's: of all three whole, or reduced to 64 pixels.
+Unit and crops are chosen by the dense network, which favours its row. Chance is 50 %; the picture of another unit tells
+whether that is so here, the crop of another photo how well the network can choose. A unit of which *nothing* could be
+*painted*, because pruning has cut it off, counts as a guess, 1/2.
 """
 LAYER = "_bn1"  # whose channels are the units
+# Of the judge. Of its blocks and its last features, the one by which crops of other photos choose best for the units of
+# Lite1, which the study of Lite0 does not report.
+JUDGED_LAYER = "_blocks.18"
 GRID, PARTS = 5, 3  # crops per side of a photo; a crop's side is this part of the photo's
 NETWORKS: Mapping[str, tuple[Callable[[], LoadedModel], int]] = {
     "lite0": (partial(efficientnet_lite, 0), 48),

@@ -26,10 +26,14 @@ class Judge:
         The network.
     classes
         Its class for a class of the network that pictures show; None if the classes are the same.
+    layer
+        Name of the module whose output, averaged over positions, tells what a picture is like; None for what the last
+        linear layer takes.
     """
 
     network: LoadedModel
     classes: Mapping[int, int] | None = None
+    layer: str | None = None
 
     def knows(self, target: int) -> bool:
         """Tell whether it has a class."""
@@ -75,10 +79,14 @@ def verdicts(judge: Judge, picture: Tensor, target: int) -> dict[str, dict[str, 
 
 @torch.no_grad()
 def features(judge: Judge, pictures: Tensor, side: int | None = None) -> Tensor:
-    """Return what the judge's last linear layer takes ``[N, F]`` for pictures ``[N, 3, H, W]``, reduced to `side`."""
-    last = [module for module in judge.network.module.modules() if isinstance(module, nn.Linear)][-1]
-    taken: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    """Return what pictures ``[N, 3, H, W]``, reduced to `side`, are like to the judge ``[N, F]``."""
+    module, taken = judge.network.module, []
+    if judge.layer is None:
+        last = [one for one in module.modules() if isinstance(one, nn.Linear)][-1]
+        handle = last.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    else:
+        read = module.get_submodule(judge.layer)
+        handle = read.register_forward_hook(lambda *given: taken.append(given[-1].flatten(2).mean(2)))
     try:
         for picture in pictures.split(1):
             judge.network.module(judge.sees(picture, side))

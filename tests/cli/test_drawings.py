@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from torch import nn
 
 pytest.importorskip("PIL")
 
-from spade_fast import Feature, InvalidValueError, load_model, visualize
+from spade_fast import Feature, load_model, visualize
 from spade_fast._util.progress import no_progress
-from spade_fast.cli.drawings import Drawing, check_layer
-from spade_fast.inputs.networks import LoadedModel
+from spade_fast.cli.drawings import Drawing
 
 
 def test_pictures_are_those_of_visualize_paler_where_they_matter_less(small):
@@ -47,17 +45,3 @@ def test_the_photo_to_begin_with_in_the_size_of_the_pictures(small, photo):
     first = Drawing(start=photo).first_picture(network)
     assert first is not None and first.shape == (20, 20, 3) and first.std() > 10
     assert Drawing().first_picture(network) is None
-
-
-def test_an_unknown_layer_is_answered_with_layers_that_exist(small):
-    """Or left to `visualize`, which names similar ones."""
-    network = load_model(small)
-    for layer in ("6", "22"):
-        check_layer(network, layer)
-    with pytest.raises(InvalidValueError, match=r"no layer 'encoder': it has, for example, 0, 2, 6$"):
-        check_layer(network, "encoder")
-    many = LoadedModel("many", nn.Sequential(*(nn.Linear(2, 2) for _ in range(13))))
-    with pytest.raises(InvalidValueError, match=r"for example, 0, 3, 6, 9, 12$"):
-        check_layer(many, "encoder")
-    with pytest.raises(InvalidValueError, match=r"no layer 'encoder'$"):
-        check_layer(LoadedModel("none", nn.Identity()), "encoder")

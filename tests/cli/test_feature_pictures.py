@@ -21,6 +21,8 @@ from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast.cli.app import app  # noqa: E402
 from spade_fast.cli.drawings import Drawing  # noqa: E402
+from spade_fast.cli.feature_page import rounded  # noqa: E402
+from spade_fast.inputs.networks import load_model  # noqa: E402
 from spade_fast.pruning.traces import Trace  # noqa: E402
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -55,9 +57,9 @@ def test_a_labelled_page_with_dense_and_traces_side_by_side(small, trace, tmp_pa
     label = f"“{NAMES[decision.class_before]}” ({decision.class_before})"
     before, after = f"{decision.probability_before:.1%}", f"{decision.probability_after:.1%}"
     assert parsed.texts("figcaption") == [
-        f"Dense network logit {dense['activations'][0]:.3g}",
-        f"FastSPADE trace “one” logit {traced['activations'][0]:.3g} sample photo.png 50.0% removed in 3 layers "
-        f"{label} probability {before} → {after}, kept",
+        f"Dense network logit {rounded(dense['activations'][0])}",
+        f"FastSPADE trace “one” logit {rounded(traced['activations'][0])} made for photo.png "
+        f"50.0% removed in 3 layers on that sample, {label}: probability {before} → {after}, kept",
     ]
     assert small in parsed.texts("header")[0] and "in the dense network and in traces." in parsed.texts("header")[0]
     footer = f"with model {small}; steps 3. All settings are in report.json"
@@ -154,11 +156,26 @@ def test_a_photo_to_start_with(small, tmp_path):
     html = (out / "index.html").read_text()
     parsed = Parsed(html)
     assert "start orange.png" in parsed.texts("footer")[0] and str(tmp_path) not in html
-    assert parsed.texts("figcaption")[0] == "Start orange.png" and len(parsed.texts("figcaption")) == 2
+    network = load_model(small)
+    with Image.open(tmp_path / "orange.png") as opened:
+        logit = network.module(network.preprocess(opened)[0])[0, 3].item()
+    start, _ = parsed.texts("figcaption")
+    assert start == f"Start orange.png logit {rounded(logit)} in it, in the dense network"
     report = json.loads((out / "report.json").read_text())
     assert report["features"][0]["cells"][0]["files"] == ["start.png"] and "start.png" in report["files"]
     with Image.open(out / "start.png") as picture:
         assert np.abs(np.asarray(picture, float) - (250, 130, 10)).max() < 2 and picture.size == (20, 20)
+
+
+@pytest.mark.filterwarnings("default::spade_fast.AssumptionWarning")
+def test_what_was_assumed_about_the_network_is_told(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare_network.py").write_text("from small_network import loaded\nmake = lambda: loaded().module\n")
+    out = tmp_path / "out"
+    result = invoke("visualize", 3, "--model", "bare_network:make", "--steps", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    (note,) = json.loads((out / "report.json").read_text())["notes"]
+    assert "assumed" in note and note in Parsed((out / "index.html").read_text()).texts("header")[0]
 
 
 def test_a_trace_that_cut_a_channel_off_leaves_its_cell_empty(small, photo, tmp_path):
@@ -166,8 +183,9 @@ def test_a_trace_that_cut_a_channel_off_leaves_its_cell_empty(small, photo, tmp_
     pruned = ("--model", small, "--augmentations", 4, "--sparsity", 1, "--layers", "2", "--out", path)
     assert invoke("trace", photo, *pruned).exit_code == 0
     options = ("--model", small, "--layer", 2, "--steps", 1, "--trace", path, "--out", out)
-    assert invoke("visualize", 3, *options).exit_code == 0
+    result = invoke("visualize", 3, *options)
     message = "all weights of channel 3 of layer '2' are zero: nothing can excite it"
+    assert result.exit_code == 0 and f"\nnot drawn: Channel 3, SPADE trace “none”: {message}\n" in result.stderr
     assert Parsed((out / "index.html").read_text()).texts("p", style="missing") == [f"not drawn: {message}"]
     dense, cut = json.loads((out / "report.json").read_text())["features"][0]["cells"]
     assert dense["files"] == ["dense.png"] and cut["files"] == [] and cut["missing"] == message
@@ -202,9 +220,11 @@ def test_a_trace_that_lost_the_decision_and_one_that_does_not_know(small, photo,
     decision = lost.decision
     assert decision is not None and not decision.kept
     before, after = (f"“{NAMES[one]}” ({one})" for one in (decision.class_before, decision.class_after))
-    told = f"{before} probability {decision.probability_before:.1%} → {decision.probability_after_of_class_before:.1%}"
+    told = f"{decision.probability_before:.1%} → {decision.probability_after_of_class_before:.1%}"
     _, known, silent = parsed.texts("figcaption")
-    assert known.endswith(f"removed in 1 layer {told} lost the decision to {after}")
+    assert known.endswith(
+        f"removed in 1 layer on that sample, {before}: probability {told} lost the decision to {after}"
+    )
     assert parsed.texts("span", style="lost") == [f"lost the decision to {after}"]
     assert silent.endswith("removed in 1 layer")
 
@@ -216,7 +236,7 @@ def test_heads_of_the_figure(small, trace, photo, tmp_path, monkeypatch):
     assert invoke("visualize", 3, 1, *options, "--out", tmp_path / "out").exit_code == 0
     names = ["Start", "Dense network, 1", "Dense network, 2", "FastSPADE trace “one”, 1", "FastSPADE trace “one”, 2"]
     assert [head.heading for head in heads] == names
-    assert list(heads[0].captions) == ["photo.png"] and heads[3].captions[:1] == ["sample photo.png"]
+    assert heads[0].captions[0] == "photo.png" and heads[3].captions[:1] == ["made for photo.png"]
     assert list(heads[1].captions) == list(heads[2].captions) == list(heads[4].captions) == []
 
 
@@ -233,8 +253,8 @@ def test_the_figure_has_gaps_between_pictures(small, tmp_path):
     ("given", "options", "message"),
     [
         ("dig", {}, "the network has no class 'dig': did you mean 'dog' (3)?"),
-        ("4", {}, "index must lie between 0 and 3, got 4"),
-        ("12", {"--layer": "2"}, "index must lie between 0 and 11, got 12"),
+        ("4", {}, "index of the model must lie between 0 and 3, got 4"),
+        ("12", {"--layer": "2"}, "index of layer '2' must lie between 0 and 11, got 12"),
         ("dog", {"--layer": "2"}, "a channel of layer '2' is given by its index, got 'dog'"),
         ("1", {"--layer": "22"}, "the model has no layer '22': did you mean '2'?"),
         ("1", {"--steps": "0"}, "steps must be at least 1, got 0"),
@@ -258,7 +278,7 @@ def test_the_figure_has_gaps_between_pictures(small, tmp_path):
         ("1", {"--count": "2", "--model": "small_network:norm"}, "several pictures cannot be compared"),
         ("1", {"--start": "none.png"}, "no such image file: none.png"),
         ("1", {"--start": "one.safetensors"}, "not an image file"),
-        ("ant 9", {}, "index must lie between 0 and 3, got 9"),
+        ("ant 9", {}, "index of the model must lie between 0 and 3, got 9"),
         ("Dog 3", {}, "class “dog” (3) is given twice"),
         (
             "photo.png",

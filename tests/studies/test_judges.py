@@ -82,6 +82,13 @@ def test_features_are_what_the_last_linear_layer_takes(loaded: LoadedModel) -> N
     assert not torch.allclose(few, found)
 
 
+def test_features_may_be_means_of_a_layers_maps(loaded: LoadedModel) -> None:
+    images = torch.rand(2, 3, 24, 24)
+    judge = Judge(loaded, layer="2")
+    maps = loaded.module[:3](judge.sees(images))
+    torch.testing.assert_close(features(judge, images), maps.mean((2, 3)))
+
+
 def test_features_of_each_picture_are_none_without_one(loaded: LoadedModel) -> None:
     picture = torch.rand(3, 30, 30, generator=torch.Generator().manual_seed(0))
     judge = Judge(loaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -49,16 +49,19 @@ class Visualization:
         Mean activation of each picture on the views of the last step, before its last change; NaN without any step.
     """
 
-    pictures: Tensor
-    importance: Tensor
+    pictures: Tensor = field(repr=False)
+    importance: Tensor = field(repr=False)
     activations: tuple[float, ...]
 
     def drawn(self, background: float = 0.5) -> Tensor:
-        """Return the pictures ``[N, C, H, W]`` over a grey background, more transparent where they matter less."""
+        """Return the pictures ``[N, C, H, W]`` over a grey background, more transparent where they matter less.
+
+        A picture without importance, as before the first step, is not transparent.
+        """
         window = 2 * round(_SOFTNESS * min(self.importance.shape[-2:]) / 2) + 1
         smooth = F.avg_pool2d(self.importance[:, None], window, 1, window // 2, count_include_pad=False)
-        full = smooth.flatten(1).quantile(_OPAQUE, dim=1).clamp(min=torch.finfo(smooth.dtype).tiny)
-        opacity = (smooth / full.view(-1, 1, 1, 1)).clamp(max=1)
+        full = smooth.flatten(1).quantile(_OPAQUE, dim=1).view(-1, 1, 1, 1)
+        opacity = torch.where(full > 0, (smooth / full).clamp(max=1), 1)
         return opacity * self.pictures + (1 - opacity) * background
 
 
@@ -107,7 +110,8 @@ def visualize(
     views : int
         Number of random views of each picture at each step. They cost a forward and a backward pass each.
     learning_rate : float, optional
-        Of the first step, from which it falls to a twentieth; the method's own if not given.
+        Of the first step, from which it falls to a twentieth; by default the method's own, with ``"maco"`` a lower one
+        if there is a photo to begin with, which stays recognisable.
     seed : int
         Seed of the initial pictures and of all views; torch's global random state is neither used nor changed.
     progress : callable, optional

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from spade_fast._util.checks import nearest
 from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError, UserError
 from spade_fast._util.out_of_memory import is_out_of_memory
-from spade_fast._util.text import first_line
+from spade_fast._util.text import counted, first_line
 from spade_fast.attribution.layouts import Layouts
+
+_LAYERS_NAMED = 5  # in messages
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,20 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
 
 
 def named_module(model: nn.Module, layer: str) -> nn.Module:
-    """Return the module of this name; ValueError that suggests the nearest names if there is none."""
+    """Return the module of this name; ValueError that names similar ones, or some with weights, if there is none."""
     modules = dict(model.named_modules())
-    if layer not in modules:
-        near = nearest(layer, filter(None, modules))
-        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
-    return modules[layer]
+    if layer in modules:
+        return modules[layer]
+    near = nearest(layer, filter(None, modules))
+    weighted = [
+        name for name, one in modules.items() if name and any(own.dim() > 1 for own in one.parameters(recurse=False))
+    ]
+    hint = ""
+    if near:
+        hint = f": did you mean {' or '.join(map(repr, near))}?"
+    elif weighted:
+        hint = f": it has, for example, {', '.join(weighted[:: -(-len(weighted) // _LAYERS_NAMED)])}"
+    raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
 
 
 def channel_dimension(place: str, output: Any, layouts: Layouts) -> int:
@@ -191,8 +200,10 @@ def _run(model: nn.Module, images: Tensor) -> None:
         if is_out_of_memory(error):
             raise
         number, size = "" if len(images) == 1 else f"{len(images)} ", " x ".join(map(str, images.shape[-2:]))
+        channels = counted(images.shape[1], "channel")
         raise InvalidValueError(
-            f"the model cannot take {number}images of {size} pixels: {first_line(error)}"
+            f"the model cannot take {number}images of {size} pixels and {channels} (the length of mean): "
+            f"{first_line(error)}"
         ) from error
 
 
@@ -204,7 +215,7 @@ def _check(feature: Feature, output: Tensor, channels: int, modules: dict[str, n
         if len(index) != count:
             raise InvalidValueError(f"a direction of {feature.place} has {count} coordinates, got {len(index)}")
     elif not 0 <= index < count:
-        raise InvalidValueError(f"index must lie between 0 and {count - 1}, got {index}")
+        raise InvalidValueError(f"index of {feature.place} must lie between 0 and {count - 1}, got {index}")
     if feature.neuron and output.dim() != 4:
         raise InvalidValueError(
             f"a neuron needs a layer whose output is a feature map, but {feature.place} returns {list(output.shape)}"

@@ -17,13 +17,15 @@ _LEAST = 0.02  # colours are kept this far from black and white before the logit
 
 def colours(pictures: Tensor) -> Tensor:
     """Convert decorrelated logits ``[N, C, H, W]`` to colours between 0 and 1."""
-    return torch.sigmoid(torch.einsum("rc,nchw->nrhw", _mixing(pictures.shape[1]).to(pictures), pictures))
+    with torch.autocast(pictures.device.type, enabled=False):
+        return torch.sigmoid(torch.einsum("rc,nchw->nrhw", _mixing(pictures.shape[1]).to(pictures), pictures))
 
 
 def decorrelated(pictures: Tensor) -> Tensor:
     """Convert colours between 0 and 1 to decorrelated logits: the inverse of `colours`."""
     logits = torch.logit(pictures.clamp(_LEAST, 1 - _LEAST))
-    return torch.einsum("rc,nchw->nrhw", torch.linalg.inv(_mixing(pictures.shape[1])).to(pictures), logits)
+    with torch.autocast(pictures.device.type, enabled=False):
+        return torch.einsum("rc,nchw->nrhw", torch.linalg.inv(_mixing(pictures.shape[1])).to(pictures), logits)
 
 
 def magnitudes(channels: int, size: tuple[int, int]) -> Tensor:

@@ -59,6 +59,7 @@ class Maco(Parametrization):
     """
 
     learning_rate = 1.0
+    _LEARNING_RATE_OF_PHOTOS = 0.1  # keeps the photo recognisable
     views = Views(zoom=(0.6, 1.0), shift=None, turn=0.0, resolution=0.28, noise=0.1)
 
     def __init__(self, count: int, channels: int, size: tuple[int, int], generator: torch.Generator) -> None:
@@ -73,6 +74,7 @@ class Maco(Parametrization):
             )
         spectrum = torch.fft.rfft2(decorrelated(picture[None]), norm="forward")
         self._magnitudes = spectrum.abs()[0]
+        self.learning_rate = self._LEARNING_RATE_OF_PHOTOS
         self.coefficients = spectrum.angle().expand(self._shape).clone()
 
     def logits(self) -> Tensor:

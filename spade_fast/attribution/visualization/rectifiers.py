@@ -46,8 +46,8 @@ class SilentPictures:
         alive = self.excited if done == steps else self.moved
         if done in (_PATIENCE, steps) and not bool(alive.all()):
             raise DeadFeatureError(
-                f"{name} never fires: no view of the picture changes it. It does not depend on the image, or more "
-                "steps, another seed or a photo to start with may excite it"
+                f"{name} never fires: no view of the picture changes it. Either it does not depend on the image, or "
+                "more steps, another seed or a photo to start with may excite it"
             )
 
     def roused(self, pictures: Tensor, gradient: Tensor, own: Tensor) -> Tensor:

@@ -183,6 +183,18 @@ def test_channels_and_types(channels: int, dtype: torch.dtype) -> None:
     assert after > before
 
 
+def test_under_autocast_only_the_network_is_in_half_precision() -> None:
+    network, types = colours(), set()
+    network[0].register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
+    photo = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for start in (None, photo):
+        with torch.autocast("cpu", torch.bfloat16):
+            before, after = (drawn(network, Feature(0), size=(16, 16), steps=n, start=start) for n in (0, 20))
+        assert after.dtype == torch.float32
+        assert network(after[None])[0, 0] > network(before[None])[0, 0]
+    assert torch.bfloat16 in types
+
+
 def test_mean_and_std_of_different_lengths() -> None:
     with pytest.raises(ValueError, match="one number per channel, got 1 and 3"):
         drawn(nn.Conv2d(1, 2, 3), Feature(0), mean=(0.5,))
@@ -206,8 +218,8 @@ def test_normalised_inputs_and_traces() -> None:
     ("options", "message"),
     [
         (dict(feature=Feature(0, "nothing")), "no layer 'nothing'"),
-        (dict(feature=Feature(3)), "index must lie between 0 and 2, got 3"),
-        (dict(feature=Feature(-1)), "index must lie between 0 and 2, got -1"),
+        (dict(feature=Feature(3)), "index of the model must lie between 0 and 2, got 3"),
+        (dict(feature=Feature(-1)), "index of the model must lie between 0 and 2, got -1"),
         (dict(feature=Feature(0, neuron=True)), "a neuron needs a layer whose output is a feature map"),
         (dict(steps=-1), "steps must be at least 0"),
         (dict(views=0), "views must be at least 1"),
@@ -345,6 +357,17 @@ def test_a_photo_to_start_with(method: str) -> None:
     assert drawn(colours(), Feature(0), size=(8, 9), steps=1, start=photo, method=method).shape == (3, 8, 9)
 
 
+def test_a_photo_stays_recognisable_longer_than_random_phases() -> None:
+    generator = torch.Generator().manual_seed(0)
+    photo = F.interpolate(torch.rand(1, 3, 4, 3, generator=generator), (64, 48), mode="bilinear")[0]
+    network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Conv2d(4, 3, 5))
+    alike = []
+    for learning_rate in (None, PARAMETRIZATIONS["maco"].learning_rate):
+        made = drawn(network, Feature(0), size=(64, 48), steps=3, start=photo, learning_rate=learning_rate)
+        alike.append(float(torch.corrcoef(torch.stack([made.flatten(), photo.flatten()]))[0, 1]))
+    assert alike[0] > 0.8 > 0.5 > alike[1], alike
+
+
 def test_importance_is_where_the_network_looks() -> None:
     class Left(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
@@ -390,7 +413,11 @@ def silent() -> nn.Module:
         (Frozen(3, 2, 1), Feature(0), "the activation of class 0 has no gradient"),
         (silent(), Feature(1, "1"), "channel 1 of layer '1' never fires"),
         (silent(), (Feature(1, "1"), Feature(0, "1")), "channel 1 of layer '1' . channel 0 of layer '1' never fires"),
-        (nn.Conv2d(3, 2, 11), Feature(0), "the model cannot take images of 8 x 8 pixels: .*[Kk]ernel size"),
+        (
+            nn.Conv2d(3, 2, 11),
+            Feature(0),
+            "the model cannot take images of 8 x 8 pixels and 3 channels .*[Kk]ernel size",
+        ),
     ],
 )
 def test_features_that_nothing_excites(network: nn.Module, feature: Feature, message: str) -> None:
@@ -432,6 +459,6 @@ def test_command(small: str, photo: Path, tmp_path: Path) -> None:
     written = ["dense.png", "index.html", "one.png", "overview.png", "report.json"]
     assert sorted(path.name for path in out.iterdir()) == written
     assert (out / "dense.png").read_bytes() != (out / "one.png").read_bytes()
-    assert "2 error: index must lie between 0 and 3, got 9" in run("visualize", 9, *drawn[2:])
+    assert "2 error: index of the model must lie between 0 and 3, got 9" in run("visualize", 9, *drawn[2:])
     assert "2 error: no such trace file" in run(*drawn, "--trace", tmp_path / "none")
     assert "distinct names" in run(*drawn, "--trace", trace, "--trace", trace)

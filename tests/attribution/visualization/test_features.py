@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidValueError
-from spade_fast.attribution.visualization.features import Feature, reading
+from spade_fast.attribution.visualization.features import Feature, named_module, reading
 
 
 def activations(network: nn.Module, features: list[Feature], images: Tensor) -> Tensor:
@@ -99,9 +99,14 @@ class Failing(nn.Conv2d):
 @pytest.mark.parametrize("kind", [AssertionError, ValueError, TypeError, RuntimeError])
 def test_whatever_a_network_raises_is_one_error(kind: type[Exception]) -> None:
     images = torch.rand(2, 3, 6, 7)
-    with pytest.raises(InvalidValueError, match="the model cannot take images of 6 x 7 pixels: expected 8"):
+    with pytest.raises(
+        InvalidValueError,
+        match=r"the model cannot take images of 6 x 7 pixels and 3 channels \(the length of mean\): expected 8",
+    ):
         activations(Failing(kind("expected 8"), 0), [Feature(0)], images)
-    with pytest.raises(InvalidValueError, match="the model cannot take 2 images of 6 x 7 pixels: one at a time"):
+    with pytest.raises(
+        InvalidValueError, match=r"the model cannot take 2 images of 6 x 7 pixels and 3 channels .*: one at a time"
+    ):
         activations(Failing(kind("one at a time"), 1), [Feature(0)], images)
 
 
@@ -145,3 +150,16 @@ def test_names() -> None:
     assert str(Feature(3, "a.b")) == "channel 3 of layer 'a.b'"
     assert str(Feature(3, "a", neuron=True)) == "the central neuron of channel 3 of layer 'a'"
     assert str(Feature([1.0, 2.0], "a")) == "a direction of layer 'a'"
+
+
+def test_an_unknown_layer_is_answered_with_layers_that_exist(network: nn.Module) -> None:
+    assert named_module(network, "1") is network[1]
+    many = nn.Sequential(*(nn.Linear(2, 2) for _ in range(13)))
+    for model, layer, hint in (
+        (network, "11", r": did you mean '1'\?"),
+        (network, "encoder", ": it has, for example, 0, 1"),
+        (many, "encoder", ": it has, for example, 0, 3, 6, 9, 12"),
+        (nn.Identity(), "encoder", ""),
+    ):
+        with pytest.raises(InvalidValueError, match=rf"^the model has no layer '{layer}'{hint}$"):
+            named_module(model, layer)
