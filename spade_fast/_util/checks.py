@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.text import first_line
@@ -118,6 +118,16 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
         by_plain.setdefault(plain(one), []).append(one)
     close = difflib.get_close_matches(plain(name), by_plain, n=3, cutoff=0.5)
     return [one for match in close for one in by_plain[match]][:3]
+
+
+def named_module(model: nn.Module, layer: str) -> nn.Module:
+    """Return the module of this name; ValueError that suggests the nearest names if there is none."""
+    modules = dict(model.named_modules())
+    if layer not in modules:
+        near = nearest(layer, filter(None, modules))
+        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
+    return modules[layer]
 
 
 def plain(name: str) -> str:
