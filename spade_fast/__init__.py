@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spade_fast import compat, ops
+from spade_fast import compat, ops, targets
 from spade_fast._util.errors import (
     AssumptionWarning,
     ClusterError,
@@ -88,6 +88,7 @@ __all__ = [
     "load_sparsity",
     "ops",
     "prepare_for_attribution",
+    "targets",
     "trace",
     "trace_batch",
     "tune",

@@ -19,6 +19,7 @@ from spade_fast.ops import _native
 SMALL_NETWORK = """
 import torch
 from spade_fast.inputs.networks import LoadedModel
+from spade_fast.targets import class_against
 
 def network():
     torch.manual_seed(0)
@@ -42,6 +43,11 @@ def maps():
 def norm():
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 16), torch.nn.GroupNorm(2, 4), torch.nn.Flatten())
     return LoadedModel("norm", module, resize=20, crop=16)
+
+def margin(logits):
+    return logits[:, 3] - logits[:, 0]
+
+rather = class_against(3, 0)
 
 number = 3
 def text():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.layouts import LAST, Layouts
+from spade_fast.targets.answers import answering
 
 with extra_for("class activation maps need"):
     from captum._utils.common import _select_targets
@@ -183,8 +185,8 @@ def last_feature_layer(model: nn.Module, image: Tensor, target: Any) -> nn.Modul
     model : nn.Module
     image : Tensor ``[1, C, H, W]``
         An input of the model, which is run once.
-    target : int or tuple of int
-        What is to be explained of the output, as in Captum.
+    target : int, tuple of int or callable
+        What is to be explained of the output, as in Captum, or a function of the output.
 
     Raises
     ------
@@ -212,8 +214,13 @@ def last_feature_layer(model: nn.Module, image: Tensor, target: Any) -> nn.Modul
                 norms.append((module, output))
 
     hooks = [module.register_forward_hook(look) for module in names]
+    function = callable(target)
     try:
-        with torch.enable_grad(), Layouts(image) as layouts:
+        with (
+            answering(model, target) if function else nullcontext(),
+            torch.enable_grad(),
+            Layouts(image) as layouts,
+        ):
             output = model(image.detach().clone().requires_grad_())
     finally:
         for hook in hooks:
@@ -224,7 +231,9 @@ def last_feature_layer(model: nn.Module, image: Tensor, target: Any) -> nn.Modul
     channels = layouts.channels(maps)
     if channels is not None and not tokens:
         return layer
-    of_tokens = _last_influence(norms, layouts, _select_targets(output, target)) if norms else None
+    of_tokens = (
+        _last_influence(norms, layouts, output if function else _select_targets(output, target)) if norms else None
+    )
     if of_tokens is not None:
         return of_tokens
     if tokens:

@@ -24,6 +24,7 @@ from spade_fast.attribution.maps import to_map
 from spade_fast.attribution.prepare import rehearse
 from spade_fast.attribution.smoothgrad import SmoothGrad, smooth_magnitudes
 from spade_fast.pruning.calibration import images_per_batch
+from spade_fast.targets.target import Read
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -46,8 +47,9 @@ class Question:
         A network prepared by `prepare_for_attribution`.
     image : Tensor ``[1, C, H, W]``
         Its input.
-    target : int
-        Index of the class to explain.
+    target : int or callable
+        Index of the class to explain, or a function of the network's output that returns one number per sample, such as
+        those of :mod:`spade_fast.targets`.
     black : Tensor ``[1, C, 1, 1]``
         The network's input for a black pixel: the baseline of all methods that need one.
 
@@ -61,7 +63,7 @@ class Question:
 
     model: nn.Module
     image: Tensor
-    target: int
+    target: int | Read
     black: Tensor
 
     @property
@@ -73,8 +75,9 @@ class Question:
 class Recipe:
     """A Captum method on a network, and its arguments for one image.
 
-    ``recipe.attribution.attribute(image, **recipe.arguments)`` runs it on the dense network, and
-    ``Spade(recipe.attribution, ...).attribute(image, **recipe.arguments)`` runs it on a trace.
+    ``Spade(recipe.attribution, ...).attribute(image, **recipe.arguments)`` runs it on a trace, and
+    ``recipe.attribution.attribute(image, **recipe.arguments)`` on the dense network if the target is a class; a target
+    function needs `spade_fast.targets.answering` there.
     """
 
     attribution: Attribution
@@ -307,15 +310,18 @@ def attribution_map(name: str, question: Question, smooth: SmoothGrad | None = N
     """
     if not isinstance(smooth, SmoothGrad | None):
         raise InvalidTypeError(f"smooth must be a SmoothGrad or None, got {smooth!r}")
+    with extra_for("attribution methods need"):
+        from spade_fast.attribution.asking import asking
     with stage("attribute"), _quiet(), seeded(question.image.device):
         recipe = make_recipe(name, question)
-        if smooth is None or not METHODS[name].smooth:
-            attributions = recipe.attribution.attribute(question.image, **recipe.arguments)
-        else:
-            # Each copy is several images already in GradientSHAP.
-            batch_size = 1 if name == "gradient-shap" else min(_BATCH, images_per_batch(question.image.device))
-            attribute = partial(recipe.attribution.attribute, **recipe.arguments)
-            attributions = smooth_magnitudes(attribute, question.image, smooth, batch_size)
+        with asking(recipe.attribution, question.model, recipe.arguments) as arguments:
+            attribute = partial(recipe.attribution.attribute, **arguments)
+            if smooth is None or not METHODS[name].smooth:
+                attributions = attribute(question.image)
+            else:
+                # Each copy is several images already in GradientSHAP.
+                batch_size = 1 if name == "gradient-shap" else min(_BATCH, images_per_batch(question.image.device))
+                attributions = smooth_magnitudes(attribute, question.image, smooth, batch_size)
         return to_map(attributions, question.image).cpu()
 
 

@@ -1,8 +1,8 @@
-"""What a Captum method's network returns for one sample: predictions, and the score that automatic sparsity keeps."""
+"""What a Captum method's network returns for one sample, and what automatic sparsity keeps of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.pruning.decision import probabilities, repeatable
-from spade_fast.pruning.goals import Score, checked_run, checked_score
+from spade_fast.pruning.goals import Score, checked_run, kept_number
+from spade_fast.targets.answers import reading
+from spade_fast.targets.network_outputs import described, logits_of
+from spade_fast.targets.target import Target, function_target
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -34,64 +37,73 @@ def network_output(method: Attribution, inputs: Any, arguments: Mapping[str, Any
         return repeatable(network, *network_inputs(inputs, arguments))
 
 
-def score_of_target(
-    method: Attribution, sample: Any, arguments: Mapping[str, Any], score: Score | None
-) -> Callable[[Any], float]:
-    """Return the function that scores a method's network, with its current weights, on a sample or a copy of it.
+def score_of_target(method: Attribution, model: nn.Module, sample: Any, arguments: Mapping[str, Any]) -> Score:
+    """Return what automatic sparsity keeps of a method's network, with its current weights, on a sample or a copy.
 
-    The score is the probability of the class that the method explains if the network returns logits for it, and
-    otherwise the number in its output that the method explains. A method without a target is taken to explain the class
-    that the network now predicts.
+    It is what the target keeps if that is a function; the probability of the class that the method explains if the
+    network returns logits for it; and otherwise the number in its output that the method explains. A method without a
+    target is taken to explain the class that the network now predicts.
 
     Parameters
     ----------
+    model : nn.Module
+        The network, of which the target may read a layer.
     sample : Tensor ``[1, ...]``
     arguments
         Of the method, for this sample.
-    score
-        Function of the output that replaces all that.
 
     Raises
     ------
     TypeError, ValueError
-        The network cannot run the sample, the output has no such place, or `score` does not return a finite number.
+        The network cannot run the sample, or the output has no such place. When the score is called: what is kept is
+        not a finite number.
     """
     with checked_run(sample):
         output = network_output(method, sample, arguments)
-    if score is not None:
-        return lambda given: checked_score(score(network_output(method, given, arguments)))
-    target = _index(arguments.get("target"))
-    try:
-        dense = probabilities(output)
-    except InvalidValueError:
-        return lambda given: _selected(network_output(method, given, arguments), target)
-    chosen = int(dense.argmax()) if target is None else target
-    return lambda given: _selected(probabilities(network_output(method, given, arguments))[None], chosen)
+    given = _one(arguments.get("target"))
+    asked = function_target(given) if callable(given) else _place(given, output)
+
+    def score(sample: Any) -> float:
+        with reading(model, asked) as read:
+            return kept_number(asked, read(network_output(method, sample, arguments)))
+
+    return Score(str(asked), score)
 
 
-def _index(target: Any) -> Any:
-    """Return the place in the output, an integer or a tuple, that Captum's target for one sample stands for."""
-    if isinstance(target, (np.generic, np.ndarray)):
+def _one(target: Any) -> Any:
+    """Return the target for one sample: an integer, a tuple, a function, or None."""
+    if isinstance(target, np.generic | np.ndarray):
         raise InvalidTypeError(f"Captum takes a target as an integer, list, tensor or tuple, got {target!r}")
     if isinstance(target, Tensor) and target.numel() == 1:
         return int(target)
     return target[0] if isinstance(target, list) and len(target) == 1 else target
 
 
-def _selected(output: Any, target: Any) -> float:
-    """Return the number at a place in a network's output for one sample."""
-    place = () if target is None else target if isinstance(target, tuple) else (target,)
-    if not isinstance(output, Tensor):
-        raise InvalidTypeError(f"the network returns {type(output).__name__}: give Spade(score=...), a function of it")
+def _place(target: Any, output: Any) -> Target:
+    """Return what Captum's target for one sample asks of an output such as this."""
     try:
-        chosen = output[(0, *place)] if output.dim() else output
+        dense = probabilities(output)
+    except InvalidValueError:
+        name = "the output" if target is None else f"output {target}"
+        return Target(name, lambda output: _selected(output, target))
+    chosen = int(dense.argmax()) if target is None else target
+    name = f"class {chosen % len(dense) if isinstance(chosen, int) else chosen}"
+    return Target(name, lambda output: _selected(probabilities(output)[None], chosen))
+
+
+def _selected(output: Any, target: Any) -> Tensor:
+    """Return the number ``[1]`` at a place in a network's output for one sample."""
+    place = () if target is None else target if isinstance(target, tuple) else (target,)
+    tensor = logits_of(output)
+    if tensor is None:
+        raise InvalidTypeError(f"the network returns {described(output)}: give a function of that as target")
+    try:
+        chosen = tensor[(0, *place)] if tensor.dim() else tensor
     except (IndexError, TypeError) as error:
-        raise InvalidValueError(f"target {target!r} does not fit the output {list(output.shape)}: {error}") from error
+        raise InvalidValueError(f"target {target!r} does not fit the output {list(tensor.shape)}: {error}") from error
     if chosen.numel() != 1:
         raise InvalidValueError(
-            f"the network returns {list(output.shape)}, where the target {target!r} selects several numbers: give "
-            "Spade(score=...), a function of the output that returns what is to be kept"
+            f"the network returns {list(tensor.shape)}, where the target {target!r} selects several numbers: give a "
+            "target function, such as those of spade_fast.targets, which returns one number per sample"
         )
-    if not bool(torch.isfinite(chosen).all()):
-        raise InvalidValueError(f"the network's output for the target {target!r} must be finite, got {float(chosen)}")
-    return checked_score(chosen)
+    return chosen.reshape(1)

@@ -19,6 +19,7 @@ from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.text import listed
+from spade_fast.attribution.asking import asking, check_one_function, named_target
 from spade_fast.attribution.cam import check_layout
 from spade_fast.attribution.means import mean_attributions
 from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, rules_kept
@@ -69,14 +70,13 @@ class Spade(Attribution):
         repeatedly), one trace is made and used for all samples.
     sparsity, progress
         As in `spade_fast.trace`. Automatic sparsity, the default, keeps the probability of the target of each sample
-        (or the output for the target, where the network does not return logits); without a target, that of the class
-        that the dense network predicts. One trace for all samples keeps the mean over them. If the calibration has
-        noise (``ImageAugmenter(noise=...)``), a trace also keeps the mean over four noisy copies of the sample.
+        (or the output for the target, where the network does not return logits, or what a target function says);
+        without a target, that of the class that the dense network predicts. One trace for all samples keeps the mean
+        over them. If the calibration has noise (``ImageAugmenter(noise=...)``), a trace also keeps the mean over four
+        noisy copies of the sample.
     draws : int
         Number of calibrations of each sample, each with other random numbers: an augmenter is called with the ids
         ``NAME``, ``NAME/draw1``, ``NAME/draw2`` and so on.
-    score : callable, optional
-        Function of the network's output for one sample that returns the number that automatic sparsity keeps instead.
     samples_per_solve : int
         Number of samples traced together, with one solver call per layer. It affects only memory and speed.
     model : nn.Module, optional
@@ -121,7 +121,6 @@ class Spade(Attribution):
         *,
         sparsity: Sparsity = AUTO,
         draws: int = 1,
-        score: Score | None = None,
         samples_per_solve: int = 8,
         model: nn.Module | None = None,
         progress: Progress | None = None,
@@ -145,13 +144,8 @@ class Spade(Attribution):
         self.draws = integer("draws", draws, 1)
         if self.draws > 1 and not callable(calibration):
             raise InvalidValueError("draws need an augmenter: calibration batches given directly are one draw")
-        if score is not None and not callable(score):
-            raise InvalidTypeError(f"score must be a function of the network's output, got {score!r}")
-        if self.config.sparsity != AUTO and score is not None:
-            raise InvalidValueError(f"a score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
         if self.config.sparsity == AUTO and isinstance(attribution_method, DataLoaderAttribution):
             raise InvalidValueError(f"sparsity={AUTO!r} needs the samples themselves: give a number for a data loader")
-        self.score = score
         self.samples_per_solve = integer("samples_per_solve", samples_per_solve, 1)
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
@@ -184,12 +178,14 @@ class Spade(Attribution):
         inputs : Tensor ``[S, ...]``
             One entry per sample; or a tuple of one such tensor; or what `DataLoaderAttribution` takes.
         *args, **kwargs
-            Passed to the wrapped method. Each sample gets its own part of these, by Captum's rules of broadcasting:
-            `target` if it is a list or a tensor of several entries; `baselines` and `feature_mask` if they have as many
-            dimensions as the inputs, and `layer_baselines` and `layer_mask` as many as the layer's output, with one
-            entry per sample; tensors in `additional_forward_args` with one entry per sample. Everything else is shared,
-            also the baselines of methods that draw from them (`GradientShap`, `DeepLiftShap` and their layer and neuron
-            methods).
+            Passed to the wrapped method. `target` may be what Captum takes; the name of a class, if the network has a
+            Hugging Face configuration with names; or a function of the network's output that returns one number per
+            sample, such as those of `spade_fast.targets`; or a list of these, one per sample. Each sample gets its own
+            part of the arguments, by Captum's rules of broadcasting: `target` if it is a list or a tensor of several
+            entries; `baselines` and `feature_mask` if they have as many dimensions as the inputs, and `layer_baselines`
+            and `layer_mask` as many as the layer's output, with one entry per sample; tensors in
+            `additional_forward_args` with one entry per sample. Everything else is shared, also the baselines of
+            methods that draw from them (`GradientShap`, `DeepLiftShap` and their layer and neuron methods).
         sample_ids : sequence of str or int, optional
             One name per sample; with the augmenter's seed it determines the sample's augmentations. Default: the index.
 
@@ -207,12 +203,15 @@ class Spade(Attribution):
         ------
         TypeError, ValueError
             The wrapped method does not take an argument, the inputs have the wrong type or shape, there are not as many
-            targets, baselines, masks or sample ids as samples, or the method is Grad-CAM on a layer whose output has
+            targets, baselines, masks or sample ids as samples, the target does not return one finite number per sample
+            or has no gradient, or the method is Grad-CAM on a layer whose output has
             its channels last.
         UserError
             All errors of `spade_fast.trace`. The model is restored after any error.
         """
         arguments = bind_arguments(self.attribution_method, inputs, args, kwargs)
+        if "target" in arguments:
+            arguments["target"] = named_target(self.model, arguments["target"])
         if self._traces_each > 1 and arguments.get("return_convergence_delta"):
             raise InvalidValueError(
                 "a mean over several traces has no convergence delta: ask for one keep and one draw"
@@ -237,6 +236,7 @@ class Spade(Attribution):
     def _attribute_all(self, inputs: Any, arguments: dict[str, Any], ids: list[str]) -> Any:
         """Attribute all samples at once on one trace, or several."""
         assert not callable(self.calibration)
+        check_one_function(arguments.get("target"))
         name = ",".join(ids)
         goal = self._mean_goal(name, inputs, arguments) if self.config.sparsity == AUTO else None
         (self.traces,) = self._trace([self.calibration], [name], [goal])
@@ -296,7 +296,7 @@ class Spade(Attribution):
         copies = augmenter.noisy(sample, name, NOISY_COPIES).split(1) if noisy else ()
         with weights_held(self.model):
             with naming(name):
-                score = score_of_target(self.attribution_method, sample, arguments, self.score)
+                score = score_of_target(self.attribution_method, self.model, sample, arguments)
             return sample_goal(name, score, sample, copies)
 
     def _mean_goal(self, name: str, inputs: Tensor | tuple[Tensor], arguments: Mapping[str, Any]) -> Goal:
@@ -306,9 +306,11 @@ class Spade(Attribution):
         with weights_held(self.model):
             with naming(name):
                 scores = [
-                    (one, score_of_target(self.attribution_method, one, given, self.score)) for one, given in pairs
+                    (one, score_of_target(self.attribution_method, self.model, one, given)) for one, given in pairs
                 ]
-            return sample_goal(name, lambda _: math.fsum(score(one) for one, score in scores) / len(scores), inputs)
+            targets = ", ".join(dict.fromkeys(score.target for _, score in scores))
+            mean = Score(targets, lambda _: math.fsum(score(one) for one, score in scores) / len(scores))
+            return sample_goal(name, mean, inputs)
 
     def _attribute_on(self, made: Trace, inputs: Any, arguments: dict[str, Any], dense: Tensor | None) -> Any:
         if not isinstance(self.attribution_method, DataLoaderAttribution):
@@ -318,8 +320,8 @@ class Spade(Attribution):
             pruned = None if dense is None else self._predict(inputs, arguments)
             if dense is not None and pruned is not None:
                 made.decision = Decision.between(dense, pruned)
-            with rules_kept(self.attribution_method):
-                return self.attribution_method.attribute(inputs, **arguments)
+            with rules_kept(self.attribution_method), asking(self.attribution_method, self.model, arguments) as asked:
+                return self.attribution_method.attribute(inputs, **asked)
 
     def _predict(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the probabilities of classes for one sample; None if the method's network does not return logits."""

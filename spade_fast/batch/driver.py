@@ -78,6 +78,7 @@ def run(
     model: str = Setup.model,
     sparsity: float | Mapping[str, float] | str = AUTO,
     methods: Sequence[str] = (),
+    target: int | str | None = None,
     draws: int = 1,
     augmentations: int = Setup.augmentations,
     device: str = Setup.device,
@@ -110,10 +111,13 @@ def run(
         Name of the network, for `spade_fast.load_model`.
     sparsity
         ``"auto"``, a number or a mapping, as in `spade_fast.PruneConfig`. Automatic sparsity keeps the probability of
-        the class that the dense network predicts.
+        the class that the dense network predicts, or of the `target`.
     methods
         Keys of `spade_fast.attribution.METHODS`: each sample is also explained, on the dense network and on its trace,
-        for the class that the dense network predicts.
+        for the class that the dense network predicts, or for the `target`.
+    target
+        What is explained of every sample: the index or name of a class, or ``module:callable``, a function of the
+        network's output that returns one number per sample, such as one of `spade_fast.targets`.
     draws
         With several draws of calibration images or several shares to `keep`, which need `methods`, a trace is made for
         each draw and share. The maps are the mean over these traces, each map divided by its sum; the file of the trace
@@ -176,7 +180,9 @@ def run(
     config = PruneConfig(sparsity=sparsity, **options)
     setup = Setup(model, device, augmentations)
     here = engine == "local"
-    job, network = make_job(source, Path(out), config, setup, methods=methods, draws=draws, threads=threads, here=here)
+    job, network = make_job(
+        source, Path(out), config, setup, methods=methods, target=target, draws=draws, threads=threads, here=here
+    )
     job = replace(job, pack=pack or 0)
     store = Store(job)
     with open_engine(engine, address) as place, closing(store):

@@ -23,12 +23,14 @@ from spade_fast.attribution.methods import METHODS, Question, make_recipe
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.batch.samples import Photos, Source
 from spade_fast.inputs.augment import ImageAugmenter
+from spade_fast.inputs.named_targets import named_class, named_function, names_function
 from spade_fast.inputs.networks import LoadedModel, load_model, predict
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.calibration import gram_bytes
-from spade_fast.pruning.config import PruneConfig
+from spade_fast.pruning.config import AUTO, PruneConfig
 from spade_fast.pruning.ladders import LEVELS
 from spade_fast.pruning.session import Session
+from spade_fast.targets.target import Target
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Job:
         """Traces that are made of each sample: one per level and draw."""
         return len(self.config.keeps) * int(self.facts["draws"])
 
+    @property
+    def target(self) -> int | Target | None:
+        """What is explained of every sample; None for the class that the dense network predicts."""
+        given = self.facts["target"]
+        return named_function(given) if isinstance(given, str) else given
+
     def load_model(self) -> LoadedModel:
         """Load the network of this job onto its device.
 
@@ -103,6 +111,7 @@ def make_job(
     setup: Setup,
     *,
     methods: Sequence[str] = (),
+    target: int | str | None = None,
     draws: int = 1,
     threads: int = 1,
     here: bool = True,
@@ -113,7 +122,7 @@ def make_job(
     ----------
     config
         What to prune.
-    methods, draws, threads
+    methods, target, draws, threads
         As in `spade_fast.batch.run`.
     here
         Whether the work is done on this machine, which then must have the device.
@@ -122,7 +131,8 @@ def make_job(
     ------
     TypeError, ValueError, OSError, ImportError
         What `load_model`, `ImageAugmenter` and `spade_fast.trace` raise for their arguments; a function as sparsity, an
-        unknown method, or several traces of a sample without methods; no such device.
+        unknown method, or several traces of a sample without methods; no such class or function as target, or one that
+        has no effect; no such device.
     """
     integer("threads", threads, 1)
     integer("draws", draws, 1)
@@ -133,19 +143,26 @@ def make_job(
         raise InvalidValueError(
             f"several shares to keep or draws make means of maps, which need methods: got {given}, and no methods"
         )
+    if target is not None and not methods and config.sparsity != AUTO:
+        raise InvalidValueError(f"a target is what sparsity={AUTO!r} keeps and methods explain: it has no effect here")
     if here:
         check_device(setup.device)
     if methods:
         check_names("method", methods, METHODS)
         require("captum", "explanations need")
     model = load_model(setup.model)
-    predict(model.module, model.black_image)  # raises what would fail with every sample
+    classes = len(predict(model.module, model.black_image))  # raises what would fail with every sample
+    if isinstance(target, str) and names_function(target):
+        named_function(target)
+    elif target is not None:
+        target = named_class("target", target, model, classes)
     if isinstance(source, Photos):
         model.check_takes_photos()
     facts = {
         **asdict(setup),
         **config.record(),
         "methods": list(methods),
+        "target": target,
         "draws": draws,
         "threads": threads,
         "network": hash_model(model),

@@ -21,7 +21,7 @@ from spade_fast._util.extras import extra_for
 from spade_fast._util.files import is_file, is_hidden, is_system_file, reading
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.photo import photo_suffixes, read_photo
-from spade_fast.inputs.pixels import Upright, upright
+from spade_fast.inputs.pil_pixels import Upright, upright
 
 # File names may have 255 bytes; the folder adds a suffix and, while writing, a prefix.
 _LONGEST_NAME = 200

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from spade_fast._util.errors import UserError, WorkerError
+from spade_fast._util.errors import InvalidValueError, UserError, WorkerError
 from spade_fast._util.files import write_whole, writing
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.attribution.maps import mean_map
@@ -34,10 +34,11 @@ from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.pruning.calibration import draw_id
 from spade_fast.pruning.config import AUTO
 from spade_fast.pruning.decision import Decision
-from spade_fast.pruning.goals import Goal
+from spade_fast.pruning.goals import Goal, output_score, sample_goal
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import traces_by_level
+from spade_fast.targets.target import Target
 
 State = Literal["finished", "failed", "killed", "busy"]
 _Result = TypeVar("_Result")
@@ -112,6 +113,7 @@ class Worker:
                 model = job.load_model()
             self.model, self.module = model, model.module.to(job.facts["device"])
         self._augmenter = make_augmenter(job, model)
+        self._asked = job.target
         self._prepared = False
 
     def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
@@ -231,10 +233,18 @@ class Worker:
                 found += levels
         return traces
 
+    def _target(self, sample: _Sample) -> int | Target:
+        """Return what is explained: the target of the job, or the class that the dense network predicts."""
+        return int(sample.dense.argmax()) if self._asked is None else self._asked
+
     def _goal(self, sample: _Sample) -> Goal:
-        """Return the goal of keeping the probability of the class that the dense network predicts."""
-        image, target = sample.image.to(self.job.facts["device"]), int(sample.dense.argmax())
-        return lambda: (float(predict(self.module, image)[target]),)
+        """Return the goal of keeping the probability of the class that is explained, or what a function keeps."""
+        image, target = sample.image.to(self.job.facts["device"]), self._target(sample)
+        if not isinstance(target, int):
+            return sample_goal(sample.id, output_score(self.module, image, target), image)
+        if sample.dense[target] == 0:
+            raise InvalidValueError(f"the dense network's probability of class {target} is 0: no share can be kept")
+        return Goal(f"class {target}", lambda: (float(predict(self.module, image)[target]),))
 
     def _finish(self, sample: _Sample, traces: Sequence[Trace], together: int) -> Outcome:
         """Predict and explain with the traces of a sample, and write the files."""
@@ -255,7 +265,7 @@ class Worker:
         searched = [_searched(*one) for one in zip(traces, decisions, strict=True)]
         missed = [f"{one.sample_id}: {one.auto}" for one in traces if one.auto is not None and not one.auto.kept]
         # What differs from run to run is not part of the result.
-        kept = ("sample_id", "settings", "images", "library_version", "weights", "network_weights", "auto")
+        kept = ("sample_id", "settings", "images", "library_version", "weights", "network_weights", "auto", "target")
         made.header = {
             **{name: made.header[name] for name in kept if name in made.header},
             "traces": len(traces),
@@ -303,7 +313,7 @@ class Worker:
     def _explain(self, sample: _Sample, traces: Sequence[Trace]) -> tuple[list[Decision], dict[str, Tensor]]:
         """Return what each trace decides, and the maps of the dense network and of the traces, by name."""
         image, methods = sample.image.to(self.job.facts["device"]), self.job.facts["methods"]
-        question = Question(self.module, image, int(sample.dense.argmax()), self.model.black.to(image))
+        question = Question(self.module, image, self._target(sample), self.model.black.to(image))
         maps = {f"dense.{method}": attribution_map(method, question) for method in methods}
         decisions, found = [], {method: list[Tensor]() for method in methods}
         for made in traces:

@@ -71,6 +71,10 @@ def explain_command(
     target: Annotated[
         str | None, typer.Option(help="Index or name of the class to explain; default: the predicted class.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Index or name of another class: explain why the class rather than this one."),
+    ] = None,
     draws: Annotated[
         int,
         typer.Option(
@@ -103,6 +107,7 @@ def explain_command(
             solvers=tuple(SOLVERS) if solver == "both" else (solver,),
             methods=split(methods),
             target=target,
+            against=against,
             draws=draws,
             smooth=SmoothGrad() if smooth else None,
             progress=report,

@@ -55,6 +55,13 @@ def batch_command(
             "all."
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What to explain of each sample: index or name of a class, or module:callable, a function of the "
+            "network's output; default: the predicted class."
+        ),
+    ] = None,
     draws: Annotated[
         int,
         typer.Option(
@@ -121,6 +128,7 @@ def batch_command(
                     **vars(setup),
                     **config.options(),
                     methods=split(methods) or (),
+                    target=target,
                     draws=draws,
                     threads=threads,
                     engine=engine,

@@ -23,15 +23,15 @@ from spade_fast.attribution.drawing import Column, draw
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, unusable_methods
 from spade_fast.attribution.prepare import prepare_for_attribution
 from spade_fast.attribution.smoothgrad import SmoothGrad
-from spade_fast.cli.class_names import class_index
 from spade_fast.cli.columns import ExplainedTrace, make_columns, row_titles
 from spade_fast.cli.doctor import versions
 from spade_fast.cli.explanation import Explanation, report_prediction, report_trace
 from spade_fast.cli.page import render
 from spade_fast.inputs.augment import ImageAugmenter
+from spade_fast.inputs.named_targets import named_class
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
-from spade_fast.inputs.pixels import Upright
+from spade_fast.inputs.pil_pixels import Upright
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.calibration import draw_id
 from spade_fast.pruning.config import AUTO, SOLVERS, PruneConfig
@@ -39,6 +39,7 @@ from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.goals import LEAST_WITH_NOISE, NOISY_COPIES, Goal, output_score, sample_goal
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.tracing import traces_by_level
+from spade_fast.targets.questions import class_against
 
 PAGE = "index.html"
 DEFAULT_METHODS = ("saliency", "integrated-gradients", "guided-gradcam", "gradcam")
@@ -53,6 +54,7 @@ def explain_photo(
     solvers: Sequence[str] = tuple(SOLVERS),
     methods: Sequence[str] | None = None,
     target: int | str | None = None,
+    against: int | str | None = None,
     draws: int = 1,
     smooth: SmoothGrad | None = None,
     progress: Progress = no_progress,
@@ -78,6 +80,8 @@ def explain_photo(
         Keys of `METHODS`; None for those of `DEFAULT_METHODS` that can be used on the network.
     target
         Index or name of the class to explain; None for the class that the dense network predicts.
+    against
+        Index or name of another class: explain the score of the class minus that of this one.
     draws
         Number of sets of calibration images, each with traces of its own. A solver's maps are the means over all its
         traces.
@@ -114,7 +118,7 @@ def explain_photo(
     with whole_folder(out) as folder:
         seconds: dict[str, float] = {}
         with _timed(seconds, "load model"):
-            task = _prepare(photo, image.name, config, setup, solvers, methods, target, draws, smooth)
+            task = _prepare(photo, image.name, config, setup, solvers, methods, target, against, draws, smooth)
         if tell is not None:
             tell(task.cost())
         with _timed(seconds, "dense: attribution"):
@@ -129,7 +133,7 @@ def explain_photo(
                 traces += _explain_draw(task, solver, draw_number, seconds, progress)
         for one in traces:
             one.trace.save(folder / f"trace-{one.name}.safetensors")
-        columns = make_columns(task.model, task.question.target, task.scores, maps, smooth_maps, traces)
+        columns = make_columns(task.model, task.target, task.scores, maps, smooth_maps, traces)
         with _timed(seconds, "pictures"):
             _draw(folder, task, columns)
         report = _report(task, image, columns, traces, seconds)
@@ -150,6 +154,8 @@ class _Task:
     model: LoadedModel
     setup: Setup
     question: Question
+    target: int
+    against: int | None
     scores: Tensor
     methods: list[str]
     left_out: dict[str, str]
@@ -158,6 +164,7 @@ class _Task:
     augmenter: ImageAugmenter
     goal: Goal | None
     noisy: float | None
+    kept_in_noise: bool
     draws: int
     smooth: SmoothGrad | None
 
@@ -183,7 +190,7 @@ class _Task:
         if self.noisy is None:
             return ""
         calibrated = "; the traces are calibrated on noisy images"
-        if self.goal is None or self.noisy < LEAST_WITH_NOISE * float(self.scores[self.question.target]):
+        if self.goal is None or not self.kept_in_noise:
             return calibrated
         return f"{calibrated} and must keep the score on noisy copies too: usually less is removed"
 
@@ -201,6 +208,7 @@ def _prepare(
     solvers: Sequence[str],
     methods: Sequence[str] | None,
     target: int | str | None,
+    against: int | str | None,
     draws: int,
     smooth: SmoothGrad | None,
 ) -> _Task:
@@ -210,8 +218,12 @@ def _prepare(
     pixels = pixels.to(setup.device)
     prepared = prepare_for_attribution(model.module, pixels)
     scores = predict(prepared, pixels)
-    target = int(scores.argmax()) if target is None else _target(target, model, len(scores))
-    question = Question(prepared, pixels, target, model.black.to(pixels))
+    target = int(scores.argmax()) if target is None else named_class("target", target, model, len(scores))
+    against = None if against is None else named_class("against", against, model, len(scores))
+    if against == target:
+        raise InvalidValueError(f"target and against are both “{model.class_name(target)}”: give two classes")
+    asked = target if against is None else class_against(target, against)
+    question = Question(prepared, pixels, asked, model.black.to(pixels))
     left_out = unusable_methods(DEFAULT_METHODS if methods is None else methods, question)
     if left_out and methods is not None:
         raise InvalidValueError(next(iter(left_out.values())))
@@ -222,9 +234,14 @@ def _prepare(
     augmenter = setup.augmenter(model, config.seed, 0.0 if smooth is None else smooth.noise)
     augmenter(pixels)  # checks what it needs
     copies = () if smooth is None else augmenter.noisy(pixels, name, NOISY_COPIES).split(1)
-    score = output_score(prepared, pixels, target)
+    score = output_score(prepared, pixels, asked)
     goal = sample_goal(name, score, pixels, copies) if config.sparsity == AUTO else None
-    noisy = math.fsum(map(score, copies)) / len(copies) if copies else None
+    noisy, kept_in_noise = None, False
+    if copies:
+        kept = math.fsum(map(score, copies)) / len(copies)
+        kept_in_noise = kept >= LEAST_WITH_NOISE * score(pixels)
+        probability = output_score(prepared, pixels, target)
+        noisy = kept if against is None else math.fsum(map(probability, copies)) / len(copies)
     return _Task(
         name=name,
         photo=photo,
@@ -232,6 +249,8 @@ def _prepare(
         model=model,
         setup=setup,
         question=question,
+        target=target,
+        against=against,
         scores=scores,
         methods=usable,
         left_out=left_out,
@@ -240,6 +259,7 @@ def _prepare(
         augmenter=augmenter,
         goal=goal,
         noisy=noisy,
+        kept_in_noise=kept_in_noise,
         draws=draws,
         smooth=smooth,
     )
@@ -270,7 +290,8 @@ def _explain_draw(
 
 def _draw(folder: Path, task: _Task, columns: Sequence[Column]) -> None:
     """Write a figure of all maps, and one per method."""
-    title = f"Why “{task.model.class_name(task.question.target)}”?"
+    rather = "" if task.against is None else f" rather than “{task.model.class_name(task.against)}”"
+    title = f"Why “{task.model.class_name(task.target)}”{rather}?"
     subtitle = "Evidence for this class in the dense network, and in networks pruned for this photo alone"
     rows = row_titles(task.methods, task.smooth is not None)
     draw(folder / "overview.png", task.drawn, columns, rows, title, subtitle)
@@ -286,7 +307,8 @@ def _report(
     traces: Sequence[ExplainedTrace],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    target, layers = task.question.target, next(iter(task.configs.values())).layers
+    target, layers = task.target, next(iter(task.configs.values())).layers
+    other = None if task.against is None else {"class": task.against, "name": task.model.class_name(task.against)}
     networks = {"dense": task.scores, **{one.name: one.scores for one in traces}}
     return {
         "settings": {
@@ -307,6 +329,7 @@ def _report(
         "versions": versions(),
         "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
         "predictions": {name: report_prediction(task.model, scores, target) for name, scores in networks.items()},
+        "against": other,
         "noisy_probability": task.noisy,
         "page": PAGE,
         "pictures": {name: f"{name}.png" for name in ("overview", *task.methods)},
@@ -324,14 +347,6 @@ def _maps(task: _Task, smooth: SmoothGrad | None, stage: str, progress: Progress
         maps.append(attribution_map(method, task.question, smooth))
     progress(stage, len(task.methods), len(task.methods))
     return maps
-
-
-def _target(given: int | str, model: LoadedModel, classes: int) -> int:
-    allowed = f"a class from 0 to {classes - 1}"
-    target = class_index(given, model.class_names, allowed)
-    if not 0 <= target < classes:
-        raise InvalidValueError(f"target must be {allowed}, got {target}")
-    return target
 
 
 def _count(what: str, number: int) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from spade_fast._util.text import listed
-from spade_fast.cli.class_names import class_label
 from spade_fast.cli.columns import ExplainedTrace
 from spade_fast.cli.trace_photo import lost_decision
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.pruning.config import SOLVERS, PruneConfig
 from spade_fast.pruning.goals import LEAST_WITH_NOISE
+from spade_fast.targets.class_names import class_label
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,14 @@ def noise_warnings(report: Mapping[str, Any]) -> list[str]:
 
 def solver_warnings(solver: str, report: Mapping[str, Any]) -> list[str]:
     """Say which of a solver's traces lost the decision, and which kept less than was asked."""
-    own, target = traces_of(solver, report), report["predictions"]["dense"]["target"]["name"]
-    return _on_decisions(solver, own, report["predictions"]) + _on_levels(solver, own, target)
+    own = traces_of(solver, report)
+    return _on_decisions(solver, own, report["predictions"]) + _on_levels(solver, own, explained(report))
+
+
+def explained(report: Mapping[str, Any]) -> str:
+    """Return what automatic sparsity keeps the probability of: the class, or the class against the other."""
+    name, other = report["predictions"]["dense"]["target"]["name"], report["against"]
+    return f"“{name}”" if other is None else f"“{name}” against “{other['name']}”"
 
 
 def equal_levels(solver: str, report: Mapping[str, Any]) -> list[str]:
@@ -158,6 +164,6 @@ def _on_levels(solver: str, own: Mapping[str, Mapping[str, Any]], target: str) -
     share = auto["score"] / auto["dense"]
     where = "on noisy copies of the photo" if share >= auto["keep"] else f"only {share:.1%}"
     return [
-        f"{title} keeps less than {100 * auto['keep']:g}% of the dense network's probability of “{target}”, {where}, "
-        "but is the mildest trace tried"
+        f"{title} keeps less than {100 * auto['keep']:g}% of the dense network's probability of {target}, {where}, but "
+        "is the mildest trace tried"
     ]

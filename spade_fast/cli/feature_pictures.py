@@ -14,7 +14,6 @@ from spade_fast._util.extras import require
 from spade_fast._util.files import whole_folder
 from spade_fast._util.progress import Progress, no_progress, titled
 from spade_fast.attribution.drawing import Column, draw_pictures
-from spade_fast.cli.class_names import class_index
 from spade_fast.cli.drawings import Drawing
 from spade_fast.cli.feature_page import (
     START,
@@ -31,6 +30,7 @@ from spade_fast.inputs.networks import LoadedModel
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS
 from spade_fast.pruning.traces import Trace
+from spade_fast.targets.class_names import class_index
 
 FIGURE = "overview.png"
 _DENSE = "dense"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from spade_fast._util.text import counted
-from spade_fast.cli.class_names import class_label
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.pruning.traces import Trace
+from spade_fast.targets.class_names import class_label
 
 
 def removed(trace: Trace) -> str:

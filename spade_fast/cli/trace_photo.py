@@ -11,14 +11,14 @@ from torch import Tensor
 
 from spade_fast._util.files import check_file
 from spade_fast._util.progress import Progress, no_progress
-from spade_fast.cli.class_names import class_label
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
-from spade_fast.inputs.pixels import Upright
+from spade_fast.inputs.pil_pixels import Upright
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import SOLVERS, PruneConfig
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import trace
+from spade_fast.targets.class_names import class_label
 
 
 def trace_photo(

@@ -17,7 +17,6 @@ from spade_fast._util.progress import Progress, no_progress, titled
 from spade_fast._util.text import counted
 from spade_fast.attribution.visualization.feature_maps import last_feature_map
 from spade_fast.attribution.visualization.units import WINDOW, Units, exciting_crop, read_units
-from spade_fast.cli.class_names import class_label
 from spade_fast.cli.drawings import Drawing
 from spade_fast.cli.feature_page import (
     Cell,
@@ -35,11 +34,12 @@ from spade_fast.cli.trace_captions import decision, lost, removed
 from spade_fast.cli.trace_photo import lost_decision, seen
 from spade_fast.inputs.networks import LoadedModel, predict
 from spade_fast.inputs.photo import read_photo
-from spade_fast.inputs.pixels import Upright
+from spade_fast.inputs.pil_pixels import Upright
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.config import AUTO, PruneConfig
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import trace
+from spade_fast.targets.class_names import class_label
 
 _DEFAULT_COUNT = 4
 _MOST_CROPS = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UserError
 from spade_fast._util.out_of_memory import is_out_of_memory
+from spade_fast.targets.network_outputs import logits_of
 
 # Backward functions of the ops that may stand between the last activation and the output.
 _VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze", "Slice", "ToCopy", "Clone", "Alias")
@@ -78,8 +79,8 @@ def class_logits(name: str, module: nn.Module, image: Tensor, notes: Sequence[st
         raise InvalidValueError(
             "; ".join([f"{name} cannot run an image {list(image.shape)} of {image.dtype} ({reason})", *notes])
         ) from error
-    if isinstance(_logits_of(output), Tensor):
-        module, output = _hooked(module, _take_logits), _logits_of(output)
+    if not isinstance(output, Tensor) and (logits := logits_of(output)) is not None:
+        module, output = _hooked(module, _take_logits), logits
     if isinstance(output, Tensor):
         activation = _last_activation(output)
         if activation is not None:
@@ -93,7 +94,7 @@ def class_logits(name: str, module: nn.Module, image: Tensor, notes: Sequence[st
     return module, output
 
 
-def _hooked(model: nn.Module, change: Callable[[nn.Module, Any, Any], Tensor]) -> nn.Module:
+def _hooked(model: nn.Module, change: Callable[[nn.Module, Any, Any], Any]) -> nn.Module:
     """Return `model` with another output. A hook, unlike a module around it, leaves the names of layers as they are."""
     changed = copy.copy(model)
     changed._forward_hooks = OrderedDict(model._forward_hooks)
@@ -108,12 +109,8 @@ def _split(module: nn.Module, inputs: Any, output: Any) -> Tensor:
     return torch.cat([-output, output], 1) / 2
 
 
-def _take_logits(module: nn.Module, inputs: Any, output: Any) -> Tensor:
-    return _logits_of(output)
-
-
-def _logits_of(output: Any) -> Any:
-    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+def _take_logits(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return logits_of(output)
 
 
 def _last_activation(output: Tensor) -> str | None:

@@ -22,8 +22,9 @@ from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, Invalid
 from spade_fast._util.extras import extra_for, require
 from spade_fast.inputs.checkpoints import load_weights
 from spade_fast.inputs.logits import class_logits
-from spade_fast.inputs.pixels import resized_crop, upright
+from spade_fast.inputs.pil_pixels import resized_crop, upright
 from spade_fast.pruning.decision import probabilities
+from spade_fast.targets.class_names import class_index
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,8 +71,8 @@ class LoadedModel:
     >>> import torch
     >>> from spade_fast.inputs import LoadedModel
     >>> model = LoadedModel("tiny", torch.nn.Flatten(), class_names=("cat", "dog"))
-    >>> model.class_name(1), model.class_name(7)
-    ('dog', 'class 7')
+    >>> model.class_name(1), model.class_name(7), model.class_index("dog")
+    ('dog', 'class 7', 1)
     """
 
     name: str
@@ -196,6 +197,10 @@ class LoadedModel:
     def class_name(self, index: int) -> str:
         """Return the name of a class, or ``class 7`` (its index) if it has none."""
         return self.class_names[index] if index < len(self.class_names) else f"class {index}"
+
+    def class_index(self, name: str) -> int:
+        """Return the index of the class of this name, or a part of it between commas; ValueError unless it is one."""
+        return class_index(name, self.class_names, "the index of a class")
 
 
 def load_model(name: str) -> LoadedModel:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from spade_fast._util.errors import InvalidValueError, MissingFileError, UserError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.files import is_file, read_bytes, reading
-from spade_fast.inputs.pixels import GREY, Upright, flatten, object_mask, upright
+from spade_fast.inputs.pil_pixels import GREY, Upright, flatten, object_mask, upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from spade_fast._util.checks import is_number
 from spade_fast._util.errors import InvalidValueError
+from spade_fast.targets.network_outputs import class_probabilities, described, logits_of
 
 _lock = threading.RLock()  # the global random state is set by one thread at a time
 
@@ -100,21 +101,19 @@ def repeatable(network: Callable[..., Any], *inputs: Any, **named_inputs: Any) -
 def probabilities(output: Any) -> Tensor:
     """Return the probabilities ``[classes]`` in a network's output for one sample, on the CPU, in at least float32.
 
-    They are the softmax of the output, or the output itself if the network ends in a softmax.
+    They are the softmax of the output's logits, or these themselves if the network ends in a softmax.
 
     Raises
     ------
     ValueError
-        The output is not one row of finite logits ``[1, classes]`` of two or more classes.
+        The output has no row of finite logits ``[1, classes]`` of two or more classes.
     """
-    if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() != 2 or len(output) != 1:
-        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    logits = logits_of(output)
+    if logits is None or not logits.is_floating_point() or logits.dim() != 2 or len(logits) != 1:
+        given = described(output) if logits is None else list(logits.shape)
         raise InvalidValueError(f"the model must return one row of logits for one image, got {given}")
-    if output.shape[1] < 2:
+    if logits.shape[1] < 2:
         raise InvalidValueError("the model returns a single logit: give spade_fast.inputs.two_classes(model)")
-    if not bool(torch.isfinite(output).all()):
-        raise InvalidValueError(f"the model returns NaN or infinite logits in {output.dtype}")
-    row = output.detach().to(torch.promote_types(output.dtype, torch.float32))[0].cpu()
-    rounding = torch.finfo(output.dtype).eps * len(row)
-    ends_in_softmax = bool((row >= 0).all()) and abs(float(row.sum()) - 1) <= rounding
-    return row if ends_in_softmax else row.softmax(0)
+    if not bool(torch.isfinite(logits).all()):
+        raise InvalidValueError(f"the model returns NaN or infinite logits in {logits.dtype}")
+    return class_probabilities(logits.detach())[0].cpu()

@@ -3,33 +3,68 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spade_fast._util.checks import is_number
 from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError, UserError
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.pruning.calibration import device_of
 from spade_fast.pruning.decision import probabilities, repeatable
-
-# Function of a network's output that returns a number.
-Score = Callable[[Any], Any]
-# Called without arguments: the scores of the network with its current weights. The first is the one to report.
-Goal = Callable[[], tuple[float, ...]]
+from spade_fast.targets.answers import reading
+from spade_fast.targets.class_names import class_names_of
+from spade_fast.targets.questions import as_target, class_score
+from spade_fast.targets.target import Target, checked_numbers
 
 NOISY_COPIES = 4
 LEAST_WITH_NOISE = 0.05  # of the dense network's score on the sample itself
 
 
-def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: Sequence[Any] = ()) -> Goal:
+@dataclass(frozen=True)
+class Score:
+    """What automatic sparsity keeps of a sample: a number of the network with its current weights.
+
+    Attributes
+    ----------
+    target
+        Its name.
+    of
+        Function of the sample, or a copy of it, that returns the number.
+    """
+
+    target: str
+    of: Callable[[Any], float]
+
+    def __call__(self, sample: Any) -> float:
+        return self.of(sample)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a trace is to keep: scores of the network with its current weights.
+
+    Attributes
+    ----------
+    target
+        The name of what is scored.
+    scores
+        Called without arguments. The first of the scores is the one to report.
+    """
+
+    target: str
+    scores: Callable[[], tuple[float, ...]]
+
+    def __call__(self) -> tuple[float, ...]:
+        return self.scores()
+
+
+def sample_goal(name: str, score: Score, sample: Any, copies: Sequence[Any] = ()) -> Goal:
     """Return the goal of keeping a score on a sample, and the mean score on noisy copies of it.
 
     If the noise leaves the dense network less than 5 % of its score, the copies do not count.
@@ -39,7 +74,7 @@ def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: S
     name
         Of the sample, for messages.
     score
-        Called with the sample, or a copy of it: the score of the network with its current weights.
+        Called with the sample, or a copy of it.
 
     Raises
     ------
@@ -59,11 +94,11 @@ def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: S
         dense = score(sample)
         if dense <= 0:
             raise InvalidValueError(
-                f"the dense network's score is {dense:g}, of which no share can be kept: choose another target or "
-                "score, or give a sparsity"
+                f"the dense network's score is {dense:g} for target {score.target}, of which no share can be kept: "
+                "choose another target, or give a sparsity"
             )
     if not copies:
-        return lambda: (score(sample),)
+        return Goal(score.target, lambda: (score(sample),))
     noisy = on_copies()
     if noisy < LEAST_WITH_NOISE * dense:
         warnings.warn(
@@ -72,8 +107,8 @@ def sample_goal(name: str, score: Callable[[Any], float], sample: Any, copies: S
             AssumptionWarning,
             stacklevel=3,
         )
-        return lambda: (score(sample),)
-    return lambda: (score(sample), on_copies())
+        return Goal(score.target, lambda: (score(sample),))
+    return Goal(score.target, lambda: (score(sample), on_copies()))
 
 
 @contextmanager
@@ -85,40 +120,42 @@ def naming(name: str) -> Iterator[None]:
         raise type(error)(f"sample {name!r}: {error}") from error
 
 
-def output_score(
-    model: nn.Module, inputs: Any, target: int | None = None, score: Score | None = None
-) -> Callable[[Any], float]:
-    """Return the function of inputs that scores a model: the probability of a class, or a score of its output.
+def output_score(model: nn.Module, inputs: Any, target: Any = None) -> Score:
+    """Return what automatic sparsity keeps of a model's output: the probability of a class, or a target's number.
 
     Parameters
     ----------
     model : nn.Module
-        In evaluation mode, as whenever the function is called. Random numbers that it draws are the same in each call.
+        In evaluation mode, as whenever the score is called. Random numbers that it draws are the same in each call.
     inputs
         A sample as the model takes it: a tensor, a sequence of positional or a mapping of keyword arguments.
     target
-        Index of the class; None for the class that the model now predicts for the sample.
-    score
-        Function of the model's output that returns a number, instead of the probability of a class.
+        As in `spade_fast.trace`; None for the class that the model now predicts for the sample.
 
     Raises
     ------
     TypeError, ValueError
-        As `spade_fast.trace` does for `inputs`, `target` and `score`.
+        As `spade_fast.trace` does for `inputs` and `target`.
     """
-    if score is not None and target is not None:
-        raise InvalidValueError("give a target or a score to keep, not both")
-    if score is not None and not callable(score):
-        raise InvalidTypeError(f"score must be a function of the model's output, got {score!r}")
+    asked = None if target is None else as_target(target, class_names_of(model))
     output = checked_output(model, inputs)
-    if score is not None:
-        return lambda sample: checked_score(score(_output(model, sample)))
-    try:
-        dense = probabilities(output)
-    except InvalidValueError as error:
-        raise InvalidValueError(f"{error}; or give the score to keep, a function of the model's output") from error
-    chosen = int(dense.argmax()) if target is None else _checked_class(target, len(dense))
-    return lambda sample: float(probabilities(_output(model, sample))[chosen])
+    if asked is None:
+        try:
+            asked = class_score(int(probabilities(output).argmax()))
+        except InvalidValueError as error:
+            raise InvalidValueError(f"{error}; or give a target, a function of the model's output") from error
+
+    def score(sample: Any) -> float:
+        with reading(model, asked) as read:
+            return kept_number(asked, read(_output(model, sample)))
+
+    return Score(str(asked), score)
+
+
+def kept_number(target: Target, output: Any) -> float:
+    """Return what is kept of a target for one sample, from what the target reads."""
+    with torch.no_grad():
+        return float(checked_numbers(target, target.kept(output), 1))
 
 
 def checked_output(model: nn.Module, inputs: Any) -> Any:
@@ -166,27 +203,3 @@ def split_inputs(inputs: Any, model: nn.Module) -> tuple[tuple[Any, ...], dict[s
         lambda one: one.to(device) if isinstance(one, Tensor) else one, (args, kwargs)
     )
     return moved
-
-
-def _checked_class(target: Any, classes: int) -> int:
-    """Return the index of a class; TypeError or ValueError unless it is one of them."""
-    try:
-        index = operator.index(target)  # also of integers of numpy, and of tensors of one
-    except (TypeError, ValueError) as error:
-        raise InvalidTypeError(f"target must be the index of a class, got {target!r}") from error
-    if isinstance(target, bool) or getattr(target, "dtype", None) == torch.bool:
-        raise InvalidTypeError(f"target must be the index of a class, got {target!r}")
-    if not 0 <= index < classes:
-        raise InvalidValueError(f"target must be a class from 0 to {classes - 1}, got {index}")
-    return index
-
-
-def checked_score(value: Any) -> float:
-    """Return a score as a number; TypeError or ValueError unless it is a finite one."""
-    number = value.item() if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1 else value
-    if not is_number(number):
-        given = f"a {value.dtype} tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise InvalidTypeError(f"score must return a number, got {given}")
-    if not math.isfinite(number):
-        raise InvalidValueError(f"score must return a finite number, got {number}")
-    return float(number)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidValueError
+from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidTypeError, InvalidValueError
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.pruning.calibration import Batches, Calibration, calibrate, device_of, gram_bytes, split_batches
 from spade_fast.pruning.config import AUTO, PruneConfig, sparsity_by_layer
@@ -338,3 +338,16 @@ def _nothing_to_prune(model: nn.Module, dense: Iterable[DenseWeight]) -> str:
     if any(kind.startswith("quantised") for kind in kinds):
         message += ". Pass the model as it was before quantisation"
     return message
+
+
+def per_sample(name: str, given: Sequence[Any] | None, default: Sequence[Any]) -> list[Any]:
+    """Return what is given for each sample, or the default; TypeError or ValueError unless it is one entry for each."""
+    if given is not None and not isinstance(given, Iterable):
+        raise InvalidTypeError(f"{name} must have one entry for each of the samples, got {given!r}")
+    entries = list(default if given is None else given)
+    if len(entries) != len(default):
+        what = "name" if name == "sample_ids" else "entry"
+        raise InvalidValueError(
+            f"{name} must have one {what} for each of the {len(default)} samples, got {len(entries)}"
+        )
+    return entries

@@ -107,6 +107,8 @@ def _stored(metadata: Mapping[str, str]) -> dict[str, Any]:
         Decision.from_entries(header["decision"])
     if header.get("auto") is not None:
         AutoSparsity.from_entries(header["auto"])
+    if not isinstance(header.get("target"), str | None):
+        raise InvalidValueError(f"its target is {header['target']!r}, not a name")
     if not isinstance(stored["layers"], list) or not isinstance(stored["reports"], list):
         raise InvalidValueError("its layers or reports are missing")
     return stored

@@ -40,7 +40,7 @@ class Trace:
         ``sample_id``, ``settings`` (the fields of :class:`PruneConfig`), ``images``, ``passes``, ``seconds`` (by
         stage), ``library_version``, ``weights`` (the hash of each parameter of the dense model) and ``network_weights``
         (the number of weights of the whole network: the elements of all parameters of two or more dimensions). Also
-        ``decision``, once it is recorded, and ``auto``, what automatic sparsity found.
+        ``decision``, once it is recorded, and ``auto`` and ``target``, what automatic sparsity found and kept.
 
     Examples
     --------
@@ -114,6 +114,12 @@ class Trace:
         """How automatic sparsity found the sparsities of the layers, or None if they were given."""
         entries = self.header.get("auto")
         return None if entries is None else AutoSparsity.from_entries(entries)
+
+    @property
+    def target(self) -> str | None:
+        """Name of what automatic sparsity kept, such as ``"class 3"``; None if the sparsities were given."""
+        name = self.header.get("target")
+        return None if name is None else str(name)
 
     def record_decision(self, model: nn.Module, *inputs: Any, **named_inputs: Any) -> Decision:
         """Run a model on the trace's sample, dense and with the trace applied, and record what both predict.
@@ -224,7 +230,8 @@ class Trace:
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         decision = [] if self.decision is None else [f"decision: {self.decision}"]
         shares = f"{self.sparsity:.2%} of the pruned layers, {self.network_sparsity:.2%} of the whole network"
-        auto = [] if self.auto is None else [f"automatic sparsity: {self.auto}"]
+        kept = "" if self.target is None else f" ({self.target})"
+        auto = [] if self.auto is None else [f"automatic sparsity: {self.auto}{kept}"]
         return "\n".join([f"{self!r}: {shares}", *decision, *auto, *lines])
 
     def __repr__(self) -> str:

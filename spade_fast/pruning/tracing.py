@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,14 @@ from spade_fast.pruning.calibration import Batches, Calibration
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.dense_weights import count_weights
 from spade_fast.pruning.exchange import WeightsApplied, weights_held
-from spade_fast.pruning.goals import Goal, Score, checked_output, naming, output_score, sample_goal, split_inputs
+from spade_fast.pruning.goals import Goal, checked_output, naming, output_score, sample_goal, split_inputs
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.module_kinds import named_parameters
-from spade_fast.pruning.session import Session, naming_sample
+from spade_fast.pruning.session import Session, naming_sample, per_sample
 from spade_fast.pruning.solve import LayerReport
 from spade_fast.pruning.traces import Trace
+from spade_fast.targets.target import TargetLike
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,8 +43,7 @@ def trace(
     *,
     sparsity: Sparsity = AUTO,
     inputs: Any = None,
-    target: int | None = None,
-    score: Score | None = None,
+    target: TargetLike | None = None,
     sample_id: str | int = "0",
     progress: Progress | None = None,
     **options: Unpack[PruneOptions],
@@ -68,11 +68,11 @@ def trace(
     inputs : Tensor, sequence or mapping, optional
         The sample itself, in the same forms as a batch, such as an image ``[1, C, H, W]``. Automatic sparsity needs it.
         If it is given and the model returns logits, the trace's `decision` is recorded.
-    target : int, optional
-        The class whose probability automatic sparsity keeps; by default the one that the model predicts.
-    score : callable, optional
-        Function of the model's output for the sample that returns what automatic sparsity keeps instead: a number,
-        above 0 for the dense model.
+    target : int, str or callable, optional
+        What automatic sparsity keeps. A class keeps its probability; it is given by its index, or by its name if the
+        model has a Hugging Face configuration with names. A function of the model's output that returns one number per
+        sample, a tensor ``[S]``, keeps this number, which must be above 0 for the dense model; those of
+        :mod:`spade_fast.targets` say what of it is kept. By default it is the class that the model predicts.
     sample_id : str or int
         Recorded in the trace to identify the sample.
     progress : callable, optional
@@ -89,10 +89,10 @@ def trace(
     ------
     TypeError, ValueError
         An argument has the wrong type or is out of range; weights, data or layer inputs are NaN or infinite; there is
-        no data; `batches` is an iterator, but several passes are needed; automatic sparsity lacks `inputs`, the dense
-        model's score is not above 0, or `keep` has several shares, which would make several traces; the model is
-        TorchScript, exported, quantised or of another framework, has no layer that can be pruned, or was made under
-        `torch.inference_mode()`.
+        no data; `batches` is an iterator, but several passes are needed; automatic sparsity lacks `inputs`; the target
+        does not return one finite number, or keeps one that is not above 0 for the dense model; `keep` has several
+        shares, which would make several traces; the model is TorchScript, exported, quantised or of another framework,
+        has no layer that can be pruned, or was made under `torch.inference_mode()`.
     UnknownLayerError
         A layer name or pattern matches no layer (also a KeyError and a ValueError).
     TraceAppliedError
@@ -129,7 +129,7 @@ def trace(
     0.75
     """
     session = Session(model, PruneConfig(sparsity=sparsity, **options), progress)
-    (result,) = _one_each(session, [batches], [str(sample_id)], [inputs], [target], score)
+    (result,) = _one_each(session, [batches], [str(sample_id)], [inputs], [target])
     session.warn()
     return result
 
@@ -141,8 +141,7 @@ def trace_batch(
     *,
     sparsity: Sparsity = AUTO,
     inputs: Sequence[Any] | None = None,
-    targets: Sequence[int | None] | None = None,
-    score: Score | None = None,
+    targets: Sequence[TargetLike | None] | None = None,
     sample_ids: Sequence[str | int] | None = None,
     progress: Progress | None = None,
     **options: Unpack[PruneOptions],
@@ -161,7 +160,7 @@ def trace_batch(
         One entry per sample, as `inputs` and `target` of :func:`trace`.
     sample_ids : sequence of str or int, optional
         One name per sample; default: its index.
-    model, sparsity, score, progress, keep, solver, layers, block, damping, precision, memory_limit, seed, strict
+    model, sparsity, progress, keep, solver, layers, block, damping, precision, memory_limit, seed, strict
         As in :func:`trace`.
 
     Returns
@@ -191,25 +190,13 @@ def trace_batch(
     samples = list(samples)
     if not samples:
         raise InvalidValueError("samples is empty: there is nothing to trace")
-    ids = [str(name) for name in _per_sample("sample_ids", sample_ids, range(len(samples)))]
+    ids = [str(name) for name in per_sample("sample_ids", sample_ids, range(len(samples)))]
     nothing = [None] * len(samples)
     session = Session(model, PruneConfig(sparsity=sparsity, **options), progress)
-    given = _per_sample("inputs", inputs, nothing), _per_sample("targets", targets, nothing)
-    results = _one_each(session, samples, ids, *given, score)
+    given = per_sample("inputs", inputs, nothing), per_sample("targets", targets, nothing)
+    results = _one_each(session, samples, ids, *given)
     session.warn()
     return results
-
-
-def _per_sample(name: str, given: Sequence[Any] | None, default: Sequence[Any]) -> list[Any]:
-    if given is not None and not isinstance(given, Iterable):
-        raise InvalidTypeError(f"{name} must have one entry for each of the samples, got {given!r}")
-    entries = list(default if given is None else given)
-    if len(entries) != len(default):
-        what = "name" if name == "sample_ids" else "entry"
-        raise InvalidValueError(
-            f"{name} must have one {what} for each of the {len(default)} samples, got {len(entries)}"
-        )
-    return entries
 
 
 def _one_each(
@@ -217,8 +204,7 @@ def _one_each(
     samples: Sequence[Batches],
     ids: Sequence[str],
     inputs: Sequence[Any],
-    targets: Sequence[int | None],
-    score: Score | None,
+    targets: Sequence[TargetLike | None],
 ) -> list[Trace]:
     """Make one trace per sample, and record the decisions for the inputs that are given."""
     missing = [name for name, one in zip(ids, inputs, strict=True) if one is None]
@@ -228,8 +214,8 @@ def _one_each(
             f"sparsity={AUTO!r} needs the sample itself, as the model takes it: give inputs, or a number as sparsity"
             f"{which}"
         )
-    if not session.auto and (score is not None or any(target is not None for target in targets)):
-        raise InvalidValueError(f"a target or score is what sparsity={AUTO!r} keeps; it has no effect on other ones")
+    if not session.auto and any(target is not None for target in targets):
+        raise InvalidValueError(f"a target is what sparsity={AUTO!r} keeps; it has no effect on other ones")
     if len(session.config.keeps) > 1:
         raise InvalidValueError(
             f"keep must be one number, got {session.config.keeps}: trace once for each, or use Spade or explain, which "
@@ -240,7 +226,7 @@ def _one_each(
         for s, given in enumerate(inputs):
             if session.auto:
                 with naming_sample(ids, s):
-                    scored = output_score(session.model, given, targets[s], score)
+                    scored = output_score(session.model, given, targets[s])
                 goals[s] = sample_goal(ids[s], scored, given)
             elif given is not None:
                 with naming_sample(ids, s):
@@ -355,4 +341,4 @@ class _Builder:
             if not one.auto.kept:
                 self.session.fall_back("kept less than asked for", f"sample {name!r} ({one.auto})")
         self.seconds["search"] = time.perf_counter() - start
-        return [self.trace(one.levels, auto=one.auto.entries()) for one in found]
+        return [self.trace(one.levels, auto=one.auto.entries(), target=goal.target) for one in found]

@@ -21,11 +21,12 @@ from spade_fast.pruning.exchange import weights_held
 from spade_fast.pruning.goals import Goal, output_score, sample_goal
 from spade_fast.pruning.keep_search import search_keeps
 from spade_fast.pruning.ladders import LEVELS, Ladder, solve_ladders
-from spade_fast.pruning.session import Session, naming_sample
+from spade_fast.pruning.session import Session, naming_sample, per_sample
 from spade_fast.pruning.stage_search import StageSearch
 from spade_fast.pruning.stages import Stages, check_stages, group_layers
 from spade_fast.pruning.tuning_result import Tuning
 from spade_fast.pruning.tuning_samples import Samples, TraceScore
+from spade_fast.targets.target import TargetLike
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,6 +42,7 @@ def tune(
     score: TraceScore | None = None,
     *,
     inputs: Sequence[Any] | None = None,
+    targets: Sequence[TargetLike | None] | None = None,
     candidates: Iterable[float] | None = None,
     stages: Stages = AUTO,
     rounds: int = 1,
@@ -60,8 +62,8 @@ def tune(
     ``trace(model, samples[i], sparsity=...)``.
 
     Either way only candidates count whose traces keep, on average over the samples, the share `keep` of the dense
-    model's probability of the class that it predicts; a probability that rises counts as kept. The others are not
-    scored.
+    model's probability of the class that it predicts, or of other `targets`; what rises counts as kept. The others are
+    not scored.
 
     All solving is done before the search, because a layer's trace does not depend on the sparsities of other layers;
     trying a candidate then needs no solving. With exact OBS each layer and sample has one path
@@ -83,6 +85,9 @@ def tune(
     inputs : sequence, optional
         The samples themselves, as `inputs` of :func:`spade_fast.trace`, whose probabilities are to be kept. Without
         them nothing is, and the score alone decides; the stages ``"auto"`` and the default score need them.
+    targets : sequence, optional
+        What is to be kept of each of the `inputs`, as `target` of :func:`spade_fast.trace`; by default the probability
+        of the class that the dense model predicts.
     candidates : iterable of float, optional
         What to try. With the stages ``"auto"``, shares to keep, above 0 and at most 1; by default nine from 0.99 to
         0.3. With other stages, sparsities, between 0 and 1; by default six from 0.2 to 0.99. 0 is always among them.
@@ -162,11 +167,10 @@ def tune(
     if inputs is None and (automatic or score is None):
         needing = f"stages={AUTO!r} needs" if automatic else "without a score, tune needs"
         raise InvalidTypeError(f"{needing} the samples themselves, as the model takes them: give inputs")
-    if inputs is not None and not isinstance(inputs, Iterable):
-        raise InvalidTypeError(f"inputs must have one entry for each of the samples, got {inputs!r}")
-    inputs = None if inputs is None else list(inputs)
-    if inputs is not None and len(inputs) != len(samples):
-        raise InvalidValueError(f"inputs must have one entry for each of the {len(samples)} samples, got {len(inputs)}")
+    inputs = None if inputs is None else per_sample("inputs", inputs, samples)
+    if targets is not None and inputs is None:
+        raise InvalidTypeError("targets are what is kept of inputs: give inputs")
+    asked = per_sample("targets", targets, [None] * len(samples))
     config = PruneConfig(sparsity=AUTO, **options)
     keep, *more = config.keeps
     if more:
@@ -182,9 +186,9 @@ def tune(
     if inputs is not None:
         goals = []
         with weights_held(session.model), undisturbed(session.model):
-            for s, given in enumerate(inputs):
+            for s, (given, target) in enumerate(zip(inputs, asked, strict=True)):
                 with naming_sample(ids, s):
-                    scored = output_score(session.model, given)
+                    scored = output_score(session.model, given, target)
                 goals.append(sample_goal(ids[s], scored, given))
 
     ladders = solve_samples(session, samples, ids, LEVELS if automatic else shares[1:])

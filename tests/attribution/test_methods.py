@@ -6,6 +6,7 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ from spade_fast.attribution.maps import to_map  # noqa: E402
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, make_recipe, seeded  # noqa: E402
 from spade_fast.attribution.prepare import prepare_for_attribution  # noqa: E402
 from spade_fast.attribution.relevance_rules import run_with_rules  # noqa: E402
+from spade_fast.attribution.smoothgrad import SmoothGrad  # noqa: E402
 from spade_fast.attribution.spade import Spade  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
 from spade_fast.inputs.networks import load_model  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
+from spade_fast.targets import class_score  # noqa: E402
 
 HAS_DEMO = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor", "ignore:Setting (backward|forward)")
@@ -165,6 +168,21 @@ def test_unprepared_as_the_table_says(method, network):
     else:
         assert UNPREPARED[method] == "same maps" or UNPREPARED[method].startswith("fails on ")
         assert torch.allclose(attribution_map(method, raw), expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+
+
+@pytest.mark.parametrize("smooth", [None, SmoothGrad(copies=2)])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_target_function_has_the_map_of_its_class(method, smooth):
+    asked = question("plain CNN")
+    found = attribution_map(method, replace(asked, target=class_score(asked.target)), smooth)
+    torch.testing.assert_close(found, attribution_map(method, asked, smooth))
+    assert not asked.model._forward_hooks
+
+
+def test_the_layer_of_tokens_that_influence_a_target_function():
+    asked = question("ViT")
+    found = attribution_map("gradcam", replace(asked, target=class_score(asked.target)))
+    torch.testing.assert_close(found, attribution_map("gradcam", asked))
 
 
 def test_all_draws_are_put_back():

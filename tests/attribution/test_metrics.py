@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spade_fast.attribution import metrics
+from spade_fast.targets import class_against, class_score, neuron
 
 NAN = math.nan
 
@@ -251,6 +252,27 @@ def test_curves_replace_one_pixel_at_a_time(shape, levels, baseline, batch_size,
             assert_equal(insertion[index], expected, tolerance=1e-9)
 
 
+def test_curves_of_functions_are_what_is_kept_of_them():
+    images, maps = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.rand(2, 4, 5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(60, 4)).double()
+    curves = {target: metrics.deletion_curve(model, images, maps, target, steps=3) for target in (1, 2)}
+    for targets, expected in (
+        (class_score(1), curves[1]),
+        ([class_score(1), 2], torch.stack([curves[1][0], curves[2][1]])),
+        (class_against(1, 2), curves[1] / (curves[1] + curves[2])),
+        (lambda logits: logits.softmax(1)[:, 1], curves[1]),
+    ):
+        found = metrics.deletion_curve(model, images, maps, targets, steps=3, batch_size=3)
+        assert_equal(found.flatten(), expected.flatten().tolist(), tolerance=1e-6)
+    of_layer = metrics.insertion_curve(model, images, maps, neuron("0", 7), steps=1, baseline="zero")
+    assert_equal(of_layer[:, 1], images.flatten(1)[:, 7].tolist(), tolerance=1e-9)
+    with pytest.raises(ValueError, match=r"one number per sample, \[S\], got \[4, 4\] for 4 samples"):
+        metrics.deletion_curve(model, images, maps, lambda logits: logits, steps=1)
+    with pytest.raises(ValueError, match="targets must be one for all samples or one for each of 2, got 1"):
+        metrics.deletion_curve(model, images, maps, [class_score(1)], steps=1)
+    assert not model[0]._forward_hooks
+
+
 def test_blur_of_a_larger_image():
     images, maps = torch.randn(2, 3, 21, 26, dtype=torch.float64), torch.rand(2, 21, 26)
     model = Watched(3, 21, 26)
@@ -333,7 +355,7 @@ def test_bad_arguments_of_curves():
     refuses(ValueError, r"baseline cannot be expanded .*\[2, 3, 4, 5\], got \[2, 1, 1\]", baseline=torch.zeros(2, 1, 1))
     refuses(ValueError, "baseline has NaN", baseline=torch.tensor(math.inf))
     refuses(TypeError, "targets must be integers, got torch.float32", targets=[0.0, 1.0])
-    refuses(TypeError, "targets must be integers, got 'dog'", targets="dog")
+    refuses(ValueError, "no class names: give the index of a class instead of 'dog'", targets="dog")
     refuses(TypeError, "targets must be integers, got torch.bool", targets=True)
     refuses(ValueError, r"one for each of 2 samples, got \[3\]", targets=[0, 1, 2])
     refuses(ValueError, "targets must be classes from 0 to 3", targets=[0, 4])
@@ -388,6 +410,16 @@ def test_agreement_by_loops(samples, classes, seed, dtype):
         assert_equal(getattr(found, field.name), list(values))
     by_default = metrics.agreement(dense, pruned).probability_difference
     assert torch.equal(by_default, metrics.agreement(dense, pruned, dense.argmax(1)).probability_difference)
+
+
+def test_agreement_on_functions():
+    dense, pruned = torch.randn(2, 3, 4, dtype=torch.float64)
+    found = metrics.agreement(dense, pruned, [class_score(1), 2, lambda logits: logits[:, 0]]).probability_difference
+    by_class = [metrics.agreement(dense, pruned, target).probability_difference for target in (1, 2)]
+    expected = [by_class[0][0], by_class[1][1], (dense[2, 0] - pruned[2, 0]).abs()]
+    assert_equal(found, [float(one) for one in expected], tolerance=1e-6)
+    with pytest.raises(ValueError, match="agreement compares logits, but target neuron 0 of layer 'a' reads a layer"):
+        metrics.agreement(dense, pruned, neuron("a", 0))
 
 
 def test_agreement_by_hand():

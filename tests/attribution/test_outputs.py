@@ -1,4 +1,4 @@
-"""The score that automatic sparsity keeps, for each form of target and output."""
+"""What automatic sparsity keeps, for each form of target and output."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ captum_attr = pytest.importorskip("captum.attr")
 from captum.attr import NoiseTunnel, Saliency  # noqa: E402
 
 from spade_fast.attribution.outputs import score_of_target  # noqa: E402
+from spade_fast.targets import class_against, neuron  # noqa: E402
 
 
 class Returning(nn.Module):
@@ -29,8 +30,8 @@ SAMPLE = torch.ones(1, 2)
 
 
 def score(output, target=None, **arguments) -> float:
-    method = NoiseTunnel(Saliency(Returning(output)))
-    return score_of_target(method, SAMPLE, {"target": target, **arguments}, None)(SAMPLE)
+    model = Returning(output)
+    return score_of_target(NoiseTunnel(Saliency(model)), model, SAMPLE, {"target": target, **arguments})(SAMPLE)
 
 
 def test_logits():
@@ -48,11 +49,29 @@ def test_other_outputs():
     assert score(torch.tensor([[4.0]])) == score(torch.tensor([[4.0]]), 0) == score(torch.tensor([4.0])) == 4.0
     maps = torch.arange(24.0).reshape(1, 2, 3, 4)
     assert score(maps, (1, 2, 3)) == 23.0
-    given = score_of_target(Saliency(Returning(maps)), SAMPLE, {}, lambda output: output.sum())
+    model = Returning(maps)
+    given = score_of_target(Saliency(model), model, SAMPLE, {"target": [lambda output: output.flatten(1).sum(1)]})
     assert given(SAMPLE) == 276.0 and given(2 * SAMPLE) == 552.0
+    logits = torch.tensor([[0.0, 1.0, 3.0]])
+    for structured in ({"logits": logits}, (logits, maps)):
+        assert score(structured, 1) == score(logits, 1)
 
 
-def test_bad_targets_and_scores():
+def test_what_a_function_keeps_and_what_it_is_called():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid())
+    with torch.no_grad():
+        layer, output = model[0](SAMPLE), model(SAMPLE)
+    for target, expected in (
+        (class_against(2, 0), (output[0, 2] - output[0, 0]).sigmoid()),
+        (neuron("0", 1), layer[0, 1]),
+    ):
+        found = score_of_target(Saliency(lambda x: model(x)), model, SAMPLE, {"target": target})
+        assert found(SAMPLE) == pytest.approx(float(expected)) and found.target == str(target)
+    assert score_of_target(Saliency(model), model, SAMPLE, {"target": -1}).target == "class 2"
+    assert not model[0]._forward_hooks
+
+
+def test_bad_targets():
     for target in (3, (1, 1), "cat"):
         with pytest.raises(ValueError, match=r"target .* does not fit the output \[1, 3\]"):
             score(torch.randn(1, 3), target)
@@ -60,12 +79,13 @@ def test_bad_targets_and_scores():
         score(torch.randn(1, 2, 3, 4))
     with pytest.raises(ValueError, match=r"target \(5, 0, 0\) does not fit the output"):
         score(torch.randn(1, 2, 3, 4), (5, 0, 0))
-    with pytest.raises(TypeError, match="the network returns dict: give Spade"):
-        score({"logits": torch.randn(1, 3)}, 1)
-    with pytest.raises(ValueError, match="output for the target None must be finite, got nan"):
+    with pytest.raises(TypeError, match="the network returns dict with the entries a, b: give a function of that"):
+        score({"a": torch.randn(1, 3), "b": 1}, 1)
+    with pytest.raises(ValueError, match="target the output must be finite, got nan"):
         score(torch.full((1, 1), torch.nan))
     with pytest.raises(TypeError, match=r"Captum takes a target as an integer.*got np.int64\(1\)"):
         score(torch.randn(1, 3), np.int64(1))
-    for function in (None, float):
+    model = nn.Linear(3, 2)
+    for target in (None, len):
         with pytest.raises(ValueError, match=r"the model cannot run inputs \(torch.float32 \[1, 2\]\)"):
-            score_of_target(Saliency(nn.Linear(3, 2)), SAMPLE, {}, function)
+            score_of_target(Saliency(model), model, SAMPLE, {"target": target})

@@ -24,6 +24,7 @@ from spade_fast.batch.worker import Worker
 from spade_fast.inputs import load_model, open_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.session import Session
+from spade_fast.targets import class_against, class_score
 
 
 def test_maps_are_means_over_levels_and_draws(small, tmp_path):
@@ -144,3 +145,30 @@ def test_samples_that_fit_alone_are_traced_alone(small, tmp_path, monkeypatch):
     assert [(outcome.state, outcome.error) for outcome in outcomes] == [("finished", "")] * 5
     assert together == [5, 2, 1, 1, 1, 1, 1]
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(("target", "asked"), [("dog", class_score(3)), ("small_network:rather", class_against(3, 0))])
+def test_what_is_explained_of_every_sample(small, tmp_path, target, asked):
+    make_photos(tmp_path / "photos", 1)
+    options = settings(small, sparsity="auto", methods=["saliency"], solver="sparsegpt", target=target)
+    assert run(tmp_path / "photos", tmp_path / "out", **options, workers=0).finished
+    results, loaded = Results(tmp_path / "out"), load_model(small)
+    image = loaded.preprocess(open_photo(tmp_path / "photos/00.png"))[0]
+    with torch.no_grad():
+        stored, kept = results["00.png"], float(asked.kept(loaded.module(image)))
+    assert stored.target == str(asked) and stored.auto.dense == pytest.approx(kept, rel=1e-4)
+    expected = attribution_map("saliency", Question(loaded.module, image, asked, loaded.black))
+    torch.testing.assert_close(results.maps("00.png")["dense.saliency"], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_bad_targets(small, tmp_path):
+    make_photos(tmp_path / "photos", 1)
+    for target, message in (
+        ("dig", r"no class 'dig': did you mean 'dog' \(3\)"),
+        (4, "target must be a class from 0 to 3, got 4"),
+        ("small_network:absent", "target 'small_network:absent' cannot be loaded"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_small(tmp_path / "photos", tmp_path / "out", small, sparsity="auto", target=target)
+    with pytest.raises(ValueError, match="a target is what sparsity='auto' keeps and methods explain"):
+        run_small(tmp_path / "photos", tmp_path / "out", small, sparsity=0.5, target=1)

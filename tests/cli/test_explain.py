@@ -251,6 +251,8 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"--target": "-1"}, "target must be a class from 0 to 3, got -1"),
         ({"--target": "dog", "--model": "small_network:norm"}, "no class names: give a class from 0 to 3 instead of"),
         ({"--target": "4"}, "target must be a class from 0 to 3"),
+        ({"--against": "dig"}, "the network has no class 'dig': did you mean 'dog' (3)?"),
+        ({"--target": "dog", "--against": "3"}, "target and against are both “dog”: give two classes"),
         ({"--out": "photo.png/out"}, "cannot write into the output folder"),
         ({"--out": "/proc/out"}, "cannot write into the output folder"),
     ],
@@ -351,6 +353,24 @@ def test_target_by_name(small, photo, tmp_path, given):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["settings"]["target"] == 3 and report["settings"]["methods"] == ["saliency"]
     assert report["predictions"]["dense"]["target"]["name"] == "dog"
+
+
+def test_one_class_against_another(small, photo, tmp_path):
+    options = ["--model", small, "--augmentations", 4, "--solver", "sparsegpt", "--methods", "saliency,gradcam"]
+    options += ["--target", "dog", "--against", "ant", "--keep", "0.95", "--out", tmp_path / "out"]
+    result = invoke("explain", photo, *options)
+    assert result.exit_code == 0, result.output
+    report, page = json.loads((tmp_path / "out/report.json").read_text()), (tmp_path / "out/index.html").read_text()
+    assert report["settings"]["target"] == 3 and report["against"] == {"class": 0, "name": "ant"}
+    page = html.unescape(page)
+    assert "Why “dog” rather than “ant”?" in page and "Probability of “dog” against “ant” against λ" in page
+    made = Trace.load(tmp_path / "out" / report["traces"]["sparsegpt"]["file"])
+    loaded = load_model(small)
+    image, _ = loaded.preprocess(Image.open(photo))
+    with torch.no_grad():
+        logits = loaded.module(image)[0]
+    assert made.target == "class 3 against class 0"
+    assert made.auto.dense == pytest.approx(float((logits[3] - logits[0]).sigmoid()), rel=1e-4)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])

@@ -90,6 +90,7 @@ def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings
         "reading": ["The photo was turned upright."],
         "left_out": {"lime": "LIME cannot be used on <this>"},
         "preprocessing": {"resize": 256, "crop": [224, 224], "mean": [0.5, 0.5, 0.5]},
+        "against": None,
         "noisy_probability": None if settings.get("smooth") is None else 0.25,
         "notes": ["demo returns <one> logit"],
         "versions": {"spade_fast": "0.1.0"},

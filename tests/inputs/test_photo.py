@@ -16,7 +16,7 @@ from torch import nn
 
 from spade_fast.inputs import LoadedModel, open_photo
 from spade_fast.inputs.photo import FORMATS, photo_suffixes, read_mask, read_photo
-from spade_fast.inputs.pixels import GREY
+from spade_fast.inputs.pil_pixels import GREY
 
 Image = pytest.importorskip("PIL.Image")
 from PIL import PngImagePlugin  # noqa: E402

@@ -18,6 +18,7 @@ from spade_fast.pruning.ladders import LEVELS, Level
 from spade_fast.pruning.layers import find_layers
 from spade_fast.pruning.pruned_layer import PrunedLayer
 from spade_fast.pruning.solve import LayerReport, solve_sparsities
+from spade_fast.targets import class_against, log_probability, neuron
 
 SOLVERS = ["exact", "sparsegpt"]
 
@@ -162,12 +163,12 @@ def test_nothing_holds():
 
 
 def test_a_score_that_no_sparsity_keeps(model, sample):
-    def score(output: Tensor) -> float:
-        return float(torch.equal(output, dense)) + 0.25
+    def score(output: Tensor) -> Tensor:
+        return torch.tensor([float(torch.equal(output, dense)) + 0.25])
 
     model.eval()
     dense = model(sample)
-    options = {"inputs": sample, "score": score, "solver": "sparsegpt"}
+    options = {"inputs": sample, "target": score, "solver": "sparsegpt"}
     with pytest.warns(FallbackWarning, match="kept less than asked for: sample 'x' .*keeps 20.0% of the dense score"):
         made = trace(model, calibration_of(sample), sample_id="x", **options)
     assert not made.auto.kept and 0 < made.sparsity < 0.5
@@ -195,9 +196,11 @@ def test_file(model, sample, tmp_path):
     made.save(tmp_path / "trace.safetensors")
     read = Trace.load(tmp_path / "trace.safetensors")
     assert read.auto == made.auto and isinstance(read.auto, AutoSparsity)
+    assert read.target == made.target == f"class {made.decision.class_before}" and f"({made.target})" in made.summary()
     assert read.header["settings"]["sparsity"] == "auto" and f"error limit {made.auto.error:.3f}" in made.summary()
     assert repr(read).endswith(f", keep=0.9, error={made.auto.error:.3f})")
-    assert trace(model, calibration_of(sample), sparsity=0.5).auto is None
+    given = trace(model, calibration_of(sample), sparsity=0.5)
+    assert given.auto is None and given.target is None
     entries = made.auto.entries()
     for change in (
         {"kept": 1},
@@ -227,7 +230,7 @@ def test_inputs_in_all_forms_and_decisions(model, sample):
     by_place = trace(named, data, inputs=[sample, shift])
     assert by_name.auto == by_place.auto and by_name.decision == by_place.decision is not None
     assert trace(named, data, sparsity=0.5, inputs=(sample, shift)).decision is not None
-    single = trace(nn.Linear(24, 1), calibration_of(sample), inputs=sample, score=lambda output: output.abs())
+    single = trace(nn.Linear(24, 1), calibration_of(sample), inputs=sample, target=lambda output: output.abs()[:, 0])
     assert single.auto.kept and single.decision is None
 
 
@@ -250,29 +253,25 @@ def test_bad_arguments(model, sample):
             inputs=UserDict(input=sample.double()),
             **options,
         )
-    refuse(ValueError, "one row of logits for one image, got.*give the score to keep", inputs=sample.expand(2, -1))
+    refuse(ValueError, "one row of logits for one image, got.*give a target, a function", inputs=sample.expand(2, -1))
     refuse(ValueError, "target must be a class from 0 to 5, got 6", inputs=sample, target=6)
-    refuse(TypeError, "target must be the index of a class, got 'cat'", inputs=sample, target="cat")
-    refuse(ValueError, "a target or a score to keep, not both", inputs=sample, target=1, score=lambda output: 1.0)
-    refuse(TypeError, "score must be a function", inputs=sample, score=0.5)
+    refuse(ValueError, "no class names: give the index of a class instead of 'cat'", inputs=sample, target="cat")
+    refuse(TypeError, "target must be the index or name of a class, or a function.*got 0.5", inputs=sample, target=0.5)
     refuse(
-        TypeError,
-        r"score must return a number, got a torch.float32 tensor \[1, 6\]",
-        inputs=sample,
-        score=lambda output: output,
+        ValueError, r"lambda> must return one number.*got \[1, 6\] for 1", inputs=sample, target=lambda output: output
     )
-    refuse(TypeError, "score must return a number, got None", inputs=sample, score=lambda output: None)
-    refuse(ValueError, "score must return a finite number", inputs=sample, score=lambda output: math.nan)
-    for score in (0.0, -1.0):
+    refuse(TypeError, "lambda> must return a tensor.*got None", inputs=sample, target=lambda output: None)
+    refuse(ValueError, "lambda> must be finite, got nan", inputs=sample, target=lambda output: output[:, 0] * math.nan)
+    for factor in (0.0, -1.0):
         refuse(
             ValueError,
-            "sample '0': the dense network's score is -?[01].*no share",
+            "sample '0': the dense network's score is -?[01].*lambda>, of which no share",
             inputs=sample,
-            score=lambda _, s=score: s,
+            target=lambda output, factor=factor: factor * torch.ones(len(output)),
         )
     refuse(ValueError, r"must be one number, got \(0.9, 0.5\): trace once for each", inputs=sample, keep=(0.5, 0.9))
     refuse(ValueError, "what sparsity='auto' keeps", inputs=sample, target=1, sparsity=0.5)
-    refuse(TypeError, "target must be the index of a class, got True", inputs=sample, target=True)
+    refuse(TypeError, "target must be the index or name of a class.*got True", inputs=sample, target=True)
     refuse(ValueError, r"the model cannot run inputs.*\[1, 3\]", inputs=sample[:, :3], sparsity=0.5)
     with pytest.raises(ValueError, match="inputs must have one entry for each of the 2 samples, got 1"):
         trace_batch(model, [sample, sample], inputs=[sample])
@@ -290,40 +289,52 @@ def test_a_trace_whose_score_is_not_finite_keeps_nothing(model, sample):
     with torch.no_grad():
         dense = model.eval()(sample)
 
-    def score(output: Tensor, near: float) -> float:
-        return 1.0 if float((output - dense).norm() / dense.norm()) <= near else math.nan
+    def score(output: Tensor, near: float) -> Tensor:
+        return torch.tensor([1.0 if float((output - dense).norm() / dense.norm()) <= near else math.nan])
 
-    made = trace(model, calibration_of(sample), inputs=sample, score=lambda output: score(output, 0.05))
+    made = trace(model, calibration_of(sample), inputs=sample, target=lambda output: score(output, 0.05))
     with made.applied(model), torch.no_grad():
-        assert score(model(sample), 0.05) == 1.0
+        assert float(score(model(sample), 0.05)) == 1.0
     assert made.auto.kept and made.auto.error < LIMITS[-1] and {point.score for point in made.auto.curve} == {1.0}
-    with pytest.raises(ValueError, match="sample '0': in the mildest trace: score must return a finite number"):
-        trace(model, calibration_of(sample), inputs=sample, score=lambda output: score(output, 0.0))
+    with pytest.raises(ValueError, match=r"sample '0': in the mildest trace: target .* must be finite, got nan"):
+        trace(model, calibration_of(sample), inputs=sample, target=lambda output: score(output, 0.0))
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.array, torch.tensor])
-def test_targets_and_scores_in_other_types(model, sample, kind):
+def test_targets_in_other_types(model, sample, kind):
     data = calibration_of(sample)
     expected = trace(model, data, inputs=sample, target=2).auto
     assert trace(model, data, inputs=sample, target=kind(2)).auto == expected
     (made,) = trace_batch(model, [data], inputs=[sample], targets=kind([2]) if kind is not np.int64 else [kind(2)])
     assert made.auto == expected
-    of_array = trace(model, data, inputs=sample, score=lambda output: output.softmax(1)[:, 2].numpy())
-    assert of_array.auto is not None and of_array.auto.error == expected.error
+
+
+def test_questions_other_than_a_class(model, sample):
+    data = calibration_of(sample)
+    targets = [class_against(1, 4), log_probability(2), neuron("0", 3), lambda output: output.softmax(1)[:, 2]]
+    model[0].bias.data[3] -= 2 * model[0](sample)[0, 3].detach().clamp(max=0)  # the neuron is above 0
+    with torch.no_grad():
+        logits, neurons = model.eval()(sample)[0], model[0](sample)[0]
+    kept = [(logits[1] - logits[4]).sigmoid(), logits.softmax(0)[2], neurons[3], logits.softmax(0)[2]]
+    for made, expected in zip(trace_batch(model, [data] * 4, inputs=[sample] * 4, targets=targets), kept, strict=True):
+        assert made.auto.dense == pytest.approx(float(expected), rel=1e-4)
+    assert not any(module._forward_hooks for module in model.modules())
+    model.config = type("Config", (), {"id2label": dict(enumerate("abcdef"))})()
+    assert trace(model, data, inputs=sample, target="c").auto == trace(model, data, inputs=sample, target=2).auto
 
 
 def test_the_dense_network_is_scored_while_no_trace_can_be_applied(model, sample):
     other, refused = trace(model, calibration_of(sample), sparsity=0.9), []
 
-    def score(output: Tensor) -> float:
+    def score(output: Tensor) -> Tensor:
         try:
             with other.applied(model):
                 pass
         except TraceAppliedError as error:
             refused.append(str(error))
-        return 1.0
+        return torch.ones(1)
 
-    trace(model, calibration_of(sample), inputs=sample, score=score)
+    trace(model, calibration_of(sample), inputs=sample, target=score)
     pruning, applied = (sum(what in one for one in refused) for what in ("being pruned", "already applied"))
     assert pruning == 2 and applied == len(refused) - 2 > 0
 
@@ -340,12 +351,12 @@ def test_an_error_in_the_search_leaves_the_model_as_it_was(model, sample):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     calls = []
 
-    def score(output: Tensor) -> float:
+    def score(output: Tensor) -> Tensor:
         calls.append(output)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return 1.0
+        return torch.ones(1)
 
     with pytest.raises(KeyboardInterrupt):
-        trace(model, calibration_of(sample), inputs=sample, score=score)
+        trace(model, calibration_of(sample), inputs=sample, target=score)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and model.training

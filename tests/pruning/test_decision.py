@@ -56,12 +56,19 @@ def test_a_lost_decision_is_shown(model, sample):
     assert "lost" not in repr(made) and "decision: class 2 (75.0%), kept (50.0%)" in made.summary()
 
 
+def test_outputs_that_hold_logits():
+    logits = torch.tensor([[1.0, 2.0]])
+    for output in ({"loss": 0.5, "logits": logits}, (logits, None)):
+        assert torch.equal(probabilities(output), logits.softmax(1)[0])
+
+
 @pytest.mark.parametrize(
     "output, message",
     [
         (torch.zeros(2, 3), r"one row of logits for one image, got \[2, 3\]"),
         (torch.zeros(3), r"got \[3\]"),
-        ((torch.zeros(1, 3),), "got tuple"),
+        ((), "got tuple"),
+        ({"scores": torch.zeros(1, 3)}, "got dict with the entries scores"),
         (torch.zeros(1, 3, dtype=torch.int64), "one row of logits"),
         (torch.zeros(1, 1), "single logit"),
         (torch.full((1, 3), torch.nan), "NaN or infinite"),

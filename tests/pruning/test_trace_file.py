@@ -197,6 +197,10 @@ def network_with_negative_weights(tensors, stored, metadata):
     stored["header"]["network_weights"] = -1
 
 
+def target_without_name(tensors, stored, metadata):
+    stored["header"]["target"] = 3
+
+
 def list_instead(tensors, stored, metadata):
     return "[]"
 
@@ -222,8 +226,8 @@ STRUCTURE = [
     flip_bit, flip_two_bits_to_padding, drop_value, drop_layer, add_tensor, change_shape, change_dtype, unknown_dtype,
     drop_key, odd_report, no_header, same_layer_twice, infinite_shape, huge_shape, negative_shape, shape_as_text,
     report_of_wrong_types, sample_without_name, weights_of_wrong_types, network_without_weights,
-    network_with_odd_weights, network_with_negative_weights, list_instead, deep, deep_in_the_header,
-    key_twice, long_number,
+    network_with_odd_weights, network_with_negative_weights, target_without_name, list_instead, deep,
+    deep_in_the_header, key_twice, long_number,
 ]  # fmt: skip
 VALUES = [flip_two_bits, change_value, change_hash, other_parameter, other_report, other_sample]
 

@@ -14,6 +14,7 @@ from spade_fast import FallbackError, FallbackWarning, ops, trace, tune
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
 from spade_fast.pruning.stages import group_layers
 from spade_fast.pruning.tuning_result import Trial
+from spade_fast.targets import class_against
 
 SOLVERS = ["exact", "sparsegpt"]
 
@@ -362,6 +363,19 @@ def test_confident_networks_are_not_left_dense(model, samples, inputs, stages):
     assert found.before == 0 and found.after > 0.3 and found.kept >= 0.8
     sparsity, kept, _ = measure(model, samples, inputs, **found.options)
     assert (found.after, found.kept) == pytest.approx((sparsity, kept), abs=1e-5)
+
+
+def test_what_is_to_be_kept_can_be_asked_for(model, samples, inputs):
+    options = {"candidates": [0.9], "solver": "sparsegpt", "keep": 0.5}
+    found = tune(model, samples, inputs=inputs, targets=[class_against(0, 1), None, 2], **options)
+    shares = []
+    for sample, given, target in zip(samples, inputs, [class_against(0, 1), None, 2], strict=True):
+        shares.append(trace(model, sample, inputs=given, target=target, keep=0.9, solver="sparsegpt").auto.share)
+    assert found.kept == pytest.approx(math.fsum(min(1.0, share) for share in shares) / 3, rel=1e-5)
+    with pytest.raises(TypeError, match="targets are what is kept of inputs: give inputs"):
+        tune(model, samples, middle, targets=[1, 2, 0], stages="blocks")
+    with pytest.raises(ValueError, match="targets must have one entry for each of the 3 samples, got 1"):
+        tune(model, samples, inputs=inputs, targets=[1])
 
 
 def test_stages_that_lose_too_much_are_not_scored(sensitive, samples, inputs):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from spade_fast._util.checks import class_indices, finite_floats
 from spade_fast._util.errors import InvalidValueError
+from spade_fast.attribution.metrics.function_targets import kept_of_each, targets_of_each
+from spade_fast.targets.target import Target, TargetLike
 
 LOGITS = "samples, classes"
 
@@ -23,7 +25,8 @@ class Agreement:
     same_top : Tensor ``[S]``, float64
         1 where both have the same top class, otherwise 0.
     probability_difference : Tensor ``[S]``, float64
-        Absolute difference of the target's softmax probabilities.
+        Absolute difference of the target's softmax probabilities, or of what automatic sparsity would keep of a target
+        function.
     logit_distance : Tensor ``[S]``, float64
         ``‖dense - pruned‖ / ‖dense‖``, Euclidean; NaN where the dense logits are all zero.
     """
@@ -33,15 +36,18 @@ class Agreement:
     logit_distance: Tensor
 
 
-def agreement(dense: Tensor, pruned: Tensor, targets: int | Sequence[int] | Tensor | None = None) -> Agreement:
+def agreement(
+    dense: Tensor, pruned: Tensor, targets: TargetLike | Sequence[TargetLike] | Tensor | None = None
+) -> Agreement:
     """Compare the outputs of a pruned network with those of the dense network on the same samples.
 
     Parameters
     ----------
     dense, pruned : Tensor ``[S, classes]``
         Finite logits.
-    targets : int, sequence of int, Tensor ``[S]`` or None
-        Index of the class: one for all samples, or one per sample; None for the dense network's top class.
+    targets : int, callable, sequence, Tensor ``[S]`` or None
+        Index of the class, or a function of the logits that returns one number per sample, such as those of
+        :mod:`spade_fast.targets`: one for all samples, or one per sample. None for the dense network's top class.
 
     Returns
     -------
@@ -51,7 +57,8 @@ def agreement(dense: Tensor, pruned: Tensor, targets: int | Sequence[int] | Tens
     Raises
     ------
     TypeError, ValueError
-        An argument has the wrong type or shape or is out of range, or logits are NaN or infinite.
+        An argument has the wrong type or shape or is out of range, logits are NaN or infinite, or a target reads a
+        layer, not the logits.
 
     Examples
     --------
@@ -67,13 +74,25 @@ def agreement(dense: Tensor, pruned: Tensor, targets: int | Sequence[int] | Tens
             f"dense and pruned must have the same shape, got {list(dense.shape)} and {list(pruned.shape)}"
         )
     top = dense.argmax(1)
-    classes = top if targets is None else class_indices("targets", targets, len(dense), dense.device)
+    functions = targets_of_each(targets, len(dense))
+    for one in functions:
+        if one.layer is not None:
+            raise InvalidValueError(f"agreement compares logits, but target {one} reads a layer")
+    if functions:
+        kept, kept_pruned = (_kept(functions, given) for given in (dense, pruned))
+    else:
+        classes = top if targets is None else class_indices("targets", targets, len(dense), dense.device)
+        kept, kept_pruned = (class_probabilities(given, classes) for given in (dense, pruned))
     norm = dense.norm(dim=1)
     return Agreement(
         (pruned.argmax(1) == top).double(),
-        (class_probabilities(dense, classes) - class_probabilities(pruned, classes)).abs(),
+        (kept - kept_pruned).abs(),
         ((dense - pruned).norm(dim=1) / norm).masked_fill(norm == 0, math.nan),
     )
+
+
+def _kept(functions: Sequence[Target], logits: Tensor) -> Tensor:
+    return kept_of_each(functions, lambda _: logits)
 
 
 def class_probabilities(logits: Tensor, classes: Tensor) -> Tensor:

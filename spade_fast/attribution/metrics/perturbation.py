@@ -14,7 +14,9 @@ from spade_fast._util.checks import class_indices, finite_floats, integer
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.modes import undisturbed
 from spade_fast.attribution.metrics.decisions import LOGITS, class_probabilities
+from spade_fast.attribution.metrics.function_targets import kept_by_network, targets_of_each
 from spade_fast.pruning.calibration import images_per_batch
+from spade_fast.targets.target import TargetLike
 
 _BLUR = 1 / 20  # standard deviation of the blurred baseline, as a share of the shorter side
 _MAPS = "samples, height, width"
@@ -24,14 +26,14 @@ def deletion_curve(
     model: nn.Module,
     images: Tensor,
     maps: Tensor,
-    targets: int | Sequence[int] | Tensor,
+    targets: TargetLike | Sequence[TargetLike] | Tensor,
     *,
     steps: int = 50,
     patch: int = 1,
     baseline: str | Tensor = "blur",
     batch_size: int | None = None,
 ) -> Tensor:
-    """Compute the target's probability while the most important pixels are removed (RISE, arXiv 1806.07421).
+    """Compute a class's probability while the most important pixels are removed (RISE, arXiv 1806.07421).
 
     After step k, the ``k * H * W // steps`` pixels with the largest values are replaced by the baseline in all
     channels. Equal values are ordered by position, row by row from the top; this order is arbitrary and matters for
@@ -43,14 +45,16 @@ def deletion_curve(
     Parameters
     ----------
     model : nn.Module
-        The network: images ``[N, C, H, W]`` to logits ``[N, classes]``. It runs without gradients in evaluation mode;
-        its modes and buffers are restored afterwards.
+        The network: images ``[N, C, H, W]`` to logits ``[N, classes]``, or to what the targets read. It runs without
+        gradients in evaluation mode; its modes and buffers are restored afterwards.
     images : Tensor ``[S, C, H, W]``
         As the model takes them, on its device.
     maps : Tensor ``[S, H, W]``
         Floating-point and finite.
-    targets : int, sequence of int or Tensor ``[S]``
-        Index of the class: one for all samples, or one per sample.
+    targets : int, callable, sequence or Tensor ``[S]``
+        Index of the class, or a function of the network's output that returns one number per sample, such as those of
+        :mod:`spade_fast.targets`: one for all samples, or one per sample. The curve of a function is that of what
+        automatic sparsity would keep of it, such as a probability.
     steps : int
         From 1 to the number of patches, which are pixels by default.
     patch : int
@@ -68,13 +72,13 @@ def deletion_curve(
     Returns
     -------
     Tensor ``[S, steps + 1]``, float64
-        Softmax probabilities, from the image to the baseline.
+        Softmax probabilities, or what is kept of target functions, from the image to the baseline.
 
     Raises
     ------
     TypeError, ValueError
-        An argument has the wrong type or shape or is out of range; images, maps, baseline or logits have NaN or
-        infinite values.
+        An argument has the wrong type or shape or is out of range; images, maps, baseline, logits or numbers of targets
+        are NaN or infinite; a target does not return one number per sample.
 
     Examples
     --------
@@ -92,14 +96,14 @@ def insertion_curve(
     model: nn.Module,
     images: Tensor,
     maps: Tensor,
-    targets: int | Sequence[int] | Tensor,
+    targets: TargetLike | Sequence[TargetLike] | Tensor,
     *,
     steps: int = 50,
     patch: int = 1,
     baseline: str | Tensor = "blur",
     batch_size: int | None = None,
 ) -> Tensor:
-    """Compute the target's probability while the most important pixels are inserted (RISE, arXiv 1806.07421).
+    """Compute a class's probability while the most important pixels are inserted (RISE, arXiv 1806.07421).
 
     The same as `deletion_curve`, but from the baseline to the image: the higher the curve, the better the map.
 
@@ -172,7 +176,8 @@ def _curve(
         kind = "pixels" if patch == 1 else f"patches of {patch} x {patch} pixels"
         raise InvalidValueError(f"steps must be at most the number of {kind}, {patches}, got {steps}")
     batch = images_per_batch(images.device) if batch_size is None else integer("batch_size", batch_size, 1)
-    targets = class_indices("targets", targets, samples, images.device)
+    functions = targets_of_each(targets, samples, model)
+    classes = None if functions else class_indices("targets", targets, samples, images.device)
     before, after = images, _baseline(baseline, images)
     if insert:
         before, after = after, before
@@ -186,9 +191,12 @@ def _curve(
         for job in torch.arange(samples * (steps + 1), device=images.device).split(batch):
             sample, step = job // (steps + 1), job % (steps + 1)
             replaced = ranks[sample] < (step * patches // steps).view(-1, 1, 1, 1)
-            logits = model(torch.where(replaced, after[sample], before[sample]))
-            logits = finite_floats("the model's output", logits, LOGITS)
-            found.append(class_probabilities(logits, targets[sample]))
+            shown = torch.where(replaced, after[sample], before[sample])
+            if classes is None:
+                found.append(kept_by_network(model, shown, [functions[index] for index in sample.tolist()]))
+            else:
+                logits = finite_floats("the model's output", model(shown), LOGITS)
+                found.append(class_probabilities(logits, classes[sample]))
     return torch.cat(found).view(samples, steps + 1)
 
 

@@ -13,13 +13,14 @@ from spade_fast._util.checks import check_names, finite_floats, integer, number
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.attribution.visualization.features import Feature
 from spade_fast.attribution.visualization.parametrizations import PARAMETRIZATIONS
+from spade_fast.targets.target import Target, function_target
 
 
-def features_of(given: Any) -> list[Feature]:
+def features_of(given: Any) -> list[Feature | Target]:
     features = list(given) if isinstance(given, Iterable) else [given]
-    if not features or not all(isinstance(one, Feature) for one in features):
-        raise InvalidTypeError(f"feature must be a Feature or a sequence of them, got {given!r}")
-    return features
+    if not features or not all(isinstance(one, Feature) or callable(one) for one in features):
+        raise InvalidTypeError(f"feature must be a Feature, a target function or a sequence of them, got {given!r}")
+    return [one if isinstance(one, Feature) else function_target(one) for one in features]
 
 
 def sides(name: str, given: Any) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spade_fast._util.checks import named_module
 from spade_fast._util.errors import DeadFeatureError, InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress, no_progress
@@ -23,10 +24,11 @@ from spade_fast.attribution.visualization.arguments import (
     sides,
 )
 from spade_fast.attribution.visualization.diversity import comparing
-from spade_fast.attribution.visualization.features import Feature, named_module, reading
+from spade_fast.attribution.visualization.features import Feature, reading
 from spade_fast.attribution.visualization.parametrizations import PARAMETRIZATIONS
 from spade_fast.attribution.visualization.rectifiers import SilentPictures
 from spade_fast.pruning.module_kinds import original_module
+from spade_fast.targets.target import Read, Target
 
 _CENTRED = 0.05  # largest shift of views for a neuron, which looks at the centre
 _LEAST_RATE = 0.05  # the last learning rate as a share of the first
@@ -68,7 +70,7 @@ class Visualization:
 @torch.inference_mode(False)
 def visualize(
     model: nn.Module,
-    feature: Feature | Sequence[Feature],
+    feature: Feature | Read | Sequence[Feature | Read],
     *,
     count: int = 1,
     method: str = "maco",
@@ -89,8 +91,9 @@ def visualize(
     ----------
     model : nn.Module
         A network with one image input ``[N, C, H, W]``. In a ``with trace.applied(model):`` block it is the trace.
-    feature : Feature or sequence of Feature
-        The activation to maximise; of several, the sum.
+    feature : Feature, callable or sequence
+        The activation to maximise, or a function of the model's output that returns one number per image, such as those
+        of :mod:`spade_fast.targets`; of several, the sum.
     count : int
         Number of pictures. Several differ in what they show: the similarity of their feature maps is penalised.
     method : str
@@ -157,10 +160,11 @@ def visualize(
     rate = made.learning_rate if learning_rate is None else learning_rate
     optimizer = torch.optim.Adam([made.coefficients], rate)
     looks = made.views
-    if any(one.neuron for one in features):
+    activations_of = [one for one in features if isinstance(one, Feature)]
+    if any(one.neuron for one in activations_of):
         looks = replace(looks, shift=_CENTRED)
     centre, spread = (torch.tensor(list(values), device=parameter.device).view(1, -1, 1, 1) for values in (mean, std))
-    contrasted = any(one.contrast for one in features)
+    contrasted = any(one.contrast for one in activations_of)
     places = {model if one.layer is None else named_module(model, one.layer) for one in features}
     importance = torch.zeros(count, *size, device=parameter.device)
     values = torch.full((count,), math.nan)
@@ -210,7 +214,7 @@ def _falling(done: float) -> float:
     return _LEAST_RATE + (1 - _LEAST_RATE) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _check_each(features: Sequence[Feature], activations: Tensor, pictures: Tensor) -> None:
+def _check_each(features: Sequence[Feature | Target], activations: Tensor, pictures: Tensor) -> None:
     """Raise DeadFeatureError that names the features whose activations ``[F, N]`` no picture changes."""
     for feature, own in zip(features, activations, strict=True):
         gradient = _gradient(own, pictures)
@@ -226,5 +230,5 @@ def _gradient(values: Tensor, pictures: Tensor) -> Tensor | None:
     return gradient
 
 
-def _named(features: Sequence[Feature]) -> str:
+def _named(features: Sequence[Feature | Target]) -> str:
     return " + ".join(map(str, features))

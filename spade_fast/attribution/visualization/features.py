@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.checks import nearest
+from spade_fast._util.checks import named_module
 from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError, UserError
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.text import counted, first_line
 from spade_fast.attribution.layouts import Layouts
-
-_LAYERS_NAMED = 5  # in messages
+from spade_fast.targets.target import Target, checked_numbers
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ Activations = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @contextmanager
-def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> Iterator[Activations]:
+def reading(model: nn.Module, features: Sequence[Feature | Target], example: Tensor) -> Iterator[Activations]:
     """Yield a function from images to the features' activations: their sum, and each without what contrasts subtract.
 
     Parameters
@@ -105,7 +104,7 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
     model
         A network in evaluation mode.
     features
-        Their activations are added up.
+        Their activations, and the numbers of targets, are added up.
     example
         Images of the size and type that will be given ``[N, C, H, W]``: one pass tells where the channels are.
 
@@ -131,6 +130,8 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
         with torch.no_grad(), Layouts(example) as layouts:
             _run(model, example)
             for feature in features:
+                if isinstance(feature, Target):
+                    continue
                 output = outputs.get(feature.layer, (None, None))[0]
                 channels[feature.layer] = channel_dimension(feature.place, output, layouts)
                 _check(feature, output, channels[feature.layer], modules)
@@ -139,6 +140,10 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
             _run(model, images)
             total, alone = images.new_zeros(()), []
             for feature in features:
+                if isinstance(feature, Target):
+                    alone.append(_numbers(feature, outputs, len(images)))
+                    total = total + alone[-1]
+                    continue
                 output, dimension = outputs[feature.layer][1], channels[feature.layer]
                 if len(output) != len(images):
                     raise InvalidValueError(
@@ -155,23 +160,6 @@ def reading(model: nn.Module, features: Sequence[Feature], example: Tensor) -> I
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def named_module(model: nn.Module, layer: str) -> nn.Module:
-    """Return the module of this name; ValueError that names similar ones, or some with weights, if there is none."""
-    modules = dict(model.named_modules())
-    if layer in modules:
-        return modules[layer]
-    near = nearest(layer, filter(None, modules))
-    weighted = [
-        name for name, one in modules.items() if name and any(own.dim() > 1 for own in one.parameters(recurse=False))
-    ]
-    hint = ""
-    if near:
-        hint = f": did you mean {' or '.join(map(repr, near))}?"
-    elif weighted:
-        hint = f": it has, for example, {', '.join(weighted[:: -(-len(weighted) // _LAYERS_NAMED)])}"
-    raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
 
 
 def channel_dimension(place: str, output: Any, layouts: Layouts) -> int:
@@ -225,6 +213,13 @@ def _check(feature: Feature, output: Tensor, channels: int, modules: dict[str, n
     of_channels = weight if isinstance(weight, Tensor) and weight.dim() > 1 and len(weight) == count else None
     if isinstance(index, int) and of_channels is not None and not bool(of_channels[index].any()):
         raise DeadFeatureError(f"all weights of {feature} are zero: nothing can excite it")
+
+
+def _numbers(target: Target, outputs: Mapping[str | None, tuple[Any, Any]], images: int) -> Tensor:
+    """Return a target's number of each image ``[N]``."""
+    if target.layer not in outputs:
+        raise InvalidValueError(f"{target}: the layer does not run in the network's forward pass")
+    return checked_numbers(target, target(outputs[target.layer][1]), images)
 
 
 def _activation(feature: Feature, output: Tensor, channels: int) -> Tensor:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spade_fast._util.checks import named_module
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.modes import evaluation_mode
 from spade_fast.attribution.layouts import Layouts
 from spade_fast.attribution.visualization.feature_maps import has_positions
-from spade_fast.attribution.visualization.features import channel_dimension, named_module
+from spade_fast.attribution.visualization.features import channel_dimension
 
 WINDOW = 3 / 8  # sides of a crop, as a share of the photo's
 _ROUNDING = 16  # units in the last place by which equal positions of a feature map may differ

@@ -14,9 +14,10 @@ import spade_fast
 from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError
 from spade_fast.attribution.visualization import Feature, visualize
 from spade_fast.attribution.visualization.parametrizations import PARAMETRIZATIONS
+from spade_fast.targets import Target, class_against, neuron
 
 
-def drawn(model: nn.Module, feature: Feature, **options: Any) -> Tensor:
+def drawn(model: nn.Module, feature: Feature | Target, **options: Any) -> Tensor:
     """The one picture."""
     (picture,) = visualize(model, feature, **options).pictures
     return picture
@@ -45,10 +46,12 @@ def colours() -> nn.Sequential:
         (Feature(0), 2),
         (Feature(1), 1),
         (Feature(1, "0", neuron=True), 1),
+        (class_against(0, 1), 2),
+        (neuron("0", 1), 1),
     ],
 )
 @pytest.mark.parametrize("method", PARAMETRIZATIONS)
-def test_finds_the_colour_that_a_feature_likes(feature: Feature, colour: int, method: str) -> None:
+def test_finds_the_colour_that_a_feature_likes(feature: Feature | Target, colour: int, method: str) -> None:
     picture = drawn(colours(), feature, size=(20, 31), steps=60, method=method)
     assert picture.shape == (3, 20, 31) and picture.min() >= 0 and picture.max() <= 1
     middle = picture[:, 8:12, 12:19].mean((1, 2))
@@ -247,9 +250,9 @@ def test_bad_arguments(options: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(feature=0), "feature must be a Feature or a sequence of them, got 0"),
-        (dict(feature=None), "feature must be a Feature or a sequence of them, got None"),
-        (dict(feature=[Feature(0), 1]), "feature must be a Feature or a sequence of them"),
+        (dict(feature=0), "feature must be a Feature, a target function or a sequence of them, got 0"),
+        (dict(feature=None), "feature must be a Feature, a target function or a sequence of them, got None"),
+        (dict(feature=[Feature(0), 1]), "feature must be a Feature, a target function or a sequence of them"),
         (dict(model=torch.rand), "model must be a torch.nn.Module, got builtin_function_or_method"),
         (dict(size=16), "size must be a height and a width, got 16"),
         (dict(size=(8.0, 8.0)), "size must be an integer, got 8.0"),

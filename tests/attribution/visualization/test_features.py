@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spade_fast._util.checks import named_module
 from spade_fast._util.errors import InvalidValueError
-from spade_fast.attribution.visualization.features import Feature, named_module, reading
+from spade_fast.attribution.visualization.features import Feature, reading
 
 
 def activations(network: nn.Module, features: list[Feature], images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 Image = pytest.importorskip("PIL.Image")
 
 from spade_fast.inputs import pixels  # noqa: E402
-from spade_fast.inputs.pixels import flatten, resized_crop, upright  # noqa: E402
+from spade_fast.inputs.pil_pixels import flatten, resized_crop, upright  # noqa: E402
 
 FILTERS = ("NEAREST", "BOX", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS")
 

@@ -1,8 +1,9 @@
-"""Classes by index and name: the one that a command is given, and how messages call it."""
+"""Classes by index and name: which one is meant, the names that a network knows, and how messages call a class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from spade_fast._util.checks import nearest, plain
 from spade_fast._util.errors import InvalidValueError
@@ -47,6 +48,14 @@ def class_index(given: int | str, names: Sequence[str], allowed: str) -> int:
     near = near or [names.index(name) for name in nearest(given, names)]
     hint = f": did you mean {_described(near, names)}?" if near else ""
     raise InvalidValueError(f"the network has no class {given!r}{hint}")
+
+
+def class_names_of(model: Any) -> Sequence[str]:
+    """Return the names of a network's classes in its Hugging Face configuration; an empty sequence without one."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(names, Mapping) or set(names) != set(range(len(names))):
+        return ()
+    return [str(names[index]) for index in range(len(names))]
 
 
 def class_label(index: int, name: str) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("typer")
-
 from spade_fast import InvalidValueError
-from spade_fast.cli.class_names import class_index, class_label
+from spade_fast.targets.class_names import class_index, class_label
 
 NAMES = ("bull mastiff", "Tibetan mastiff", "tabby, tabby cat", "crane", "crane", "tiger cat", "C", "C++", "日本")
 

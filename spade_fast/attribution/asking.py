@@ -1,0 +1,128 @@
+"""Lets a Captum method explain a target function: its network, or the function around that, returns the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.extras import extra_for
+from spade_fast.attribution.sample_arguments import innermost
+from spade_fast.targets.answers import (
+    WITHOUT_GRADIENT,
+    Answer,
+    naming_missing_gradients,
+    reading,
+    replacing_output,
+)
+from spade_fast.targets.class_names import class_names_of
+from spade_fast.targets.network_outputs import logits_of
+from spade_fast.targets.target import class_number, function_target
+
+with extra_for("Spade needs"):
+    from captum.attr import LRP
+
+if TYPE_CHECKING:
+    from captum.attr import Attribution
+
+
+def named_target(model: nn.Module, target: Any) -> Any:
+    """Return a target as Captum takes it, or a function: names of classes become their indices."""
+    if isinstance(target, str):
+        return class_number(target, class_names_of(model))
+    return [named_target(model, one) for one in target] if isinstance(target, list) else target
+
+
+def check_one_function(target: Any) -> None:
+    """Raise ValueError for a target function per sample, where one call of a method explains all samples."""
+    if isinstance(target, list) and len(target) > 1 and any(map(callable, target)):
+        raise InvalidValueError(
+            "a target function for each sample needs an augmenter as calibration: with batches given directly, one "
+            "call of the method explains all samples, so give one function for all of them"
+        )
+
+
+@contextmanager
+def asking(method: Attribution, model: nn.Module, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Let a method explain its target, whatever that is, during a ``with`` block; yield the arguments to call it with.
+
+    For a target function, the network on which the method was built returns the function's numbers, and the method has
+    no target. Otherwise the network returns its logits, where these are an entry of its output.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, of which the target may read a layer.
+    """
+    target = arguments.get("target")
+    if isinstance(target, list) and len(target) == 1 and callable(target[0]):
+        target = target[0]
+    with ExitStack() as stack:
+        if callable(target):
+            asked = function_target(target)
+            _check_takes_functions(method)
+            answer = Answer(asked, stack.enter_context(reading(model, asked)))
+            change, missing = answer.__call__, answer.without_gradient
+            arguments = {**arguments, "target": None}
+        else:
+            change, missing = partial(_logits, target), lambda: WITHOUT_GRADIENT
+        stack.enter_context(_answers(method, change))
+        stack.enter_context(naming_missing_gradients(missing))
+        yield dict(arguments)
+
+
+def _check_takes_functions(method: Attribution) -> None:
+    """Raise ValueError for Captum's LRP, which multiplies what it finds by the number that is explained.
+
+    That is the relevance of one output, but not of a difference of outputs, which begin with values of their own.
+    """
+    if isinstance(innermost(method), LRP):  # LayerLRP is one, too
+        raise InvalidValueError(
+            "Captum's LRP begins with one output: give a class as target, or use spade_fast.attribution.LRP, which "
+            "explains target functions"
+        )
+
+
+@contextmanager
+def _answers(method: Attribution, change: Callable[[Any, Any], Any]) -> Iterator[None]:
+    """Change what the network of a method returns, or the function on which it was built."""
+    network = innermost(method).forward_func
+    if isinstance(network, nn.Module):
+        with replacing_output(network, change):
+            yield
+        return
+
+    @wraps(network)  # whose signature Captum reads
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return change((args, kwargs), network(*args, **kwargs))
+
+    built = [one for one in _with_those_inside(method) if one.forward_func is network]
+    try:
+        for one in built:
+            one.forward_func = changed
+        yield
+    finally:
+        for one in built:
+            one.forward_func = network
+
+
+def _with_those_inside(method: Attribution) -> list[Attribution]:
+    inner = getattr(method, "attribution_method", None)
+    return [method, *(_with_those_inside(inner) if inner is not None else ())]
+
+
+def _logits(target: Any, _: Any, output: Any) -> Any:
+    """Return the logits in an output, or the output itself without; ValueError if they lack a class of the target."""
+    logits = logits_of(output)
+    if logits is None:
+        return output
+    if logits.dim() == 2:
+        asked = target.flatten().tolist() if isinstance(target, Tensor) else target
+        for one in asked if isinstance(asked, list) else [asked]:
+            if isinstance(one, int) and not -logits.shape[1] <= one < logits.shape[1]:
+                raise InvalidValueError(f"target must be a class from 0 to {logits.shape[1] - 1}, got {one}")
+    return logits
