@@ -137,12 +137,12 @@ class _Texts(Augmentations[Any]):
         self._key = "input_ids" if isinstance(sample, Mapping) else next(iter(self._entries), None)
         self._ids = _checked_ids(sample, self._entries, self._key)
         self._mask_id = augmenter.mask_id
-        for key, value in self._entries.items():
-            if key == "attention_mask" and isinstance(value, Tensor) and value.shape != self._ids.shape:
-                shapes = f"{list(self._ids.shape)} and {list(value.shape)}"
-                raise InvalidValueError(f"input_ids and attention_mask must have the same shape, got {shapes}")
+        mask = self._entries.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.shape != self._ids.shape:
+            shapes = f"{list(self._ids.shape)} and {list(mask.shape)}"
+            raise InvalidValueError(f"input_ids and attention_mask must have the same shape, got {shapes}")
         words = self._words(augmenter)
-        numbers = {word: number for number, word in enumerate(sorted({word for word in words if word is not None}))}
+        numbers = {word: place for place, word in enumerate(sorted({one for one in words if one is not None}))}
         if len(numbers) < 2:
             found = "one word" if numbers else "only special tokens"
             hint = " (with words=False, each token is a word)" if augmenter.words and len(words) > 1 else ""
