@@ -35,7 +35,7 @@ from spade_fast._util.errors import (
 )
 from spade_fast._util.ranges import emit_nvtx_if_asked_for
 from spade_fast.attribution import Feature, Visualization, prepare_for_attribution, visualize
-from spade_fast.inputs import ImageAugmenter, load_model
+from spade_fast.inputs import ImageAugmenter, NoiseAugmenter, TokenAugmenter, load_model
 from spade_fast.pruning import (
     AutoSparsity,
     Decision,
@@ -71,10 +71,12 @@ __all__ = [
     "MemoryLimitError",
     "MissingExtraError",
     "MissingFileError",
+    "NoiseAugmenter",
     "NotPositiveDefiniteError",
     "OutputError",
     "PruneConfig",
     "Spade",
+    "TokenAugmenter",
     "Trace",
     "TraceAppliedError",
     "Tuning",

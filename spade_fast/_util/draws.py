@@ -1,4 +1,4 @@
-"""Random draws determined by a text alone, and Gaussian noise on images drawn this way."""
+"""Random draws determined by a text alone, and Gaussian noise drawn this way."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def noise_deviation(image: Tensor, noise: float) -> Tensor:
     return noise * (image.max() - image.min())
 
 
-def add_noise(images: Tensor, deviation: Tensor, names: Sequence[str], dtype: torch.dtype) -> Tensor:
-    """Add Gaussian noise to images; that of an image depends only on its name and shape, and is drawn on the CPU.
+def add_noise(samples: Tensor, deviation: Tensor, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+    """Add Gaussian noise to samples; that of a sample depends only on its name and shape, and is drawn on the CPU.
 
     Parameters
     ----------
-    images : Tensor ``[N, C, H, W]``
-    deviation : Tensor ``[]``
-        Standard deviation, see `noise_deviation`.
+    samples : Tensor ``[N, ...]``
+    deviation : Tensor ``[...]``
+        Standard deviation; it broadcasts to a sample.
     names
-        One per image.
+        One per sample.
     dtype
         Of the result.
 
@@ -41,9 +41,9 @@ def add_noise(images: Tensor, deviation: Tensor, names: Sequence[str], dtype: to
     ValueError
         The results are too large for the dtype.
     """
-    shape = images.shape[1:]
+    shape = samples.shape[1:]
     draws = torch.stack([torch.randn(shape, generator=generator_of(name), dtype=torch.float32) for name in names])
-    noisy = (images + deviation * draws.to(images.device)).to(dtype)
+    noisy = (samples + deviation * draws.to(samples.device)).to(dtype)
     if not bool(torch.isfinite(noisy).all()):
-        raise InvalidValueError(f"noise with standard deviation {float(deviation):g} is too large for {dtype}")
+        raise InvalidValueError(f"noise with standard deviation {float(deviation.max()):g} is too large for {dtype}")
     return noisy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,8 @@ from spade_fast._util.checks import integer, kind, number
 from spade_fast._util.draws import add_noise, generator_of, noise_deviation
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import require
-from spade_fast.pruning.calibration import images_per_batch
+from spade_fast.inputs.augmenters import AUGMENTATIONS, Augmentations, Augmenter
 
-# More images do not improve localisation (docs/evidence.md): 16 to 512 gave the same result within the noise.
-AUGMENTATIONS = 64
 HUE = 0.3  # largest shift by default
 _CROP_TRIES = 10
 # Columns of the table of random numbers; the columns before them hold area and aspect ratio of each try.
@@ -26,7 +24,7 @@ _TOP, _LEFT, _FLIP, _BRIGHTNESS, _HUE = range(2 * _CROP_TRIES, 2 * _CROP_TRIES +
 _OUTSIDE_MARGIN, _OUTSIDE_SHARE = 0.1, 0.05
 
 
-class ImageAugmenter:
+class ImageAugmenter(Augmenter):
     """Makes the random images on which the trace of one image is calibrated (SPADE, arXiv 2310.04519, section 4).
 
     Each image is a random resized crop that is flipped horizontally with probability 1/2, then changed in brightness
@@ -93,9 +91,7 @@ class ImageAugmenter:
         hue: float = HUE,
         noise: float = 0.0,
     ) -> None:
-        self.n = integer("n", n, 1)
-        self.seed = integer("seed", seed)
-        self.batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
+        super().__init__(n, seed, batch_size)
         self.mean, self.std = _normalisation(mean, std)
         self.size = None if size is None else _size(size)
         self.scale = _interval("scale", scale, 1.0)
@@ -175,25 +171,18 @@ class ImageAugmenter:
         )
 
 
-class AugmentedImages:
-    """The augmentations of one image, returned by `ImageAugmenter`: every iteration makes the same batches again."""
+class AugmentedImages(Augmentations[Tensor]):
+    """The augmentations of one image, returned by `ImageAugmenter`."""
 
     def __init__(self, augmenter: ImageAugmenter, image: Tensor, sample_id: str) -> None:
+        super().__init__(augmenter.divide(range(augmenter.n), image.device))
         self.augmenter = augmenter
         self.sample_id = sample_id
-        self.batch_size = augmenter.batch_size or images_per_batch(image.device)
         self._dtype = image.dtype
         # Half precision would round colours more coarsely than an 8-bit photo does.
         self._colours = self._undo_normalisation(image.to(torch.promote_types(image.dtype, torch.float32)))
         self._deviation = noise_deviation(image, augmenter.noise)
         self._draws = _random_table(augmenter.seed, sample_id, augmenter.n)
-
-    def __len__(self) -> int:
-        return -(-self.augmenter.n // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        n, step = self.augmenter.n, self.batch_size
-        return (self._batch(range(start, min(start + step, n))) for start in range(0, n, step))
 
     def _undo_normalisation(self, image: Tensor) -> Tensor:
         mean, std = self._mean_and_std(image)
@@ -211,11 +200,11 @@ class AugmentedImages:
         mean, std = self.augmenter.mean or (0.0,), self.augmenter.std or (1.0,)
         return like.new_tensor(mean).view(-1, 1, 1), like.new_tensor(std).view(-1, 1, 1)
 
-    def _batch(self, indices: range) -> Tensor:
+    def _batch(self, indices: Sequence[int]) -> Tensor:
         options, source = self.augmenter, self._colours
         channels, height, width = source.shape
         size = options.size or (height, width)
-        draws = self._draws[indices.start : indices.stop]
+        draws = self._draws[list(indices)]
         batch = source.new_empty(len(indices), channels, *size)
         for image, draw in zip(batch, draws.tolist(), strict=True):
             top, left, crop_height, crop_width = _crop_box(draw, height, width, options.scale, options.ratio)
@@ -274,7 +263,8 @@ def _checked(image: Tensor) -> Tensor:
         image = image[0]
     if image.dim() != 3 or image.numel() == 0:
         raise InvalidValueError(
-            f"image must have shape [C, H, W] or [1, C, H, W] and not be empty, got {list(image.shape)}"
+            f"image must have shape [C, H, W] or [1, C, H, W] and not be empty, got {list(image.shape)}; "
+            "NoiseAugmenter takes samples of any shape"
         )
     if not bool(torch.isfinite(image).all()):
         raise InvalidValueError("image has NaN or infinite values")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spade_fast._util.checks import check_device, integer
-from spade_fast.inputs.augment import AUGMENTATIONS, HUE, ImageAugmenter
+from spade_fast.inputs.augment import HUE, ImageAugmenter
+from spade_fast.inputs.augmenters import AUGMENTATIONS
 from spade_fast.inputs.networks import LoadedModel, load_model
 
 

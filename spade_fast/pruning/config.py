@@ -28,6 +28,9 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 class PruneConfig:
     """What to prune and how: the keyword arguments that `trace`, `trace_batch`, `Spade`, `tune` and batches share.
 
+    The defaults are theirs, and those of the commands, for every network: all layers that can be pruned, with the
+    sparsities that each sample allows.
+
     Attributes
     ----------
     sparsity : "auto", float, mapping or function

@@ -60,9 +60,9 @@ def trace(
     model : nn.Module
         The dense model. It runs in evaluation mode, whatever its current mode, and uncompiled.
     batches : Tensor or iterable
-        The sample's calibration data, such as ``ImageAugmenter(...)(image)``: images ``[N, C, H, W]``, or an iterable
-        of batches. A batch is a tensor, a sequence of positional arguments of the model, or a mapping of its keyword
-        arguments.
+        The sample's calibration data, such as ``ImageAugmenter(...)(image)`` or that of another augmenter: images
+        ``[N, C, H, W]``, or an iterable of batches. A batch is a tensor, a sequence of positional arguments of the
+        model, or a mapping of its keyword arguments.
     sparsity : "auto", float, mapping or function
         Share of each layer's weights to remove, between 0 and 1; see :class:`PruneConfig`.
     inputs : Tensor, sequence or mapping, optional

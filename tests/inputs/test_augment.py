@@ -10,7 +10,6 @@ import torch
 
 from spade_fast._util.errors import UserError
 from spade_fast.inputs.augment import ImageAugmenter, _crop_box, _random_table
-from spade_fast.inputs.setup import Setup
 
 OFF = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0, "brightness": 0.0, "hue": 0.0}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -192,10 +191,6 @@ def test_noise_that_is_too_large_for_the_dtype():
     with pytest.raises(UserError, match=r"is too large for torch.float16"):
         augmenter.noisy(photo().half(), "a", 1)
     assert augmenter.noisy(photo(), "a", 1).isfinite().all()
-
-
-def test_one_default_number_of_images():
-    assert ImageAugmenter().n == Setup().augmentations == 64
 
 
 def test_batches_sizes_dtypes():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,6 +113,21 @@ def test_every_command_takes_every_network(networks, photo, tmp_path, kind):
     with safe_open(next((tmp_path / "batch/maps").iterdir()), "pt") as maps:
         for name in ("dense.saliency", "trace.saliency"):
             assert maps.get_tensor(name).shape == (height, width) and maps.get_tensor(name).max() > 0
+
+
+def test_the_network_of_the_how_to(photo, tmp_path, monkeypatch):
+    """A file of ten lines is all that a command needs."""
+    page = (Path(__file__).parents[2] / "docs/how-to/own-model.md").read_text()
+    (lines,) = re.findall(r"In a file `my_network\.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in lines.splitlines() if line]) <= 10
+    (tmp_path / "my_network.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = invoke("trace", "my_network:classifier")
+    assert result.exit_code == 0, result.output
+    assert Trace.load("trace.safetensors").layers == ("0", "4")
+    loaded = load_model("my_network:classifier")
+    assert loaded.name == "mine" and loaded.class_name(1) == "bee" and not loaded.notes
 
 
 def test_photos_of_grey_networks_are_grey(networks, photo):

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from spade_fast import PruneConfig
+import spade_fast.batch
+from spade_fast import PruneConfig, trace, trace_batch, tune
+
+
+def test_every_function_has_its_defaults() -> None:
+    """The layers and sparsities that are pruned when nothing is said: the same for every network."""
+    pytest.importorskip("captum")
+    defaults = {field.name: field.default for field in fields(PruneConfig)}
+    assert defaults["layers"] is None and defaults["sparsity"] == "auto"
+    for function in (trace, trace_batch, tune, spade_fast.Spade.__init__, spade_fast.batch.run):
+        found = {name: one.default for name, one in inspect.signature(function).parameters.items() if name in defaults}
+        assert found == {name: defaults[name] for name in found} and {"layers", "keep", "solver"} <= set(found)
 
 
 def test_it_is_checked_once_and_frozen() -> None:
