@@ -30,8 +30,7 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
     DeepLIFT's rule applies to all functions of single elements, and products of two activations are divided
     evenly. The class, the submodules and their names, and the outputs (bit for bit) are the same. The copy **shares all
     parameters and buffers** with `model`, which is not modified, and what computes weights from them, such as
-    `weight_norm`: a trace that is applied to one of both is applied to the other. Build the attribution method on the
-    copy.
+    `weight_norm`: a trace applied to either is applied to both. Build the attribution method on the copy.
 
     Parameters
     ----------

@@ -106,7 +106,8 @@ class GramCollector(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = list(_tensors((*args, *kwargs.values())))
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
-        uses, added = [], []
+        uses: list[tuple[_Tracked, Tensor]] = []
+        added: list[str] = []
         for tracked, tensor in found:
             if isinstance(tracked, _Tracked):
                 if tracked.layer.bare and _is_bias(tensor, func.overloadpacket, args):

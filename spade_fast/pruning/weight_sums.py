@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -19,7 +20,11 @@ class WeightSums:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
+        self._own = {
+            one.untyped_storage().data_ptr()
+            for one in (*model.parameters(), *model.buffers())
+            if one.layout == torch.strided
+        }
         self._terms = WeakTensorKeyDictionary()  # of each tensor that was computed without inputs
 
     def among(self, tensors: Iterable[Tensor]) -> bool:
@@ -49,8 +54,8 @@ class WeightSums:
         """
         given = [self._terms.get(one) for one in tensors]
         constant = all(
-            terms is not None or one.untyped_storage().data_ptr() in self._own
-            for one, terms in zip(tensors, given, strict=True)
+            known is not None or (one.layout == torch.strided and one.untyped_storage().data_ptr() in self._own)
+            for one, known in zip(tensors, given, strict=True)
         )
         terms = {name: function for known in given if known for name, function in known.items()}
         for result in results:

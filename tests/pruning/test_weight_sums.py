@@ -53,6 +53,7 @@ BIASES: dict[str, Callable[[Parts, Tensor], Tensor]] = {
     "sums of them": lambda m, x: m.first(x.expand(6, 6) + (m.w + m.mask)),
     "class tokens": lambda m, x: m.first(torch.cat([m.w, x])),
     "latent queries": lambda m, x: m.first(m.w + m.mask) @ x.T,
+    "sparse inputs": lambda m, x: m.first(x.to_sparse() @ m.mask + m.w[:1]),
     "written into an empty tensor": lambda m, x: m.first(torch.zeros(6, 6).copy_(x[:1]) + m.w) @ x.T,
 }
 
