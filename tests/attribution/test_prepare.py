@@ -294,6 +294,10 @@ def test_computed_weights_are_pruned_in_the_copy_too(norm: Any, images: Tensor) 
             assert torch.equal(GuidedBackprop(prepared).attribute(images[:1], target=2), found)
         assert not torch.allclose(found, dense) and not torch.allclose(model(images), pruned)
         assert torch.equal(GuidedBackprop(network).attribute(images[:1], target=2), dense)
+    tensors = [*model.parameters(), *(one for one in vars(model[0]).values() if isinstance(one, Tensor))]
+    twin = copy.deepcopy(model, {id(one): one for one in tensors})
+    with pytest.raises(ValueError, match=r"each compute 0\.weight from the same parameters"):
+        Spade(Saliency(twin), augmenter, model=model, **settings)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "densenet121", "vit"])
