@@ -38,12 +38,22 @@ class _ClassActivationMap(LayerAttribution, GradientAttribution):
         """Return the layer's maps ``[N, C, h, w]`` and their gradients."""
         inputs = inputs if isinstance(inputs, tuple) else (inputs,)
         more = more if more is None or isinstance(more, tuple) else (more,)
-        with Layouts(inputs[0]) as layouts:
-            gradients, values = compute_layer_gradients_and_eval(
-                self.forward_func, self.layer, inputs, target, more, attribute_to_layer_input=at_input
-            )
-        if len(values) > 1:
-            raise InvalidValueError(f"{type(self).__name__} needs a layer with one output, got one with {len(values)}")
+
+        def check(_: nn.Module, given: Any, output: Any) -> None:
+            read = given if at_input else output
+            read = read[0] if isinstance(read, tuple) and len(read) == 1 else read
+            if not isinstance(read, Tensor):
+                found = f"one with {len(read)}" if isinstance(read, tuple) else type(read).__name__
+                raise InvalidValueError(f"{type(self).__name__} needs a layer with one output, got {found}")
+
+        hook = self.layer.register_forward_hook(check)
+        try:
+            with Layouts(inputs[0]) as layouts:
+                gradients, values = compute_layer_gradients_and_eval(
+                    self.forward_func, self.layer, inputs, target, more, attribute_to_layer_input=at_input
+                )
+        finally:
+            hook.remove()
         reshape = self.reshape or _reshape(layouts, values[0])
         maps, gradients = (reshape(one) for one in (values[0], gradients[0]))
         if maps.dim() != 4:

@@ -9,7 +9,9 @@ from torch import nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
+from spade_fast._util.text import listed
 from spade_fast.attribution.sample_arguments import innermost
+from spade_fast.pruning.computed_weights import computations, computed_weights
 
 with extra_for("Spade needs"):
     from captum.attr import LRP, Attribution
@@ -36,7 +38,25 @@ def checked_network(model: nn.Module, method: Attribution) -> nn.Module:
                 f"model shares no parameters with the {type(network).__name__} that {type(method).__name__} was built "
                 "on, so traces would change nothing: build the method on the model or on a prepared copy of it"
             )
+        apart = _computed_apart(model, network)
+        if apart:
+            raise InvalidValueError(
+                f"model and the {type(network).__name__} that {type(method).__name__} was built on each compute "
+                f"{listed(apart)} from the same parameters, so traces of one would not change the other: build the "
+                "method on the model or on prepare_for_attribution(model)"
+            )
     return model
+
+
+def _computed_apart(model: nn.Module, network: nn.Module) -> list[str]:
+    """Return the weights that two networks compute from shared parameters, but not by a shared object."""
+    shared = {id(source) for _, weight in computed_weights(model) for source in weight.sources()}
+    own = set(map(id, computations(model)))
+    return [
+        name
+        for name, weight in computed_weights(network)
+        if id(weight.computation) not in own and not shared.isdisjoint(map(id, weight.sources()))
+    ]
 
 
 def networks_of(model: nn.Module, method: Attribution) -> list[nn.Module]:

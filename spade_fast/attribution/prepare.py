@@ -17,6 +17,7 @@ from spade_fast._util.modes import undisturbed
 from spade_fast.attribution.deep_lift_rules import teach_deep_lift
 from spade_fast.attribution.function_kinds import RECTIFIER
 from spade_fast.attribution.stand_ins import REDIRECTED, Forward, StandIns
+from spade_fast.pruning.computed_weights import computations
 
 
 def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
@@ -28,8 +29,8 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
     bound count as ReLU. Guided backpropagation has a rule for ReLU only; other activations keep their gradient.
     DeepLIFT's rule applies to all functions of single elements, and products of two activations are divided
     evenly. The class, the submodules and their names, and the outputs (bit for bit) are the same. The copy **shares all
-    parameters and buffers** with `model`, which is not modified; build the attribution method on the copy, and trace
-    the copy.
+    parameters and buffers** with `model`, which is not modified, and what computes weights from them, such as
+    `weight_norm`: a trace applied to either is applied to both. Build the attribution method on the copy.
 
     Parameters
     ----------
@@ -74,15 +75,17 @@ def prepare_for_attribution(model: nn.Module, example_inputs: Tensor | tuple[Any
     teach_deep_lift()
     # Parameters, buffers, and tensors that hooks such as weight_norm's compute again in each forward pass.
     held = [one for module in model.modules() for one in tree_leaves(vars(module)) if isinstance(one, Tensor)]
+    computing = computations(model)
     try:
-        prepared = copy.deepcopy(model, {id(one): one for one in held})
+        prepared = copy.deepcopy(model, {id(one): one for one in (*held, *computing)})
     except Exception as error:  # the attributes of a network may be anything
         raise InvalidTypeError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): "
             "give it without the attribute that cannot, or with a __deepcopy__ method"
         ) from error
     stand_ins = StandIns(prepared)
-    for module in prepared.modules():
+    shared = {one for computation in computing if isinstance(computation, nn.Module) for one in computation.modules()}
+    for module in set(prepared.modules()) - shared:
         module.__dict__["forward"] = Forward(module, stand_ins)
         module.__dict__["apply"] = partial(_apply, module, stand_ins)
     if example_inputs is not None:

@@ -1,7 +1,8 @@
 """Weights that a module computes from other parameters, such as `weight_norm`; held constant, at any value, for a time.
 
 Two mechanisms of torch are known: `torch.nn.utils.parametrize`, and the hooks of `torch.nn.utils.weight_norm`,
-`spectral_norm` and `prune`, which compute an attribute before each forward pass.
+`spectral_norm` and `prune`, which compute an attribute before each forward pass. What computes a weight is an object of
+its own. Copies of a module that share this object share the weight, also while it is held.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class ComputedWeight:
     module: nn.Module
     name: str
 
+    @property
+    def computation(self) -> nn.Module | _Hook:
+        """The object that computes the weight."""
+        return _hook(self.module, self.name) or _parametrization(self.module, self.name)
+
     def sources(self) -> list[nn.Parameter]:
         """Return the parameters from which the weight is computed."""
         if parametrize.is_parametrized(self.module, self.name):
@@ -43,7 +49,7 @@ class ComputedWeight:
     def value(self) -> Tensor:
         """Return the weight as the module computes it in evaluation mode, or what it is held at; without gradient."""
         with _lock:
-            held = _held.get((id(self.module), self.name))
+            held = _held.get(id(self.computation))
         if held is not None:
             return held.value
         tensor = self.sources()[0]
@@ -65,17 +71,17 @@ class ComputedWeight:
         Compiled code runs uncompiled meanwhile, since it may have the computation built in.
         """
         with _lock:
-            key = id(self.module), self.name
+            key = id(self.computation)
             if key not in _held:
                 if not _held:
                     _uncompiled_block.enter()
-                _held[key] = _Held(self.module, value, _put(self.module, self.name, value))
+                _held[key] = _Held(self.computation, value, _put(self.module, self.name, value))
             _held[key].users += 1
 
     def release(self) -> None:
         """End a `hold`; after the last one the module computes the weight as before."""
         with _lock:
-            key = id(self.module), self.name
+            key = id(self.computation)
             _held[key].users -= 1
             if not _held[key].users:
                 _held.pop(key).undo()
@@ -93,10 +99,12 @@ def computed_names(module: nn.Module) -> list[str]:
     parametrizations = module.parametrizations if parametrize.is_parametrized(module) else None
     named = parametrizations.items() if isinstance(parametrizations, nn.ModuleDict) else []
     names = [name for name, one in named if any(True for _ in one.parameters())]  # not those of buffers
-    names += [_name(hook) for hook in module._forward_pre_hooks.values() if isinstance(hook, _Hook)]
-    with _lock:
-        names += [name for of, name in _held if of == id(module) and name not in names]
-    return names
+    return names + [_name(hook) for hook in module._forward_pre_hooks.values() if isinstance(hook, _Hook)]
+
+
+def computations(model: nn.Module) -> list[nn.Module | _Hook]:
+    """Return the objects that compute weights of a model."""
+    return [weight.computation for _, weight in computed_weights(model)]
 
 
 def computed_weights(model: nn.Module) -> Iterator[tuple[str, ComputedWeight]]:
@@ -118,15 +126,15 @@ def held_constant(weights: Iterable[ComputedWeight]) -> Iterator[None]:
 
 @dataclass
 class _Held:
-    """A weight that is held: its module (so that no other gets its id), its value, and how to undo it."""
+    """A weight that is held: what computes it (so that nothing else gets its id), its value, and how to undo it."""
 
-    module: nn.Module
+    computation: nn.Module | _Hook
     value: Tensor
     undo: Callable[[], None]
     users: int = 0
 
 
-_held: dict[tuple[int, str], _Held] = {}
+_held: dict[int, _Held] = {}
 _lock = threading.RLock()
 
 
@@ -173,44 +181,38 @@ class _Constant:
     def __init__(self, value: Tensor) -> None:
         self.value = value
 
-    def __call__(self) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.value
-
-
-def _no_computation(module: nn.Module, inputs: Any) -> None:
-    """Take the place of a hook."""
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> Callable[[], None]:
     """Let a weight be `value`, and return the function that undoes it."""
     hook = _hook(module, name)
     if hook is None:
-        return _put_parametrized(module, name, value)
-    hooks, before = module._forward_pre_hooks, getattr(module, name)
-    key = next(key for key, one in hooks.items() if one is hook)
-    hooks[key] = _no_computation
-    setattr(module, name, value)
+        undo = _replace(_parametrization(module, name), "forward", value)
+    else:
+        method = "apply_mask" if isinstance(hook, BasePruningMethod) else "compute_weight"
+        undo, before = _replace(hook, method, value), getattr(module, name)
+        setattr(module, name, value)
+
+    def undo_all() -> None:
+        undo()
+        if hook is not None:
+            setattr(module, name, before)
+        parametrize._cache.clear()
+
+    parametrize._cache.clear()  # what `torch.nn.utils.parametrize.cached` remembers
+    return undo_all
+
+
+def _replace(owner: object, method: str, value: Tensor) -> Callable[[], None]:
+    """Let a method of an object return `value`, and return the function that undoes it."""
+    attributes = vars(owner)
+    before = {key: attributes[key] for key in (method,) if key in attributes}
+    attributes[method] = _Constant(value)
 
     def undo() -> None:
-        setattr(module, name, before)
-        if hooks.get(key) is _no_computation:
-            hooks[key] = hook
-
-    return undo
-
-
-def _put_parametrized(module: nn.Module, name: str, value: Tensor) -> Callable[[], None]:
-    attributes = vars(_parametrization(module, name))
-    before = {key: attributes[key] for key in ("forward",) if key in attributes}
-
-    def forget() -> None:  # what `torch.nn.utils.parametrize.cached` remembers
-        parametrize._cache.pop((id(module), name), None)
-
-    def undo() -> None:
-        del attributes["forward"]
+        attributes.pop(method, None)
         attributes.update(before)
-        forget()
 
-    attributes["forward"] = _Constant(value)
-    forget()
     return undo

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from spade_fast.pruning.computed_weights import computed_weights
 from spade_fast.pruning.module_kinds import named_parameters, uncompiled
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that can be pruned
+
 
 @dataclass(frozen=True)
 class DenseWeight:
@@ -58,7 +60,7 @@ def other_weights(model: nn.Module, known: Iterable[object]) -> Iterator[DenseWe
             key = storage_key(parameter)
             if parameter.dim() > 1 and parameter.numel() > 0 and key not in seen:
                 seen.add(key)
-                kind, reason = _kind_and_reason(module)
+                kind, reason = _kind_and_reason(module, parameter)
                 yield DenseWeight(weight_name(prefix, name), tuple(parameter.shape), reason, kind, parameter)
 
 
@@ -89,10 +91,12 @@ def storage_key(parameter: Tensor) -> tuple[object, ...]:
     return parameter.device, parameter.data_ptr(), parameter.shape, parameter.stride()
 
 
-def _kind_and_reason(module: nn.Module) -> tuple[str, str]:
+def _kind_and_reason(module: nn.Module, parameter: Tensor) -> tuple[str, str]:
     if isinstance(module, torch.jit.ScriptModule):
         kind = f"TorchScript {module.original_name}"
         return kind, f"{kind}: pass the model as it was before that module was scripted or traced"
+    if parameter.dtype not in DTYPES:
+        return type(module).__name__, f"its weight is of type {parameter.dtype}"
     return type(module).__name__, f"{type(module).__name__} parameter: no solver prunes it"
 
 

@@ -23,6 +23,7 @@ from spade_fast.pruning.convolutions import ConvolutionCall, add_convolution
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.matrix_products import grouped_inputs, product_inputs, same_view
 from spade_fast.pruning.recurrent_calls import fused_inputs, without_cudnn
+from spade_fast.pruning.weight_sums import WeightSums
 
 _aten = torch.ops.aten
 # Matrix products, each with the positions of its two factors among the arguments.
@@ -30,6 +31,7 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((_aten.mm, _aten.mv, _aten.bmm), (0, 1)),
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), (1, 2)),
 }
+_PRODUCTS_AND_CONVOLUTIONS = (*_PRODUCTS, _aten._grouped_mm, _aten.convolution)
 # What is only added to or joined with activations is a bias, such as a position embedding or a class token.
 _BIAS_USES = (_aten.add, _aten.add_, _aten.cat)
 _BIAS_ARGUMENTS: dict[Any, int] = {
@@ -94,6 +96,7 @@ class GramCollector(TorchDispatchMode):
         # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage.
         self._tracked: dict[int, list[_Tracked | _Watched]] = defaultdict(list)
         self._casts: dict[tuple[str, int, torch.Size], _Tracked] = {}
+        self._sums = WeightSums(model) if any(layer.bare for layer in layers) else None
         for layer in layers:
             self._track(_Tracked(layer, layer.weight(model).detach()))
         for name, weight in watched.items():
@@ -101,17 +104,19 @@ class GramCollector(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = _tensors((*args, *kwargs.values()))
+        tensors = list(_tensors((*args, *kwargs.values())))
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
-        uses = [
-            (tracked, tensor)
-            for tracked, tensor in found
-            if isinstance(tracked, _Tracked)
-            and not (tracked.layer.bare and _is_bias(tensor, func.overloadpacket, args))
-        ]
+        uses: list[tuple[_Tracked, Tensor]] = []
+        added: list[str] = []
+        for tracked, tensor in found:
+            if isinstance(tracked, _Tracked):
+                if tracked.layer.bare and _is_bias(tensor, func.overloadpacket, args):
+                    added.append(tracked.layer.name)
+                else:
+                    uses.append((tracked, tensor))
         if len(uses) < len(found) and not func.is_view and func.overloadpacket not in _BIAS_USES:
             self._note([tracked for tracked, _ in found if isinstance(tracked, _Watched)])
-        if uses:
+        if uses or (self._sums is not None and self._sums.among(tensors)):
             # In inference mode composite functions arrive here undecomposed.
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -127,6 +132,11 @@ class GramCollector(TorchDispatchMode):
             self._add(uses, func.overloadpacket, args, result)
             self.collecting = False
             self.seconds += time.perf_counter() - start
+        if self._sums is not None:
+            terms = dict.fromkeys(added, func.overloadpacket)
+            product = func.overloadpacket in _PRODUCTS_AND_CONVOLUTIONS
+            for name, function in self._sums.follow(tensors, _tensors([result]), terms, product).items():
+                self._refuse(name, function)
         return result
 
     def _add(self, uses: Sequence[tuple[_Tracked, Tensor]], function: Any, args: Sequence[Any], result: Any) -> None:
@@ -141,8 +151,11 @@ class GramCollector(TorchDispatchMode):
             if inputs and all(self._collect(tracked, tensor, _aten.mm, (given, tensor.t())) for given in inputs):
                 continue
             if not alone or not self._collect(tracked, tensor, function, args):
-                self.unsupported.setdefault(tracked.layer.name, f"its weight is used by {function}")
-                self.grams.pop(tracked.layer.name, None)
+                self._refuse(tracked.layer.name, function)
+
+    def _refuse(self, name: str, function: Any) -> None:
+        self.unsupported.setdefault(name, f"its weight is used by {function}")
+        self.grams.pop(name, None)
 
     def _track(self, tracked: _Tracked | _Watched) -> None:
         self._tracked[tracked.weight.untyped_storage().data_ptr()].append(tracked)

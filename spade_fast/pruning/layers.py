@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
 from spade_fast.pruning.computed_weights import ComputedWeight, computed_names, computed_weight, computed_weights
-from spade_fast.pruning.dense_weights import DenseWeight, other_weights, storage_key, weight_name
+from spade_fast.pruning.dense_weights import DTYPES, DenseWeight, other_weights, storage_key, weight_name
 from spade_fast.pruning.module_kinds import original_module, uncompiled
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONVOLUTIONS)
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -192,7 +191,7 @@ def find_layers(
                 continue
             key = storage_key(weight) if computed is None else (id(module), parameter_name)
             known.add(key)
-            if weight.dtype not in _DTYPES:
+            if weight.dtype not in DTYPES:
                 dense[name] = DenseWeight(name, tuple(weight.shape), f"its weight is of type {weight.dtype}")
             elif weight.numel() > 0 and key not in seen:
                 seen.add(key)
@@ -280,5 +279,5 @@ def _bare_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         return
     computed = {name: ComputedWeight(module, name).value() for name in computed_names(module)}
     for name, weight in {**dict(module.named_parameters(recurse=False)), **computed}.items():
-        if weight.dim() > 1 and weight.numel() > 0 and weight.dtype in _DTYPES:
+        if weight.dim() > 1 and weight.numel() > 0 and weight.dtype in DTYPES:
             yield name, weight

@@ -273,7 +273,7 @@ class Session:
     def fall_back(self, what: str, detail: str) -> None:
         """Record that something could not be done as requested, or raise FallbackError with ``strict``."""
         if self.config.strict:
-            raise FallbackError(f"{what}: {detail}")
+            raise FallbackError(f"{what}: {detail}; only strict=False allows this")
         self._fallbacks[what][detail] = None
 
     def _fall_back_to_dense(self, name: str) -> None:

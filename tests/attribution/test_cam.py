@@ -188,20 +188,24 @@ def test_captums_grad_cam_on_tokens_is_refused_in_spade() -> None:
     check_layout(GradCam(model, model.blocks[1].norm1), (IMAGE,))
 
 
-def test_layers_with_several_outputs_are_refused() -> None:
-    class Two(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x * 2
+@pytest.mark.parametrize(
+    ("outputs", "found"), [(lambda x: (x, x * 2), "one with 2"), (lambda x: (x, (x, x)), "one with 2"), (dict, "dict")]
+)
+def test_layers_without_one_output_are_refused(outputs: Callable[..., Any], found: str) -> None:
+    class Several(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return outputs(x=x) if outputs is dict else outputs(x)
 
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.two = Two()
+            self.several = Several()
 
         def forward(self, x: Tensor) -> Tensor:
-            first, second = self.two(x)
-            return (first + second).flatten(1)
+            outputs = self.several(x)
+            return (outputs["x"] if isinstance(outputs, dict) else outputs[0]).flatten(1)
 
     model = Model()
-    with pytest.raises(ValueError, match="LayerCam needs a layer with one output, got one with 2"):
-        LayerCam(model, model.two).attribute(IMAGE, target=2)
+    with pytest.raises(ValueError, match=f"LayerCam needs a layer with one output, got {found}"):
+        LayerCam(model, model.several).attribute(IMAGE, target=2)
+    assert not model.several._forward_hooks

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 pytest.importorskip("captum.attr")
 
@@ -45,6 +45,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor", "ignore:Setting (
 def model() -> nn.Module:
     torch.manual_seed(0)
     return Small().eval()
+
+
+def masked(module: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(module, "weight", 0.2)
 
 
 @pytest.fixture
@@ -270,6 +274,30 @@ def test_traces_inside_and_outside_of_spade(model: nn.Module, images: Tensor) ->
         plain = Saliency(prepared).attribute(images[:1], target=2, abs=False)
     assert torch.equal(found, expected) and not torch.allclose(found, plain)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", [weight_norm, parametrizations.weight_norm, parametrizations.spectral_norm, masked])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is", "ignore::spade_fast.DecisionWarning")
+def test_computed_weights_are_pruned_in_the_copy_too(norm: Any, images: Tensor) -> None:
+    model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(400, 5)).eval()
+    model(images)
+    prepared = prepare_for_attribution(model)
+    augmenter = ImageAugmenter(n=4, seed=1)
+    settings = {"sparsity": 0.5, "solver": "sparsegpt"}
+    dense = GuidedBackprop(prepared).attribute(images[:1], target=2)
+    for network, traced in ((prepared, prepared), (prepared, model), (model, prepared)):
+        spade = Spade(GuidedBackprop(network), augmenter, model=traced, **settings)
+        found = spade.attribute(images[:1], target=2)
+        with trace(model, augmenter(images[0], "0"), seed=1, **settings).applied(model):
+            pruned = model(images)
+            assert torch.equal(prepared(images), pruned)
+            assert torch.equal(GuidedBackprop(prepared).attribute(images[:1], target=2), found)
+        assert not torch.allclose(found, dense) and not torch.allclose(model(images), pruned)
+        assert torch.equal(GuidedBackprop(network).attribute(images[:1], target=2), dense)
+    tensors = [*model.parameters(), *(one for one in vars(model[0]).values() if isinstance(one, Tensor))]
+    twin = copy.deepcopy(model, {id(one): one for one in tensors})
+    with pytest.raises(ValueError, match=r"each compute 0\.weight from the same parameters"):
+        Spade(Saliency(twin), augmenter, model=model, **settings)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "densenet121", "vit"])

@@ -32,13 +32,15 @@ def table(title: str) -> list[list[str]]:
 class Uses(nn.Module):
     """Parameters and modules, and a function that uses them."""
 
-    def __init__(self, use: Callable[..., object], shape: tuple[int, ...] = (), **modules: nn.Module) -> None:
+    def __init__(
+        self, use: Callable[..., object], shape: tuple[int, ...] = (), **parts: nn.Module | tuple[int, ...]
+    ) -> None:
         super().__init__()
         if shape:
             self.w = nn.Parameter(torch.randn(shape))
         self.use = use
-        for name, module in modules.items():
-            self.add_module(name, module)
+        for name, part in parts.items():
+            setattr(self, name, part if isinstance(part, nn.Module) else nn.Parameter(torch.randn(part)))
 
     def forward(self, *inputs: Tensor) -> object:
         return self.use(self, *inputs)
@@ -125,6 +127,12 @@ PRUNED: dict[str, tuple[Callable[[], nn.Module], str, tuple[Tensor, ...], dict[s
         "w",
         (IMAGES,),
         {"G": 2},
+    ),
+    "a kernel in `w.flatten(1) @ F.unfold(x)`": (
+        lambda: Uses(lambda m, x: m.w.flatten(1) @ F.unfold(x, (3, 2)), (8, 6, 3, 2)),
+        "w",
+        (IMAGES,),
+        {},
     ),
     "a weight computed by `parametrize` or a hook": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)),
@@ -216,9 +224,25 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "`nn.Embedding`, `nn.EmbeddingBag`": (lambda: head_of(nn.Embedding(11, 6)), "embedding"),
     "an embedding tied to the output layer": (lambda: head_of(nn.Embedding(9, 6)), "head"),
     "a table that is indexed": (lambda: Uses(lambda m, x: x + m.w[INDEX].sum(0), (4, 6)), "w"),
+    "experts that are gathered before their product": (
+        lambda: Uses(lambda m, x: torch.einsum("boi,bi->bo", m.w[x[:, 0].abs().long()], x), (9, 6, 6)),
+        "w",
+    ),
     "`nn.Bilinear`": (lambda: Uses(lambda m, x: m.part(x, x), part=nn.Bilinear(6, 6, 6)), "part"),
     "norms of several dimensions": (lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.LayerNorm((2, 3))), "1"),
     "a matrix that is scaled before its product": (lambda: Uses(lambda m, x: F.linear(x, m.w * 2), (6, 6)), "w"),
+    "a matrix that is standardised before its product": (
+        lambda: Uses(lambda m, x: F.linear(x, m.w - m.w.mean(1, keepdim=True)), (6, 6)),
+        "w",
+    ),
+    "a matrix to which something is added before its product": (
+        lambda: Uses(lambda m, x: F.linear(x, m.w + m.b @ m.a), (6, 6), a=(2, 6), b=(6, 2)),
+        "w",
+    ),
+    "matrices that are joined before their product": (
+        lambda: Uses(lambda m, x: F.linear(x, torch.cat([m.w, m.v])), (6, 6), v=(2, 6)),
+        "w",
+    ),
     "a matrix used both ways round": (lambda: Uses(lambda m, x: x @ m.w @ m.w.T, (6, 6)), "w"),
     "a part of a matrix": (lambda: Uses(lambda m, x: F.linear(x, m.w[:2]), (6, 6)), "w"),
     "constant inputs of other layers, such as queries": (
@@ -226,16 +250,16 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "w",
     ),
     "integers and 8-bit types": (Integers, "weight"),
+    "complex numbers": (
+        lambda: Uses(lambda m, x: m.part(x + 0j).real, part=nn.Linear(6, 6, dtype=torch.complex64)),
+        "part",
+    ),
     "quantised modules": (
         lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(6, 6)), {nn.Linear}, torch.qint8),
         "0",
     ),
     "weights computed in other ways": (Doubled, "weight"),
     "position embeddings, class tokens": (lambda: Uses(positions, (1, 6)), "w"),
-    "a matrix to which something is added before its product": (
-        lambda: Uses(lambda m, x: F.linear(x, m.w + torch.ones(6, 6)), (6, 6)),
-        "w",
-    ),
     "biases, also of experts or attention (`bias_k`)": (
         lambda: Uses(biases, (3, 6), attention=nn.MultiheadAttention(6, 2, add_bias_kv=True, add_zero_attn=True)),
         "w",

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spade_fast import FallbackError, FallbackWarning, MemoryLimitError, Trace, trace, trace_batch, tune
 from spade_fast.ops import reference
@@ -90,6 +91,7 @@ STACKS: dict[str, tuple[tuple[int, int, int], Use]] = {
     "expert by expert, inputs first": ((3, 4, 5), lambda x, w: routed(x, w, lambda y, v: y @ v)),
     "expert by expert, from the left": ((3, 5, 4), lambda x, w: routed(x, w, lambda y, v: (v @ y.T).T)),
     "some at once": ((3, 5, 4), lambda x, w: torch.bmm(torch.stack([x[::2], x[1::2]]), w[:2].mT)),
+    "vmap": ((3, 5, 4), lambda x, w: torch.vmap(F.linear)(torch.stack([x[::2], x[1::2]]), w[:2])),
     "square": ((3, 4, 4), lambda x, w: routed(x, w, F.linear)),
     "square, inputs first": ((3, 4, 4), lambda x, w: routed(x, w, lambda y, v: y @ v)),
 }
@@ -159,11 +161,79 @@ def test_kernels(transposed):
     assert calibration.layers["w"].matrix(model.w).shape == find_layers(module)[0][0].matrix(module.weight).shape
 
 
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor) -> Tensor:
+        return x @ w.T
+
+
+def unfolded(x: Tensor) -> Tensor:
+    return F.unfold(x.reshape(3, 7, 2, 2), (1, 2)).mT
+
+
+def itself(x: Tensor) -> Tensor:
+    return x
+
+
+# Of each use: what makes the parameter of a matrix [out, in], and what the matrix is multiplied by.
+UNUSUAL: dict[str, tuple[Callable[[Tensor], Tensor], Use, Callable[[Tensor], Tensor]]] = {
+    "patches": (lambda w: w.reshape(5, 7, 1, 2), lambda x, w: w.flatten(1) @ unfolded(x).mT, unfolded),
+    "vmap": (itself, lambda x, w: torch.vmap(F.linear, (0, None))(x, w), itself),
+    "einsum of three": (
+        lambda w: w,
+        lambda x, w: torch.einsum("bni,oi,o->bno", x, w, torch.ones(5).to(x)),
+        lambda x: x,
+    ),
+    "tensordot": (lambda w: w.T, lambda x, w: torch.tensordot(x, w, 1), itself),
+    "inner": (itself, torch.inner, itself),
+    "autograd function": (itself, lambda x, w: Product.apply(x, w), itself),
+    "checkpoint": (itself, lambda x, w: checkpoint(F.linear, x, w, use_reentrant=False), itself),
+    "cast": (itself, lambda x, w: F.linear(x.float(), w.float()), lambda x: x.float().double()),
+    "linear and convolution": (
+        lambda w: w[..., None, None],
+        lambda x, w: F.linear(x, w[..., 0, 0]).sum() + F.conv2d(x.mT[..., None], w),
+        lambda x: torch.cat([x, x]),
+    ),
+    "every second column": (lambda w: w.repeat_interleave(2, 1)[:, ::2], F.linear, itself),
+    "another order in memory": (lambda w: w.T.contiguous().T, F.linear, itself),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_uses_are_pruned_as_the_linear_layer_of_their_inputs(name):
+    stored, use, inputs = UNUSUAL[name]
+    x = torch.randn(3, 7, 4, dtype=torch.float64)
+    columns = inputs(x)
+    linear = nn.Linear(columns.shape[-1], 5, bias=False, dtype=torch.float64)
+    model = Bare((1,), use)
+    model.w = nn.Parameter(stored(linear.weight.detach().clone()))
+    assert_close(calibrated(model, x).grams["w"].flatten(0, 1), gram(columns)[0])
+    found, expected = (trace(one, given, sparsity=0.5) for one, given in ((model, x), (linear, columns)))
+    pruned = stored(expected.weight("weight"))
+    assert torch.equal(found.weight("w") == 0, pruned == 0)
+    assert torch.allclose(found.weight("w"), pruned, rtol=1e-6, atol=1e-7)
+
+
 OTHERWISE: dict[str, tuple[tuple[int, ...], Use, str]] = {
     "scaled": ((5, 4), lambda x, w: F.linear(x, w * 2), "mul"),
     "both ways round": ((4, 4), lambda x, w: F.linear(x, w) + x @ w, "mm"),
     "part": ((5, 4), lambda x, w: F.linear(x, w[:2]), "mm"),
     "looked up": ((5, 4), lambda x, w: F.linear(x, w) + w[torch.tensor([1, 2, 3])].sum(), "index"),
+    "looked up in bags": ((5, 4), lambda x, w: F.embedding_bag(x.abs().long(), w), "_embedding_bag"),
+    "standardised": ((5, 4), lambda x, w: F.linear(x, w - w.mean(1, keepdim=True)), "mean"),
+    "complex": ((5, 4, 2), lambda x, w: F.linear(x + 0j, torch.view_as_complex(w)).real, "mm"),
+    "a kernel and a matrix": (
+        (5, 2, 2),
+        lambda x, w: F.conv1d(x[:, None].expand(-1, 2, -1), w).mT @ w.flatten(1),
+        "mm",
+    ),
+    "attention of several sequences": (
+        (12, 4),
+        lambda x, w: F.multi_head_attention_forward(
+            *(x[:3], x, x, 4, 2, w, None, None, None, False, 0.0, torch.eye(4), None)
+        )[0],
+        "mm",
+    ),
     "experts looked up": ((3, 5, 4), lambda x, w: torch.bmm(x[:2, None], w[torch.tensor([0, 2])].mT), "index"),
     "copied in another order": ((5, 3, 4), lambda x, w: torch.einsum("qd,hkd->qhk", x, w.mT.contiguous().mT), "clone"),
     "two ways of one stack": ((3, 5, 4), lambda x, w: F.linear(x, w.flatten(0, 1)).sum() + F.linear(x, w[1]), "mm"),
@@ -262,6 +332,13 @@ def test_experts_are_pruned_like_groups_and_others_stay_dense(solver, transposed
             linear.weight.data = before[e].T if transposed else before[e]
             alone = trace(linear, samples[0][samples[0][:, 0] == e, 1:], sparsity=0.5, solver=solver).weight("weight")
             assert torch.allclose(alone.T if transposed else alone, made[0].weight("w")[e], atol=1e-5)
+
+
+def test_strict_refuses_experts_that_no_input_reaches():
+    model = Experts(False)
+    with pytest.raises(FallbackError, match=r"did not reach them: w \(2 of 4 experts\); only strict=False allows this"):
+        trace(model, rows(0, 2, columns=9), sparsity=0.5, strict=True)
+    assert trace(model, rows(0, 1, 2, 3, columns=9), sparsity=0.5, strict=True).layers == ("w",)
 
 
 def test_automatic_sparsity_and_tuning():
