@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +61,16 @@ def asking(method: Attribution, model: nn.Module, arguments: Mapping[str, Any]) 
     target = arguments.get("target")
     if isinstance(target, list) and len(target) == 1 and callable(target[0]):
         target = target[0]
-    with ExitStack() as stack:
-        if callable(target):
-            asked = function_target(target)
-            _check_takes_functions(method)
-            answer = Answer(asked, stack.enter_context(reading(model, asked)))
-            change, missing = answer.__call__, answer.without_gradient
-            arguments = {**arguments, "target": None}
-        else:
-            change, missing = partial(_logits, target), lambda: WITHOUT_GRADIENT
-        stack.enter_context(_answers(method, change))
-        stack.enter_context(naming_missing_gradients(missing))
-        yield dict(arguments)
+    if not callable(target):
+        with _answers(method, partial(_logits, target)), naming_missing_gradients(lambda: WITHOUT_GRADIENT):
+            yield dict(arguments)
+        return
+    _check_takes_functions(method)
+    asked = function_target(target)
+    with reading(model, asked) as read:
+        answer = Answer(asked, read)
+        with _answers(method, answer), naming_missing_gradients(answer.without_gradient):
+            yield {**arguments, "target": None}
 
 
 def _check_takes_functions(method: Attribution) -> None:

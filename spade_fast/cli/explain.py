@@ -40,6 +40,7 @@ from spade_fast.pruning.goals import LEAST_WITH_NOISE, NOISY_COPIES, Goal, outpu
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.tracing import traces_by_level
 from spade_fast.targets.questions import class_against
+from spade_fast.targets.target import Target
 
 PAGE = "index.html"
 DEFAULT_METHODS = ("saliency", "integrated-gradients", "guided-gradcam", "gradcam")
@@ -222,7 +223,7 @@ def _prepare(
     against = None if against is None else named_class("against", against, model, len(scores))
     if against == target:
         raise InvalidValueError(f"target and against are both “{model.class_name(target)}”: give two classes")
-    asked = target if against is None else class_against(target, against)
+    asked: int | Target = target if against is None else class_against(target, against)
     question = Question(prepared, pixels, asked, model.black.to(pixels))
     left_out = unusable_methods(DEFAULT_METHODS if methods is None else methods, question)
     if left_out and methods is not None:

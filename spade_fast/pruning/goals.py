@@ -137,19 +137,21 @@ def output_score(model: nn.Module, inputs: Any, target: Any = None) -> Score:
     TypeError, ValueError
         As `spade_fast.trace` does for `inputs` and `target`.
     """
-    asked = None if target is None else as_target(target, class_names_of(model))
     output = checked_output(model, inputs)
-    if asked is None:
-        try:
-            asked = class_score(int(probabilities(output).argmax()))
-        except InvalidValueError as error:
-            raise InvalidValueError(f"{error}; or give a target, a function of the model's output") from error
+    asked = _predicted_class(output) if target is None else as_target(target, class_names_of(model))
 
     def score(sample: Any) -> float:
         with reading(model, asked) as read:
             return kept_number(asked, read(_output(model, sample)))
 
     return Score(str(asked), score)
+
+
+def _predicted_class(output: Any) -> Target:
+    try:
+        return class_score(int(probabilities(output).argmax()))
+    except InvalidValueError as error:
+        raise InvalidValueError(f"{error}; or give a target, a function of the model's output") from error
 
 
 def kept_number(target: Target, output: Any) -> float:
