@@ -21,7 +21,7 @@ from spade_fast import ops
 from spade_fast._util.errors import MemoryLimitError
 from spade_fast.pruning.convolutions import ConvolutionCall, add_convolution
 from spade_fast.pruning.layers import Layer
-from spade_fast.pruning.matrix_products import grouped_inputs, product_inputs, same_view
+from spade_fast.pruning.matrix_products import Inputs, chosen_experts, grouped_inputs, product_inputs, same_view
 from spade_fast.pruning.recurrent_calls import fused_inputs, without_cudnn
 from spade_fast.pruning.weight_sums import WeightSums
 
@@ -38,6 +38,8 @@ _BIAS_ARGUMENTS: dict[Any, int] = {
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), 0),
     _aten.convolution: 2,
 }
+
+_MOST_COPIES = 1 << 30  # bytes of chosen experts that are held during a forward pass
 
 
 def gram_dtype(weight: Tensor) -> torch.dtype:
@@ -96,6 +98,7 @@ class GramCollector(TorchDispatchMode):
         # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage.
         self._tracked: dict[int, list[_Tracked | _Watched]] = defaultdict(list)
         self._casts: dict[tuple[str, int, torch.Size], _Tracked] = {}
+        self._copies: list[_Tracked] = []
         self._sums = WeightSums(model) if any(layer.bare for layer in layers) else None
         for layer in layers:
             self._track(_Tracked(layer, layer.weight(model).detach()))
@@ -148,6 +151,8 @@ class GramCollector(TorchDispatchMode):
             inputs = [given for weight, given in fused if weight is tensor]
             if alone and function is _aten._to_copy and self._follow_cast(tracked, tensor, result):
                 continue
+            if alone and self._follow_choice(tracked, tensor, function, args, result):
+                continue
             if inputs and all(self._collect(tracked, tensor, _aten.mm, (given, tensor.t())) for given in inputs):
                 continue
             if not alone or not self._collect(tracked, tensor, function, args):
@@ -160,18 +165,23 @@ class GramCollector(TorchDispatchMode):
     def _track(self, tracked: _Tracked | _Watched) -> None:
         self._tracked[tracked.weight.untyped_storage().data_ptr()].append(tracked)
 
+    def _untrack(self, tracked: _Tracked | _Watched) -> None:
+        self._tracked[tracked.weight.untyped_storage().data_ptr()].remove(tracked)
+
     def _note(self, used: Iterable[_Watched]) -> None:
         """Record the first use of weights, which need not be watched from then on."""
         for watched in used:
             if watched.name not in self.used:
                 self.used[watched.name] = None
-                self._tracked[watched.weight.untyped_storage().data_ptr()].remove(watched)
+                self._untrack(watched)
 
     def _follow_cast(self, tracked: _Tracked, tensor: Tensor, cast: Tensor) -> bool:
         """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself until the next cast.
 
         Return False if it is not a copy, with the same layout, of the whole weight or of some experts.
         """
+        if tracked.chosen is not None:
+            return False
         weight, shape = tracked.weight, tracked.weight.shape
         start, stop = (end // tensor.itemsize for end in _extent(tensor))
         first, rest = start - int(weight.storage_offset()), 0
@@ -183,11 +193,30 @@ class GramCollector(TorchDispatchMode):
         key = tracked.layer.name, tracked.first + first, shape
         before = self._casts.pop(key, None)
         if before is not None:
-            self._tracked[before.weight.untyped_storage().data_ptr()].remove(before)
+            self._untrack(before)
         like = cast.as_strided(shape, weight.stride())
         self._casts[key] = after = _Tracked(tracked.layer, like, tracked.first + first)
         self._track(after)
         return True
+
+    def _follow_choice(
+        self, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any], copies: Tensor
+    ) -> bool:
+        """Treat copies of chosen experts as these experts until `forget_copies`; return False if they are too large."""
+        if not tracked.layer.bare or tracked.chosen is not None:
+            return False
+        numbers = chosen_experts(tracked.weight, tensor, function, args)
+        held = sum(one.weight.nbytes for one in self._copies)
+        if numbers is None or held + copies.nbytes > _MOST_COPIES:
+            return False
+        self._copies.append(_Tracked(tracked.layer, copies, chosen=numbers + tracked.first))
+        self._track(self._copies[-1])
+        return True
+
+    def forget_copies(self) -> None:
+        """Free the copies of experts that the last forward pass made."""
+        while self._copies:
+            self._untrack(self._copies.pop())
 
     def _overlapping(self, tensor: Tensor) -> list[_Tracked | _Watched]:
         if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
@@ -204,6 +233,8 @@ class GramCollector(TorchDispatchMode):
         if name in self.unsupported or tensor.dtype != tracked.weight.dtype:
             return False
         for layer in self._forms(tracked.layer, function, args):
+            if tracked.chosen is not None and not layer.experts:
+                continue
             if self._collect_as(layer, tracked, tensor, function, args):
                 self.layers[name] = layer
                 return True
@@ -231,9 +262,8 @@ class GramCollector(TorchDispatchMode):
             found = grouped_inputs(layer, weight, tensor, args)
         else:
             return False
-        for place, inputs in found or []:
+        for first, inputs in (one for given in found or [] for one in tracked.by_expert(*given)):
             if inputs.numel() > 0:
-                first = tracked.first + place
                 gram = self._gram(layer, weight, inputs.device)[first : first + len(inputs)]
                 ops.gram_linear_(gram, _summable(inputs, gram))
         return found is not None
@@ -266,10 +296,23 @@ class _Watched:
 
 
 class _Tracked:
-    """A layer, its weight or that of experts from `first` on, and the bytes that this occupies in its storage."""
+    """A layer, its weight or that of experts, and the bytes that this occupies in its storage.
 
-    def __init__(self, layer: Layer, weight: Tensor, first: int = 0) -> None:
-        self.layer, self.weight, self.first, self.extent = layer, weight, first, _extent(weight)
+    The experts are those from `first` on, or those that were `chosen`, Tensor ``[experts]``.
+    """
+
+    def __init__(self, layer: Layer, weight: Tensor, first: int = 0, chosen: Tensor | None = None) -> None:
+        self.layer, self.weight, self.extent = layer, weight, _extent(weight)
+        self.first, self.chosen = first, chosen
+
+    def by_expert(self, place: int, inputs: Tensor) -> Iterator[Inputs]:
+        """Iterate over the inputs ``[experts, N, C]`` of the experts here from `place` on, by numbers of the layer."""
+        if self.chosen is None:
+            yield self.first + place, inputs
+            return
+        numbers = self.chosen[place : place + len(inputs)]
+        for number in numbers.unique().tolist():
+            yield number, inputs[numbers == number].flatten(0, 1)[None]
 
 
 def _is_bias(tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spade_fast.pruning.layers import Layer
@@ -55,6 +56,20 @@ def grouped_inputs(layer: Layer, weight: Tensor, factor: Tensor, args: Sequence[
         return None
     ends = [0, *rest[0].tolist()]
     return [(e, rows[None, start:end]) for e, (start, end) in enumerate(pairwise(ends))]
+
+
+def chosen_experts(weight: Tensor, given: Tensor, function: Any, args: Sequence[Any]) -> Tensor | None:
+    """Return which matrices of the stack a call copies: Tensor ``[copies]``; None if it does something else."""
+    if weight.dim() != 3 or given.data_ptr() != weight.data_ptr() or not same_view(given, weight):
+        return None
+    numbers = None
+    if function is torch.ops.aten.index and [place for place, one in enumerate(args[1]) if one is not None] == [0]:
+        numbers = args[1][0]
+    elif function is torch.ops.aten.index_select and args[1] in (0, -3):
+        numbers = args[2]
+    if numbers is None or numbers.dtype not in (torch.int32, torch.int64):
+        return None
+    return numbers.flatten() % len(weight)
 
 
 def same_view(a: Tensor, b: Tensor) -> bool:

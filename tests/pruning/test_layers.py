@@ -122,6 +122,12 @@ PRUNED: dict[str, tuple[Callable[[], nn.Module], str, tuple[Tensor, ...], dict[s
         (ROWS,),
         {"E": 3},
     ),
+    "experts that inputs choose by index": (
+        lambda: Uses(lambda m, x: torch.einsum("boi,bi->bo", m.w[x[:, 0].abs().long()], x), (3, 8, 6)),
+        "w",
+        (ROWS.clamp(-2, 2),),
+        {"E": 3},
+    ),
     "a kernel in `F.conv2d`": (
         lambda: Uses(lambda m, x: F.conv2d(x, m.w, groups=2), (8, 3, 3, 2)),
         "w",
@@ -224,10 +230,6 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "`nn.Embedding`, `nn.EmbeddingBag`": (lambda: head_of(nn.Embedding(11, 6)), "embedding"),
     "an embedding tied to the output layer": (lambda: head_of(nn.Embedding(9, 6)), "head"),
     "a table that is indexed": (lambda: Uses(lambda m, x: x + m.w[INDEX].sum(0), (4, 6)), "w"),
-    "experts that are gathered before their product": (
-        lambda: Uses(lambda m, x: torch.einsum("boi,bi->bo", m.w[x[:, 0].abs().long()], x), (9, 6, 6)),
-        "w",
-    ),
     "`nn.Bilinear`": (lambda: Uses(lambda m, x: m.part(x, x), part=nn.Bilinear(6, 6, 6)), "part"),
     "norms of several dimensions": (lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.LayerNorm((2, 3))), "1"),
     "a matrix that is scaled before its product": (lambda: Uses(lambda m, x: F.linear(x, m.w * 2), (6, 6)), "w"),

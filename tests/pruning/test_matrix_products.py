@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spade_fast import FallbackError, FallbackWarning, MemoryLimitError, Trace, trace, trace_batch, tune
 from spade_fast.ops import reference
+from spade_fast.pruning import gram_collector
 from spade_fast.pruning.calibration import Calibration, calibrate
 from spade_fast.pruning.layers import find_layers
 
@@ -128,6 +129,53 @@ def test_all_experts_at_once(name):
     assert_close(calibration.grams["w"], expected)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["index", "several per row", "index_select", "negative", "two at once", "of half"])
+def test_chosen_experts(name, transposed):
+    """Each row takes copies of the experts that it chooses."""
+    numbers, x = torch.tensor([2, 0, 2, 2, 0, 2, 2]), torch.randn(7, 4)
+    equation = "bkio,bi->bko" if transposed else "bkoi,bi->bko"
+
+    def use(x: Tensor, w: Tensor) -> Tensor:
+        choices = torch.stack([numbers, torch.full_like(numbers, 2)], 1)
+        if name == "several per row":
+            return torch.einsum(equation, w[choices.flatten()][:, None], x.repeat_interleave(2, 0))
+        if name == "two at once":
+            first, second = w[choices[:, 0], None], w.index_select(0, choices[:, 1])[:, None]
+            return torch.einsum(equation, first, x) + torch.einsum(equation, second, x)
+        choose: dict[str, Callable[[], Tensor]] = {
+            "index": lambda: w[numbers][:, None],
+            "index_select": lambda: w.index_select(0, numbers)[:, None],
+            "negative": lambda: w[numbers - 4][:, None],
+            "of half": lambda: w[1:][(numbers - 1).clamp(min=0)][:, None],
+        }
+        return torch.einsum(equation, choose[name](), x)
+
+    model = Bare((4, 4, 5) if transposed else (4, 5, 4), use)
+    both = name in ("several per row", "two at once")
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            calibration = calibrated(model, x)
+        if name == "of half":
+            assert calibration.unsupported == {"w": "its weight is used by aten.index"}
+            continue
+        second = x[numbers == 2]
+        assert_close(
+            calibration.grams["w"],
+            gram(x[numbers == 0], x[:0], torch.cat([second, x]) if both else second, x[:0]),
+        )
+        assert calibration.layers["w"].transposed == transposed and not calibration.unsupported
+
+
+def test_copies_of_experts_that_are_too_large_are_named(monkeypatch):
+    monkeypatch.setattr(gram_collector, "_MOST_COPIES", 700)
+    model = Bare((3, 5, 4), lambda x, w: torch.bmm(w[torch.tensor([0, 1, 0])], x[:3, :, None]))
+    x = torch.randn(7, 4)
+    assert not calibrated(model, x, x, x).unsupported
+    wide = Bare((3, 5, 4), lambda x, w: torch.bmm(w[torch.zeros(len(x), dtype=torch.int64)], x[..., None]))
+    assert calibrated(wide, torch.randn(9, 4)).unsupported == {"w": "its weight is used by aten.index"}
+
+
 def test_grouped_products():
     if not hasattr(torch, "_grouped_mm"):
         return
@@ -234,7 +282,12 @@ OTHERWISE: dict[str, tuple[tuple[int, ...], Use, str]] = {
         )[0],
         "mm",
     ),
-    "experts looked up": ((3, 5, 4), lambda x, w: torch.bmm(x[:2, None], w[torch.tensor([0, 2])].mT), "index"),
+    "experts looked up by a mask": (
+        (9, 5, 4),
+        lambda x, w: torch.bmm(x[x[:, 0] > 0, None], w[x[:, 0] > 0].mT),
+        "index",
+    ),
+    "copies of experts, scaled": ((9, 5, 4), lambda x, w: torch.bmm(w[x[:, 0].long()] * 2, x[..., None]), "mul"),
     "copied in another order": ((5, 3, 4), lambda x, w: torch.einsum("qd,hkd->qhk", x, w.mT.contiguous().mT), "clone"),
     "two ways of one stack": ((3, 5, 4), lambda x, w: F.linear(x, w.flatten(0, 1)).sum() + F.linear(x, w[1]), "mm"),
 }
