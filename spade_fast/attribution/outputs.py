@@ -81,6 +81,8 @@ def _index(target: Any) -> Any:
 def _selected(output: Any, target: Any) -> float:
     """Return the number at a place in a network's output for one sample."""
     place = () if target is None else target if isinstance(target, tuple) else (target,)
+    if isinstance(output, int | float):  # a function around the network may return a number
+        return checked_score(output)
     if not isinstance(output, Tensor):
         raise InvalidTypeError(f"the network returns {type(output).__name__}: give Spade(score=...), a function of it")
     try:
