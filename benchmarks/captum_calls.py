@@ -7,8 +7,8 @@ Captum's wheel lacks its tests; take those of the installed version from its rep
     python benchmarks/captum_calls.py captum [arguments of pytest, such as -k saliency]
 
 A call counts if Captum returns a result. It agrees if `Spade` returns the same: the same tuples, shapes and numbers, up
-to rounding. The results of methods that draw random numbers, which `Spade` draws for each sample, are compared without
-their numbers.
+to 1e-5 of the largest number of the result (a convergence delta is a difference of such numbers). The results of
+methods that draw random numbers, which `Spade` draws for each sample, are compared without their numbers.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ from captum.attr import (
     LimeBase,
     NeuronGradientShap,
     NoiseTunnel,
+    ShapleyValues,
     ShapleyValueSampling,
 )
+from captum.attr._core.llm_attr import LLMAttributionResult
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from spade_fast import Spade
+from spade_fast.attribution.method_networks import rules_kept
 from spade_fast.attribution.sample_arguments import innermost
 
 RANDOM = (
@@ -79,7 +83,8 @@ class Calls:
             self._busy = True
             try:
                 states = torch.get_rng_state(), np.random.get_state()
-                result = original(method, *args, **kwargs)
+                with rules_kept(method):
+                    result = original(method, *args, **kwargs)
                 after = torch.get_rng_state(), np.random.get_state()
                 self._again(method, result, args, kwargs, states)
                 torch.set_rng_state(after[0])
@@ -94,18 +99,22 @@ class Calls:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         name = type(method).__name__
-        is_random = isinstance(method, RANDOM) or isinstance(innermost(method), RANDOM)
+        is_random = any(
+            isinstance(one, RANDOM) and not isinstance(one, ShapleyValues) for one in (method, innermost(method))
+        )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = through_spade(method, args, kwargs)
+                found = through_spade(method, *tree_map(without_graph, (args, kwargs)))
         except Exception as error:
             outcome, reason = "error", f"{type(error).__name__}: {re.sub(r'[0-9]+', '#', str(error))[:150]}"
             if self.verbose:
                 traceback.print_exc()
         else:
-            reason = difference(result, found, not is_random)
+            reason = difference(result, found, None if is_random else 1e-5 * max(1.0, largest(result)))
             outcome = "different" if reason else "random" if is_random else "same"
+            if reason and draws_in_training(network_of(method)):
+                reason += ", of a network in training mode with dropout"
         self.outcomes[name][outcome] += 1
         if reason:
             self.reasons[outcome][f"{name}: {reason}"] += 1
@@ -131,6 +140,16 @@ def through_spade(method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return Spade(method, calibration, sparsity=0, model=network_of(method)).attribute(*args, **kwargs)
 
 
+def draws_in_training(network: nn.Module) -> bool:
+    return any(one.training and isinstance(one, nn.modules.dropout._DropoutNd) for one in network.modules())
+
+
+def without_graph(value: Any) -> Any:
+    """Return a tensor without the operations that made it, through which the first call went backwards."""
+    has_graph = isinstance(value, Tensor) and value.grad_fn is not None
+    return value.detach().requires_grad_() if has_graph else value
+
+
 def network_of(method: Any) -> nn.Module:
     """Return the network that a method runs; that of a function is one that its code names, if any."""
     function = innermost(method).forward_func
@@ -148,14 +167,22 @@ def network_of(method: Any) -> nn.Module:
     return modules[0] if modules else nn.Identity()
 
 
-def difference(expected: Any, found: Any, numbers: bool) -> str:
-    """Return in what two results differ; nothing if they agree."""
+def largest(result: Any) -> float:
+    numbers = [one for one in tree_leaves(result) if isinstance(one, Tensor) and one.numel()]
+    return max((float(one.abs().max()) for one in numbers), default=0.0)
+
+
+def difference(expected: Any, found: Any, tolerance: float | None) -> str:
+    """Return in what two results differ; nothing if they agree. Without a tolerance, numbers are not compared."""
     if isinstance(expected, (tuple, list)):
         if type(expected) is not type(found):
             return f"{type(found).__name__} instead of {type(expected).__name__}"
         if len(expected) != len(found):
             return f"{len(found)} entries instead of {len(expected)}"
-        return next(filter(None, (difference(*pair, numbers) for pair in zip(expected, found, strict=True))), "")
+        return next(filter(None, (difference(*pair, tolerance) for pair in zip(expected, found, strict=True))), "")
+    if isinstance(expected, LLMAttributionResult) and isinstance(found, LLMAttributionResult):
+        pairs = [[one.seq_attr, one.token_attr, one.input_tokens, one.output_tokens] for one in (expected, found)]
+        return difference(*pairs, tolerance)
     if not isinstance(expected, Tensor):
         return "" if expected is found or expected == found else f"{found!r} instead of {expected!r}"
     if not isinstance(found, Tensor):
@@ -164,9 +191,9 @@ def difference(expected: Any, found: Any, numbers: bool) -> str:
         return f"{list(found.shape)} instead of {list(expected.shape)}"
     if expected.dtype != found.dtype:
         return f"{found.dtype} instead of {expected.dtype}"
-    if numbers and not torch.allclose(expected, found, rtol=1e-4, atol=1e-5, equal_nan=True):
-        return f"numbers that differ by up to {float((expected - found).abs().max() / expected.abs().max()):.0e}"
-    return ""
+    if tolerance is None or torch.allclose(expected, found, rtol=0, atol=tolerance, equal_nan=True):
+        return ""
+    return f"numbers that differ by up to {largest(expected - found) / largest(expected):.0e}"
 
 
 def kinds_below(kind: type[Attribution]) -> Iterator[type[Attribution]]:

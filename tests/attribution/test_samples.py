@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from captum.attr import (  # noqa: E402
     LayerGradCam,
     LayerGradientXActivation,
     LayerIntegratedGradients,
+    LLMAttribution,
     NeuronConductance,
     NeuronFeatureAblation,
     NeuronGradient,
@@ -40,6 +42,7 @@ from captum.attr import (  # noqa: E402
     Saliency,
     ShapleyValues,
     ShapleyValueSampling,
+    TextTokenInput,
 )
 
 from spade_fast.attribution import Spade  # noqa: E402
@@ -243,6 +246,56 @@ def test_what_has_one_result_is_one_sample(network: Any, inputs: tuple[Tensor, .
     spade = Spade(method, batches, model=model, score=lambda output: abs(float(output)), solver="sparsegpt")
     spade.attribute(inputs)
     assert len(spade.traces) == 1 and spade.traces[0].auto is not None and spade.traces[0].decision is None
+
+
+class Letters:
+    """A tokenizer of single letters."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, Any]:
+        return {"input_ids": self.encode(text), "offset_mapping": [(one, one + 1) for one in range(len(text))]}
+
+    def encode(self, text: str, return_tensors: str | None = None, **_: Any) -> Any:
+        ids = [ord(one) - ord("a") for one in text]
+        return torch.tensor([ids]) if return_tensors else ids
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        return chr(ids + ord("a")) if isinstance(ids, int) else [chr(int(one) + ord("a")) for one in ids]
+
+    def decode(self, ids: Any) -> str:
+        return "".join(self.convert_ids_to_tokens(ids))
+
+
+class NextLetter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.linear = nn.Embedding(26, 8), nn.Linear(8, 26)
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        return SimpleNamespace(logits=self.linear(self.embed(input_ids).cumsum(1)))
+
+
+def test_texts() -> None:
+    torch.manual_seed(0)
+    model, tokenizer = NextLetter().eval(), Letters()
+    method = LLMAttribution(FeatureAblation(model), tokenizer)
+    text, given = TextTokenInput("spade", tokenizer), []
+
+    def batches(sample: TextTokenInput, name: str) -> Tensor:
+        given.append((name, sample))
+        return torch.randint(26, (30, 7), generator=torch.Generator().manual_seed(0))
+
+    arguments = {"target": "fast", "use_cached_outputs": False}
+    found = Spade(method, batches, sparsity=0.5, layers="linear").attribute(text, **arguments)
+    assert given == [("0", text)]
+    with trace(model, batches(text, "0"), sparsity=0.5, layers="linear").applied(model):
+        torch.testing.assert_close(found.token_attr, method.attribute(text, **arguments).token_attr)
+    dense = Spade(method, batches, sparsity=0).attribute(text, **arguments)
+    torch.testing.assert_close(dense.seq_attr, method.attribute(text, **arguments).seq_attr)
+    assert not torch.allclose(dense.seq_attr, found.seq_attr)
+    with pytest.raises(ValueError, match="needs the samples as tensors: give a number for LLMAttribution"):
+        Spade(method, batches)
+    with pytest.raises(ValueError, match="the results of LLMAttribution have no mean: ask for one draw"):
+        Spade(method, batches, sparsity=0.5, draws=2)
 
 
 def test_what_a_sample_is() -> None:

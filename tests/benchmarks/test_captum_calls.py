@@ -12,7 +12,7 @@ from torch import nn
 
 pytest.importorskip("captum.attr")
 
-from captum.attr import Saliency  # noqa: E402
+from captum.attr import Saliency
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ def test_calls_are_made_again_through_spade(script: Any, monkeypatch: pytest.Mon
 
 def test_differences(script: Any) -> None:
     one, other = torch.ones(2, 3), torch.ones(3, 2)
-    assert script.difference((one, [other]), (one.clone(), [other]), True) == ""
-    assert script.difference(one, other, True) == "[3, 2] instead of [2, 3]"
-    assert script.difference((one,), [one], True) == "list instead of tuple"
-    assert script.difference((one,), (one, one), True) == "2 entries instead of 1"
-    assert script.difference(one, one.double(), True) == "torch.float64 instead of torch.float32"
-    assert script.difference(one, one + 1e-6, True) == script.difference(one, 2 * one, False) == ""
-    assert script.difference(one, 2 * one, True) == "numbers that differ by up to 1e+00"
+    assert script.difference((one, [other]), (one.clone(), [other]), 1e-5) == ""
+    assert script.difference(one, other, 1e-5) == "[3, 2] instead of [2, 3]"
+    assert script.difference((one,), [one], 1e-5) == "list instead of tuple"
+    assert script.difference((one,), (one, one), 1e-5) == "2 entries instead of 1"
+    assert script.difference(one, one.double(), 1e-5) == "torch.float64 instead of torch.float32"
+    assert script.difference(one, one + 1e-6, 1e-5) == script.difference(one, 2 * one, None) == ""
+    assert script.difference(one, 2 * one, 1e-5) == "numbers that differ by up to 1e+00"
