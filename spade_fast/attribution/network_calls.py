@@ -77,7 +77,7 @@ class _Calls:
     def _repeated(self, value: Any, like: Tensor, index: int) -> Any:
         """Return a further argument of the sample with as many rows as a batch, if it has those of the sample."""
         rows = len(self.inputs[0])
-        if not isinstance(value, Tensor) or value.shape[:1] != (rows,):
+        if not isinstance(value, Tensor) or value.shape[:1] != (rows,) or rows == 0:
             return value
         if self.of_all and rows > 1:
             raise InvalidValueError(
