@@ -94,7 +94,8 @@ def _place(target: Any, output: Any) -> Target:
 def _selected(output: Any, target: Any) -> Tensor:
     """Return the number ``[1]`` at a place in a network's output for one sample."""
     place = () if target is None else target if isinstance(target, tuple) else (target,)
-    tensor = logits_of(output)
+    # A function around the network may return a number.
+    tensor = torch.tensor(float(output)) if isinstance(output, int | float) else logits_of(output)
     if tensor is None:
         raise InvalidTypeError(f"the network returns {described(output)}: give a function of that as target")
     try:

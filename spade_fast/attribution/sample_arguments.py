@@ -61,8 +61,8 @@ def bind_arguments(
     return dict(bound)
 
 
-def divide_arguments(method: Attribution, inputs: Tensor, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the arguments of each sample.
+def divide_arguments(method: Attribution, samples: Sequence[Any], arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the arguments of each sample; a single sample has all of them.
 
     A `target` is one for all samples, or a list or tensor of one per sample. Baselines and feature masks are broadcast
     to the inputs (`layer_baselines` and `layer_mask` to the layer's output): they are per sample if they have as many
@@ -73,7 +73,7 @@ def divide_arguments(method: Attribution, inputs: Tensor, arguments: Mapping[str
     ----------
     method
         The method that will run on each sample.
-    inputs : Tensor ``[S, ...]``
+    samples : sequence of Tensor ``[1, ...]``, or of tuples of these
     arguments
         By name, as :func:`bind_arguments` returns them.
 
@@ -82,7 +82,10 @@ def divide_arguments(method: Attribution, inputs: Tensor, arguments: Mapping[str
     ValueError
         An argument has neither one entry for all samples nor one per sample.
     """
-    count = len(inputs)
+    count = len(samples)
+    if count == 1:
+        return [dict(arguments)]
+    tensors = samples[0] if isinstance(samples[0], tuple) else (samples[0],)
     divided: dict[str, list[Any]] = {}
     for name, value in arguments.items():
         if name == "target":
@@ -90,15 +93,15 @@ def divide_arguments(method: Attribution, inputs: Tensor, arguments: Mapping[str
         elif name == "additional_forward_args":
             divided[name] = _divide(name, value, count, [None])
         elif name in _LIKE_INPUTS and not (name == "baselines" and _is_distribution(method, arguments)):
-            divided[name] = _divide(name, value, count, [inputs.dim()])
+            divided[name] = _divide(name, value, count, [one.dim() for one in tensors])
         elif name not in _LIKE_LAYER:
             divided[name] = [value] * count
-    samples = [{name: parts[index] for name, parts in divided.items()} for index in range(count)]
+    of_samples = [{name: parts[index] for name, parts in divided.items()} for index in range(count)]
     for name in arguments.keys() & set(_LIKE_LAYER):
-        parts = _divide(name, arguments[name], count, _layer_dimensions(method, inputs[:1], arguments, samples[0]))
-        for sample, part in zip(samples, parts, strict=True):
-            sample[name] = part
-    return samples
+        parts = _divide(name, arguments[name], count, _layer_dimensions(method, samples[0], arguments, of_samples[0]))
+        for own, part in zip(of_samples, parts, strict=True):
+            own[name] = part
+    return of_samples
 
 
 def _divide(name: str, value: Any, count: int, dimensions: Sequence[int | None]) -> list[Any]:
@@ -142,7 +145,7 @@ def _is_distribution(method: Attribution, arguments: Mapping[str, Any]) -> bool:
 
 
 def _layer_dimensions(
-    method: Any, sample: Tensor, arguments: Mapping[str, Any], of_sample: Mapping[str, Any]
+    method: Any, sample: Any, arguments: Mapping[str, Any], of_sample: Mapping[str, Any]
 ) -> list[int | None]:
     """Return the dimensions of the tensors that a layer method's layer returns (or takes), by running the model."""
     method = innermost(method)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from spade_fast._util.checks import integer
@@ -23,8 +22,10 @@ from spade_fast.attribution.asking import asking, check_one_function, named_targ
 from spade_fast.attribution.cam import check_layout
 from spade_fast.attribution.means import mean_attributions
 from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, rules_kept
+from spade_fast.attribution.network_calls import network_calls
 from spade_fast.attribution.outputs import network_inputs, network_output, score_of_target
 from spade_fast.attribution.sample_arguments import bind_arguments, divide_arguments, innermost
+from spade_fast.attribution.samples import concatenate, for_augmenter, samples_of, takes_tensors
 from spade_fast.pruning.calibration import Batches, draw_id
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.decision import Decision, probabilities
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 
 _COMPARING_SAMPLES = (FeaturePermutation, DataLoaderAttribution)
 
-Augmenter = Callable[[Tensor, str], Batches]
+# Function of a sample, a tensor [1, ...] or a tuple of such tensors, and its id.
+Augmenter = Callable[[Any, str], Batches]
 
 
 class Spade(Attribution):
@@ -62,12 +64,16 @@ class Spade(Attribution):
     Parameters
     ----------
     attribution_method : captum.attr.Attribution
-        Any Captum method built on an `nn.Module` with one input tensor. Methods with hooks should be built on
+        Any Captum method built on an `nn.Module`. Methods with hooks should be built on
         `prepare_for_attribution(model)`.
-    calibration : callable, Tensor or iterable of Tensor
-        Source of the calibration data: an `ImageAugmenter`, or any function that takes the sample ``[1, ...]`` and its
-        id and returns batches. If batches are given directly (a tensor, or an iterable of tensors that can be iterated
-        repeatedly), one trace is made and used for all samples.
+    calibration : callable, Tensor or iterable of batches
+        Source of the calibration data: an `ImageAugmenter`, or any function that takes the sample, ``[1, ...]`` or a
+        tuple of such tensors, and its id and returns batches as `spade_fast.trace` takes them. If batches are given
+        directly (a tensor, or an iterable that can be iterated repeatedly), one trace is made and used for all samples.
+
+        The network is called as the method calls it: a batch has a tensor for each input, of the same dtype and number
+        of dimensions, and is completed by the sample's `additional_forward_args`, whose rows are repeated. It may have
+        these itself, and a mapping of keyword arguments is left as it is.
     sparsity, progress
         As in `spade_fast.trace`. Automatic sparsity, the default, keeps the probability of the target of each sample
         (or the output for the target, where the network does not return logits, or what a target function says);
@@ -80,7 +86,8 @@ class Spade(Attribution):
     samples_per_solve : int
         Number of samples traced together, with one solver call per layer. It affects only memory and speed.
     model : nn.Module, optional
-        The network, if the method was built on a function that calls it.
+        The network, if the method was built on a function that calls it. Batches then have all arguments of the
+        network itself.
     keep, solver, layers, block, damping, precision, memory_limit, seed, strict
         The other fields of `PruneConfig`; the default of `seed` is the augmenter's seed. With several shares in `keep`
         or several draws each sample has several traces, and the result is the mean of their attributions, each first
@@ -144,8 +151,14 @@ class Spade(Attribution):
         self.draws = integer("draws", draws, 1)
         if self.draws > 1 and not callable(calibration):
             raise InvalidValueError("draws need an augmenter: calibration batches given directly are one draw")
-        if self.config.sparsity == AUTO and isinstance(attribution_method, DataLoaderAttribution):
-            raise InvalidValueError(f"sparsity={AUTO!r} needs the samples themselves: give a number for a data loader")
+        if self.draws > 1 and not takes_tensors(attribution_method):
+            raise InvalidValueError(
+                f"the results of {type(attribution_method).__name__} have no mean: ask for one draw"
+            )
+        if self.config.sparsity == AUTO and not takes_tensors(attribution_method):
+            raise InvalidValueError(
+                f"sparsity={AUTO!r} needs the samples as tensors: give a number for {type(attribution_method).__name__}"
+            )
         self.samples_per_solve = integer("samples_per_solve", samples_per_solve, 1)
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
@@ -164,7 +177,7 @@ class Spade(Attribution):
     @log_usage()
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor],
+        inputs: Tensor | tuple[Tensor, ...],
         *args: Any,
         sample_ids: Sequence[str | int] | None = None,
         **kwargs: Any,
@@ -175,8 +188,10 @@ class Spade(Attribution):
 
         Parameters
         ----------
-        inputs : Tensor ``[S, ...]``
-            One entry per sample; or a tuple of one such tensor; or what `DataLoaderAttribution` takes.
+        inputs : Tensor ``[S, ...]`` or tuple of such tensors
+            One row of each tensor per sample; or what `DataLoaderAttribution` and `LLMAttribution` take. If the tensors
+            have different numbers of rows, or the network does not return an entry per row (but a sum over all, for
+            example), or cannot run a row alone, they are one sample as a whole.
         *args, **kwargs
             Passed to the wrapped method. `target` may be what Captum takes; the name of a class, if the network has a
             Hugging Face configuration with names; or a function of the network's output that returns one number per
@@ -216,16 +231,21 @@ class Spade(Attribution):
             raise InvalidValueError(
                 "a mean over several traces has no convergence delta: ask for one keep and one draw"
             )
-        count = 1 if isinstance(self.attribution_method, DataLoaderAttribution) else len(_single_input(inputs))
-        ids = [str(index) for index in range(count)] if sample_ids is None else [str(name) for name in sample_ids]
-        if len(ids) != count:
-            raise InvalidValueError(f"sample_ids must have one name for each of the {count} samples, got {len(ids)}")
         self.traces = []
         with ExitStack() as stack:
             for network in networks_of(self.model, self.attribution_method):
                 stack.enter_context(evaluation_mode(network))
-            run = self._attribute_each if callable(self.calibration) else self._attribute_all
-            result = run(inputs, arguments, ids)
+            with weights_held(self.model):
+                samples = samples_of(self.attribution_method, inputs, arguments)
+            ids = list(map(str, range(len(samples)) if sample_ids is None else sample_ids))
+            if len(ids) != len(samples):
+                raise InvalidValueError(
+                    f"sample_ids must have one name for each of the {len(samples)} samples, got {len(ids)}"
+                )
+            if callable(self.calibration):
+                result = self._attribute_each(samples, arguments, ids)
+            else:
+                result = self._attribute_all(inputs, samples, arguments, ids)
         self._warn()
         return result
 
@@ -233,39 +253,39 @@ class Spade(Attribution):
     def _traces_each(self) -> int:
         return self.draws * len(self.config.keeps)
 
-    def _attribute_all(self, inputs: Any, arguments: dict[str, Any], ids: list[str]) -> Any:
+    def _attribute_all(self, inputs: Any, samples: list[Any], arguments: dict[str, Any], ids: list[str]) -> Any:
         """Attribute all samples at once on one trace, or several."""
         assert not callable(self.calibration)
         check_one_function(arguments.get("target"))
         name = ",".join(ids)
-        goal = self._mean_goal(name, inputs, arguments) if self.config.sparsity == AUTO else None
-        (self.traces,) = self._trace([self.calibration], [name], [goal])
+        goal = self._mean_goal(name, samples, arguments) if self.config.sparsity == AUTO else None
+        batches = self._calls(self.calibration, inputs, arguments, of_all=True)
+        (self.traces,) = self._trace([batches], [name], [goal])
         with weights_held(self.model):
             dense = self._predict(inputs, arguments) if len(ids) == 1 else None
         return mean_attributions([self._attribute_on(made, inputs, arguments, dense) for made in self.traces])
 
-    def _attribute_each(self, inputs: Tensor | tuple[Tensor], arguments: dict[str, Any], ids: list[str]) -> Any:
+    def _attribute_each(self, samples: list[Any], arguments: dict[str, Any], ids: list[str]) -> Any:
         """Attribute each sample on its own traces."""
-        tensor = _single_input(inputs)
-        samples = tensor.split(1)
-        of_samples = divide_arguments(self.attribution_method, tensor, arguments)
+        of_samples = divide_arguments(self.attribution_method, samples, arguments)
         results = []
         for start in range(0, len(samples), self.samples_per_solve):
             group = range(start, min(start + self.samples_per_solve, len(samples)))
             traces = self._trace_group(samples, of_samples, ids, group)
             for index in group:
-                given = (samples[index],) if isinstance(inputs, tuple) else samples[index]
                 with weights_held(self.model):
                     dense = self._predict(samples[index], of_samples[index])
-                on_traces = [self._attribute_on(made, given, of_samples[index], dense) for made in traces[index]]
+                on_traces = [
+                    self._attribute_on(made, samples[index], of_samples[index], dense) for made in traces[index]
+                ]
                 results.append(mean_attributions(on_traces))
                 self.traces += traces[index]
         if len(results) > 1 and _returns_coefficients(self.attribution_method, arguments):
             results = [result.reshape(1, -1) for result in results]
-        return _concatenate(results)
+        return concatenate(results)
 
     def _trace_group(
-        self, samples: Sequence[Tensor], of_samples: Sequence[dict[str, Any]], ids: list[str], group: range
+        self, samples: Sequence[Any], of_samples: Sequence[dict[str, Any]], ids: list[str], group: range
     ) -> dict[int, list[Trace]]:
         """Return the traces of some samples, by the index of the sample."""
         assert callable(self.calibration)
@@ -275,8 +295,10 @@ class Spade(Attribution):
         traces: dict[int, list[Trace]] = {index: [] for index in group}
         for draw in range(self.draws):
             names = [draw_id(ids[index], draw) for index in group]
-            pairs = zip(group, names, strict=True)
-            batches = [self.calibration(samples[index].detach(), name) for index, name in pairs]
+            batches = [
+                self._calls(self.calibration(for_augmenter(samples[index]), name), samples[index], of_samples[index])
+                for index, name in zip(group, names, strict=True)
+            ]
             for index, made in zip(group, self._trace(batches, names, goals), strict=True):
                 traces[index] += made
         return traces
@@ -289,20 +311,26 @@ class Spade(Attribution):
         session.warn()
         return traces
 
-    def _goal(self, name: str, sample: Tensor, arguments: Mapping[str, Any]) -> Goal:
+    def _calls(self, batches: Batches, inputs: Any, arguments: Mapping[str, Any], *, of_all: bool = False) -> Batches:
+        """Return batches as calls of the network, if it is the method's, so that it is called as the method does."""
+        network = innermost(self.attribution_method).forward_func
+        if not takes_tensors(self.attribution_method) or type(network) is not type(self.model):
+            return batches
+        return network_calls(batches, inputs, arguments.get("additional_forward_args"), of_all=of_all)
+
+    def _goal(self, name: str, sample: Any, arguments: Mapping[str, Any]) -> Goal:
         """Return what a sample's traces are to keep."""
         augmenter: Any = self.calibration
         noisy = hasattr(augmenter, "noisy") and augmenter.noise > 0
-        copies = augmenter.noisy(sample, name, NOISY_COPIES).split(1) if noisy else ()
+        copies = _copies(augmenter.noisy(for_augmenter(sample), name, NOISY_COPIES)) if noisy else ()
         with weights_held(self.model):
             with naming(name):
                 score = score_of_target(self.attribution_method, self.model, sample, arguments)
             return sample_goal(name, score, sample, copies)
 
-    def _mean_goal(self, name: str, inputs: Tensor | tuple[Tensor], arguments: Mapping[str, Any]) -> Goal:
+    def _mean_goal(self, name: str, samples: Sequence[Any], arguments: Mapping[str, Any]) -> Goal:
         """Return what a trace of several samples is to keep: the mean of their scores."""
-        tensor = _single_input(inputs)
-        pairs = zip(tensor.split(1), divide_arguments(self.attribution_method, tensor, arguments), strict=True)
+        pairs = zip(samples, divide_arguments(self.attribution_method, samples, arguments), strict=True)
         with weights_held(self.model):
             with naming(name):
                 scores = [
@@ -310,10 +338,10 @@ class Spade(Attribution):
                 ]
             targets = ", ".join(dict.fromkeys(score.target for _, score in scores))
             mean = Score(targets, lambda _: math.fsum(score(one) for one, score in scores) / len(scores))
-            return sample_goal(name, mean, inputs)
+            return sample_goal(name, mean, samples)
 
     def _attribute_on(self, made: Trace, inputs: Any, arguments: dict[str, Any], dense: Tensor | None) -> Any:
-        if not isinstance(self.attribution_method, DataLoaderAttribution):
+        if takes_tensors(self.attribution_method):
             at_input = bool(arguments.get("attribute_to_layer_input"))
             check_layout(innermost(self.attribution_method), network_inputs(inputs, arguments), at_input)
         with made.applied(self.model), stage("attribute"):
@@ -325,7 +353,7 @@ class Spade(Attribution):
 
     def _predict(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the probabilities of classes for one sample; None if the method's network does not return logits."""
-        if isinstance(self.attribution_method, DataLoaderAttribution):
+        if not takes_tensors(self.attribution_method):
             return None
         try:
             return probabilities(network_output(self.attribution_method, inputs, arguments))
@@ -353,28 +381,12 @@ def _seed_of(calibration: Any) -> int | None:
     return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 
-def _single_input(inputs: Tensor | tuple[Tensor]) -> Tensor:
-    tensor = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
-    if not isinstance(tensor, Tensor):
-        given = f"a tuple of {len(inputs)}" if isinstance(inputs, tuple) else type(inputs).__name__
-        raise InvalidTypeError(f"inputs must be one tensor (Spade traces models of one input), got {given}")
-    if tensor.dim() < 1 or len(tensor) == 0:
-        raise InvalidValueError(
-            f"inputs must have shape [samples, ...] with at least one sample, got {list(tensor.shape)}"
-        )
-    return tensor
+def _copies(noisy: Any) -> list[Any]:
+    """Return the noisy copies of a sample one by one, given one below the other."""
+    return list(zip(*map(_copies, noisy), strict=True)) if isinstance(noisy, tuple) else list(noisy.chunk(NOISY_COPIES))
 
 
 def _returns_coefficients(method: Attribution, arguments: Mapping[str, Any]) -> bool:
     """Whether the result is the coefficients of an interpretable model, of which Captum makes a row per sample."""
     method = innermost(method)
     return isinstance(method, LimeBase) and not (isinstance(method, Lime) and arguments.get("return_input_shape", True))
-
-
-def _concatenate(results: list[Any]) -> Any:
-    first = results[0]
-    if isinstance(first, Tensor):
-        return torch.cat(results) if first.dim() else torch.stack(results)
-    if isinstance(first, tuple | list):
-        return type(first)(_concatenate(list(parts)) for parts in zip(*results, strict=True))
-    return first if len(results) == 1 else results

@@ -186,29 +186,29 @@ def gram_bytes(layer: Layer, model: nn.Module) -> int:
 
 
 def _checked(batch: Batch, index: int, device: torch.device) -> Batch:
-    """Return the batch on the model's device, or raise an error that names it."""
-    if isinstance(batch, Tensor):
-        return _checked_tensor(batch, index, device)
-    if isinstance(batch, Mapping):
-        moved: Batch = {key: _checked_tensor(value, index, device) for key, value in batch.items()}
-    elif isinstance(batch, (list, tuple)):
-        moved = [_checked_tensor(value, index, device) for value in batch]
-    else:
+    """Return the batch on the model's device, or raise an error that names it.
+
+    Its first tensor must be finite; others may be masks that are added, with infinite values.
+    """
+    if not isinstance(batch, (Tensor, Mapping, list, tuple)):
         given = type(batch).__name__
         raise InvalidTypeError(f"batch {index} must be a tensor or a list, tuple or mapping of tensors, got {given}")
-    if not any(isinstance(value, Tensor) for value in _values(moved)):
+    first = next((value for value in _values(batch) if isinstance(value, Tensor)), None)
+    if first is None:
         raise InvalidTypeError(f"batch {index} contains no tensor")
-    return moved
-
-
-def _checked_tensor(value: Any, index: int, device: torch.device) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if value.dim() == 0:
+    if first.dim() == 0:
         raise InvalidValueError(f"batch {index} has a tensor without dimensions; the first dimension must count images")
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if first.is_floating_point() and not bool(torch.isfinite(first).all()):
         raise InvalidValueError(f"batch {index} has NaN or infinite values")
-    return value.to(device)
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: moved(value) for key, value in batch.items()}
+    return [moved(value) for value in batch]
 
 
 def _channels_last(batch: Batch) -> Batch:

@@ -328,7 +328,7 @@ def test_a_data_loader_is_calibration_data(rows):
     found = Spade(Saliency(model), loader, **SETTINGS).attribute(rows, target=0)
     assert torch.equal(found, Spade(Saliency(model), rows, **SETTINGS).attribute(rows, target=0))
     labelled = DataLoader(TensorDataset(rows, torch.arange(S), torch.arange(S)), batch_size=2)
-    with pytest.raises(TypeError, match=r"cannot run batch 0 .*: .*positional arguments .*leave out labels"):
+    with pytest.raises(TypeError, match=r"batch 0 has 3 values, .* called with 1 input: .*leave out labels"):
         Spade(Saliency(model), labelled, **SETTINGS).attribute(rows, target=0)
 
 

@@ -222,8 +222,8 @@ def test_bad_arguments(model, images):
         spade.attribute(images, target=0, steps=3)
     with pytest.raises(ValueError, match="3 samples, got 2"):
         spade.attribute(images, target=[0, 1])
-    with pytest.raises(TypeError, match="tuple of 2"):
-        spade.attribute((images, images), target=0)
+    with pytest.raises(TypeError, match="batch 0 has 1 value, but the network is called with 2 inputs"):
+        Spade(Saliency(model), images, **SETTINGS).attribute((images, images), target=0)
     with pytest.raises(ValueError, match="shape"):
         spade.attribute(images[:0], target=0)
     with pytest.raises(ValueError, match="NaN"):

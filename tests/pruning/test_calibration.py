@@ -524,6 +524,23 @@ def test_bad_data_is_named():
             calibrate(model, batches, layers)
 
 
+def test_further_arguments_may_be_numbers_and_infinite_masks():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
+            return self.linear((x + mask).softmax(1) * scale)
+
+    model, x = Masked(), torch.rand(5, 3)
+    mask, scale = torch.tensor([[0.0, -math.inf, 0.0]]), torch.tensor(2.0)
+    found = calibrate(model, [(x, mask, scale)], find_layers(model)[0])
+    assert_close(found.grams["linear"], linear_gram(2 * (x + mask).softmax(1)))
+    with pytest.raises(ValueError, match="layer 'linear' got NaN, infinite or overflowing inputs"):
+        calibrate(model, [(x, mask * 0, scale)], find_layers(model)[0])
+
+
 def test_layers_with_infinite_inputs_are_named():
     class Explodes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
