@@ -121,7 +121,7 @@ def main(count: int = 4) -> None:
     for number, question in enumerate(questions):
         batches = augmenter(question.encoding, f"question {number}")
         # The embeddings are not pruned; the similarity is what is kept.
-        options = {"layers": "*.layer.*", "solver": "sparsegpt", "score": float}
+        options = {"layers": "*.layer.*", "solver": "sparsegpt", "target": lambda similarity: similarity}
         traces.append(spade_fast.trace(question.network, batches, inputs=question.encoding, **options))
     found = [explanations(one, traces[number], traces[number ^ 1]) for number, one in enumerate(questions)]
 

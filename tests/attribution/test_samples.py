@@ -224,11 +224,11 @@ def test_batches_given_directly(model: Two) -> None:
 @pytest.mark.parametrize(
     ("network", "inputs"),
     [
-        (lambda m: lambda *given: m(*given).sum(), INPUTS),
-        (lambda m: lambda *given: m(*given).sum().reshape(1), INPUTS),
-        (lambda m: lambda *given: m(*given).sum().item(), INPUTS),
-        (lambda m: lambda rows, images: m(rows.expand(S, 3), images).sum(), (INPUTS[0][:1], INPUTS[1])),
-        (lambda m: lambda row, images: m(row[None], images).sum(), (INPUTS[0][0], INPUTS[1][:1])),
+        (lambda m: lambda *given: m(*given).sum().abs(), INPUTS),
+        (lambda m: lambda *given: m(*given).sum().abs().reshape(1), INPUTS),
+        (lambda m: lambda *given: m(*given).sum().abs().item(), INPUTS),
+        (lambda m: lambda rows, images: m(rows.expand(S, 3), images).sum().abs(), (INPUTS[0][:1], INPUTS[1])),
+        (lambda m: lambda row, images: m(row[None], images).sum().abs(), (INPUTS[0][0], INPUTS[1][:1])),
     ],
 )
 def test_what_has_one_result_is_one_sample(network: Any, inputs: tuple[Tensor, ...], model: Two) -> None:
@@ -243,7 +243,7 @@ def test_what_has_one_result_is_one_sample(network: Any, inputs: tuple[Tensor, .
     torch.testing.assert_close(found, method.attribute(inputs), rtol=1e-4, atol=1e-6)
     ((name, sample),) = given
     assert name == "0" and [one.shape for one in sample] == [one.shape for one in inputs]
-    spade = Spade(method, batches, model=model, score=lambda output: abs(float(output)), solver="sparsegpt")
+    spade = Spade(method, batches, model=model, solver="sparsegpt")
     spade.attribute(inputs)
     assert len(spade.traces) == 1 and spade.traces[0].auto is not None and spade.traces[0].decision is None
 
