@@ -225,7 +225,7 @@ class Spade(Attribution):
             All errors of `spade_fast.trace`. The model is restored after any error.
         """
         arguments = bind_arguments(self.attribution_method, inputs, args, kwargs)
-        if "target" in arguments:
+        if "target" in arguments and takes_tensors(self.attribution_method):
             arguments["target"] = named_target(self.model, arguments["target"])
         if self._traces_each > 1 and arguments.get("return_convergence_delta"):
             raise InvalidValueError(

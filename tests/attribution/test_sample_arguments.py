@@ -374,6 +374,6 @@ def test_custom_rules_hold_for_every_sample_and_afterwards(kind, images):
         with trace(alone, calibration(sample, str(index)), **SETTINGS).applied(alone):
             expected = kind(alone).attribute(sample, target=0)
         assert torch.equal(found[index : index + 1], expected)
-    with pytest.raises(AssertionError, match="Target"):
-        Spade(method, calibration, **SETTINGS).attribute(images, target="none")
+    with pytest.raises(ValueError, match="target must be a class from 0 to 3, got 99"):
+        Spade(method, calibration, **SETTINGS).attribute(images, target=99)
     assert model.first.rule is rule
