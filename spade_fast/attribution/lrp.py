@@ -26,10 +26,9 @@ class LRP(InputXGradient):
     ============================================  ==================================================================
     convolution, with the batch norm behind it    z+ [2]_
     linear layer                                  epsilon [1]_
-    sum, mean, pooling, selection, other norm     its gradient
-    of fixed statistics
+    sum, mean, pooling, selection, fixed norm     its gradient
     function of single elements, such as GELU     identity: passes the relevance on
-    product of two activations (attention, gates) uniform: half to each factor [3]_
+    product of two activations, as in attention   uniform: half to each factor [3]_
     softmax                                       Taylor decomposition, with a bias that absorbs relevance [3]_
     layer, RMS, group and instance norm           the standard deviation is held constant [3]_
     ============================================  ==================================================================
