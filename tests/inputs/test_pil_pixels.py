@@ -7,7 +7,7 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image")
 
-from spade_fast.inputs import pixels  # noqa: E402
+from spade_fast.inputs import pil_pixels  # noqa: E402
 from spade_fast.inputs.pil_pixels import flatten, resized_crop, upright  # noqa: E402
 
 FILTERS = ("NEAREST", "BOX", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS")
@@ -27,7 +27,7 @@ def smooth(size):
 @pytest.mark.parametrize("name", FILTERS)
 def test_crop_of_the_resized_image(monkeypatch, name, large):
     if large:
-        monkeypatch.setattr(pixels, "_LARGE", 0)
+        monkeypatch.setattr(pil_pixels, "_LARGE", 0)
     resampling = Image.Resampling[name]
     for size, resized, crop in (
         ((400, 300), (85, 64), (56, 56)),
@@ -56,7 +56,7 @@ def test_transparent_crops(monkeypatch):
     image = smooth((60, 40)).convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize((60, 40)))
     whole = resized_crop(image, (48, 32), (8, 0), (32, 32), Image.Resampling.BILINEAR, (10, 200, 90))
-    monkeypatch.setattr(pixels, "_LARGE", 0)
+    monkeypatch.setattr(pil_pixels, "_LARGE", 0)
     part = resized_crop(image, (48, 32), (8, 0), (32, 32), Image.Resampling.BILINEAR, (10, 200, 90))
     assert np.abs(np.asarray(whole).astype(int) - np.asarray(part)).max() <= 1
     top = np.asarray(flatten(image, (10, 200, 90)))[0].astype(int)
