@@ -134,10 +134,14 @@ class Calls:
 
 def through_spade(method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     inputs = inspect.signature(method.attribute).bind(*args, **kwargs).args[0]
-    calibration: Any = lambda sample, name: [sample]  # noqa: E731
+    calibration: Any = _itself
     if isinstance(innermost(method), COMPARING_SAMPLES) or isinstance(method, DataLoaderAttribution):
         calibration = inputs if isinstance(inputs, Tensor) else [inputs]
     return Spade(method, calibration, sparsity=0, model=network_of(method)).attribute(*args, **kwargs)
+
+
+def _itself(sample: Any, name: str) -> list[Any]:
+    return [sample]
 
 
 def draws_in_training(network: nn.Module) -> bool:
