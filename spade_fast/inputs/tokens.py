@@ -108,8 +108,8 @@ class TokenAugmenter(Augmenter):
         sample : mapping, Tensor ``[1, T]`` or sequence
             What a tokenizer of transformers returns for one text, with ``return_tensors="pt"``: token ids as
             ``"input_ids"``, and more. Or the ids alone, or a sequence that begins with them. Other integers
-            ``[1, T, ...]``, such as ``"attention_mask"`` and ``"token_type_ids"``, follow their tokens, except those named
-            ``decoder_...``; everything else is repeated as it is.
+            ``[1, T, ...]``, such as ``"attention_mask"`` and ``"token_type_ids"``, follow their tokens, except those
+            named ``decoder_...``; everything else is repeated as it is.
         sample_id : str or int
             Name of the sample. With the seed it determines all random numbers; ``0`` and ``"0"`` are the same sample.
 
