@@ -65,3 +65,9 @@ def test_public_names_exist() -> None:
     for package in PUBLIC:
         module = importlib.import_module(package)
         assert [name for name in module.__all__ if not hasattr(module, name)] == [], package
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest imports them by their names alone."""
+    names = [path.name for path in Path(__file__).parent.glob("**/test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)

@@ -22,10 +22,10 @@ from spade_fast.attribution.asking import asking, check_one_function, named_targ
 from spade_fast.attribution.cam import check_layout
 from spade_fast.attribution.means import mean_attributions
 from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, rules_kept
+from spade_fast.attribution.method_samples import concatenate, for_augmenter, samples_of, takes_tensors
 from spade_fast.attribution.network_calls import network_calls
 from spade_fast.attribution.outputs import network_inputs, network_output, score_of_target
 from spade_fast.attribution.sample_arguments import bind_arguments, divide_arguments, innermost
-from spade_fast.attribution.samples import concatenate, for_augmenter, samples_of, takes_tensors
 from spade_fast.pruning.calibration import Batches, draw_id
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.decision import Decision, probabilities

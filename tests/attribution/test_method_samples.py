@@ -46,7 +46,7 @@ from captum.attr import (  # noqa: E402
 )
 
 from spade_fast.attribution import Spade  # noqa: E402
-from spade_fast.attribution.samples import samples_of  # noqa: E402
+from spade_fast.attribution.method_samples import samples_of  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
