@@ -93,7 +93,7 @@ class Calls:
                 self._busy = False
             return result
 
-        kind.attribute = attribute  # type: ignore[method-assign]
+        kind.attribute = attribute  # type: ignore[method-assign]  # Captum's tests call it by this name
 
     def _again(self, method: Any, result: Any, args: Any, kwargs: Any, states: Any) -> None:
         torch.set_rng_state(states[0])

@@ -137,7 +137,7 @@ def fasterrcnn() -> nn.Module:
     detection = models().detection
     backbone = convolutions()
     backbone.out_channels = 8
-    pool = pytest.importorskip("torchvision.ops").MultiScaleRoIAlign(["0"], 2, 2)
+    pool = pytest.importorskip("torchvision.ops", reason="needs torchvision").MultiScaleRoIAlign(["0"], 2, 2)
     model = detection.FasterRCNN(
         backbone,
         min_size=32,

@@ -25,7 +25,7 @@ def takes_tensors(method: Attribution) -> bool:
 def samples_of(method: Attribution, inputs: Any, arguments: Mapping[str, Any]) -> list[Any]:
     """Return the samples in a method's inputs, in the form of the inputs: one row of each tensor.
 
-    What is no tensor, but a data loader or a text for a method that takes these, is one sample.
+    A data loader or a text, for a method that takes one, is a single sample.
 
     The inputs are one sample as a whole if their tensors have different numbers of rows, or if the method's network
     cannot run a row alone or does not return an entry per row, but a loss of all rows, for example.

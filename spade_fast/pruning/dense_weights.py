@@ -41,7 +41,7 @@ class DenseWeight:
 
 
 def other_weights(model: nn.Module, known: Iterable[object]) -> Iterator[DenseWeight]:
-    """Find the weights of a model that are no layers, in the order of the modules.
+    """Find the weights of a model that are not layers, in the order of the modules.
 
     Parameters
     ----------

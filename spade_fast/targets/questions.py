@@ -243,7 +243,7 @@ def box(index: int) -> Target:
     Raises
     ------
     TypeError, ValueError
-        `index` is not an integer of at least 0. When the target is read: the output is no list of detections, or the
+        `index` is not an integer of at least 0. When the target is read: the output is not a list of detections, or the
         detector found fewer boxes.
 
     Examples

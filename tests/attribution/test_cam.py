@@ -62,7 +62,7 @@ def tokens(first: int, height: int, width: int) -> Callable[[Tensor], Tensor]:
 
 
 def torchvision_vit() -> nn.Module:
-    models = pytest.importorskip("torchvision.models")
+    models = pytest.importorskip("torchvision.models", reason="needs torchvision")
     model: nn.Module = models.VisionTransformer(
         16, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
     )
@@ -71,14 +71,14 @@ def torchvision_vit() -> nn.Module:
 
 
 def timm_vit(**settings: Any) -> nn.Module:
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="needs timm")
     small = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
     model: nn.Module = timm.models.VisionTransformer(**small, **settings)
     return model
 
 
 def hugging_face(kind: str, **settings: Any) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
     config = getattr(transformers, f"{kind}Config")(image_size=16, patch_size=4, num_labels=5, **settings)
 
     class Logits(nn.Module):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-pytest.importorskip("captum")
+pytest.importorskip("captum", reason="needs captum")
 
 from spade_fast.attribution import relevance_rules
 from spade_fast.attribution.lrp import LRP
@@ -343,20 +343,20 @@ def balance(model: nn.Module, forward: Callable[[Tensor], Tensor], inputs: Tenso
 
 
 def torchvision_vit() -> tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]:
-    models = pytest.importorskip("torchvision.models")
+    models = pytest.importorskip("torchvision.models", reason="needs torchvision")
     model = models.VisionTransformer(16, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)
     return model, model, torch.rand(1, 3, 16, 16)
 
 
 def timm_vit() -> tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]:
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="needs timm")
     settings = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
     model = timm.models.VisionTransformer(**settings, init_values=0.1, reg_tokens=2, qk_norm=True)
     return model, model, torch.rand(1, 3, 16, 16)
 
 
 def hugging_face(kind: str, attention: str) -> tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
     small = {"vocab_size": 20, "attn_implementation": attention}
     hidden = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     if kind == "bert":

@@ -87,7 +87,7 @@ def test_sequences_and_integer_types() -> None:
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Any:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     return transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"))
 

@@ -85,7 +85,7 @@ def test_samples_are_counted(model, inputs):
 
 
 def test_missing_gradients(model, inputs):
-    saliency = pytest.importorskip("captum.attr").Saliency
+    saliency = pytest.importorskip("captum.attr", reason="needs captum").Saliency
 
     class Detached(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def test_detections():
 
 
 def test_a_detector_of_torchvision():
-    detection = pytest.importorskip("torchvision.models.detection")
+    detection = pytest.importorskip("torchvision.models.detection", reason="needs torchvision")
     small = {"weights": None, "weights_backbone": None, "min_size": 64, "max_size": 64, "box_score_thresh": 0.0}
     detector, image = detection.fasterrcnn_mobilenet_v3_large_320_fpn(**small).eval(), torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_a_detector_of_torchvision():
 
 
 def test_a_language_model():
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
     config = transformers.GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=1, n_head=2)
     gpt = transformers.GPT2LMHeadModel(config).eval()
     ids = torch.randint(32, (2, 5))
@@ -139,7 +139,7 @@ def test_a_language_model():
 @pytest.mark.filterwarnings("ignore:Input Tensor")
 @pytest.mark.filterwarnings("ignore:Setting forward")
 def test_captum_alone(inputs):
-    attr = pytest.importorskip("captum.attr")
+    attr = pytest.importorskip("captum.attr", reason="needs captum")
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
     for make in (attr.Saliency, attr.IntegratedGradients, attr.DeepLift, attr.FeatureAblation):
         with answering(model, class_score(2)):

@@ -22,7 +22,7 @@ def targets_of_each(targets: Any, samples: int, model: nn.Module | None = None) 
     Raises
     ------
     TypeError, ValueError
-        One of them is no target, or there is not one for each sample.
+        One of them is not a target, or there is not one for each sample.
     """
     names = class_names_of(model)
     if _is_question(targets):
