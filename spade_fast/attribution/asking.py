@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
+from spade_fast.attribution.method_samples import takes_tensors
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.targets.answers import (
     WITHOUT_GRADIENT,
@@ -61,6 +62,9 @@ def asking(method: Attribution, model: nn.Module, arguments: Mapping[str, Any]) 
     target = arguments.get("target")
     if isinstance(target, list) and len(target) == 1 and callable(target[0]):
         target = target[0]
+    if not takes_tensors(method):  # such a method reads the network's output itself
+        yield dict(arguments)
+        return
     if not callable(target):
         with _answers(method, partial(_logits, target)), naming_missing_gradients(lambda: WITHOUT_GRADIENT):
             yield dict(arguments)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spade_fast._util.checks import integer
@@ -281,7 +282,7 @@ class Spade(Attribution):
                 results.append(mean_attributions(on_traces))
                 self.traces += traces[index]
         if len(results) > 1 and _returns_coefficients(self.attribution_method, arguments):
-            results = [result.reshape(1, -1) for result in results]
+            results = _padded([result.reshape(1, -1) for result in results])
         return concatenate(results)
 
     def _trace_group(
@@ -384,6 +385,12 @@ def _seed_of(calibration: Any) -> int | None:
 def _copies(noisy: Any) -> list[Any]:
     """Return the noisy copies of a sample one by one, given one below the other."""
     return list(zip(*map(_copies, noisy), strict=True)) if isinstance(noisy, tuple) else list(noisy.chunk(NOISY_COPIES))
+
+
+def _padded(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Return rows ``[1, features]`` of one length: a feature that a sample's mask lacks has the coefficient 0."""
+    longest = max(row.shape[1] for row in rows)
+    return [F.pad(row, (0, longest - row.shape[1])) for row in rows]
 
 
 def _returns_coefficients(method: Attribution, arguments: Mapping[str, Any]) -> bool:

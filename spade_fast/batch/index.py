@@ -26,7 +26,8 @@ COLUMNS = {
     "network_sparsity": "double",  # of the whole network
     "layers": "int32",  # that were pruned
     "error_limit": "double",  # of automatic sparsity, which is the largest relative output error of a layer
-    "share_kept": "double",  # of the dense network's probability
+    "target": "string",  # what automatic sparsity keeps: the class or target that is explained
+    "share_kept": "double",  # of the dense network's probability of it, or of another target's number
     "enough_kept": "bool",  # whether that is the share asked for
     "mean_error": "double",  # relative output errors of the pruned layers
     "largest_error": "double",
@@ -118,6 +119,7 @@ def _finished(stored: Any) -> dict[str, Any]:
         "mean_error": sum(errors) / len(errors) if errors else None,
         "largest_error": max(errors, default=None),
         "fallbacks": sum(bool(report["note"]) or report["retries"] > 0 for report in reports),
+        "target": header.get("target"),
         **_searched(header.get("auto")),
         **asdict(decision),
         "decision_kept": decision.kept,

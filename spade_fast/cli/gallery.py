@@ -50,6 +50,7 @@ class Gallery:
         self._rows: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
         for row in index_rows(self._results, folder):
             row.update(_class_names(row))
+            row["kept"] = _kept(row)
             group = row["state"] if row["state"] != "finished" else "kept" if row["decision_kept"] else "lost"
             self.counts[group] += 1
             if len(self._rows[group]) < _MOST_SAMPLES:
@@ -143,6 +144,14 @@ def _class_names(row: dict[str, Any]) -> dict[str, str]:
     names = names if isinstance(names, dict) else {}
     moments = ("before", "after") if row["state"] == "finished" else ()
     return {f"name_{moment}": str(names.get(moment, f"class {row[f'class_{moment}']}")) for moment in moments}
+
+
+def _kept(row: dict[str, Any]) -> str | None:
+    """Return of what automatic sparsity kept a share: the name of a class, or of another target."""
+    for moment in ("before", "after"):
+        if row.get("target") == f"class {row.get(f'class_{moment}')}":
+            return str(row[f"name_{moment}"])
+    return row.get("target")
 
 
 def _drawn(found: Tensor, photo: np.ndarray | None) -> np.ndarray:

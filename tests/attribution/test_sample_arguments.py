@@ -299,6 +299,15 @@ def test_lime_coefficients_have_a_row_per_sample(make, rows):
     assert found.shape == method.attribute(rows, **arguments).shape == (S, 3)
 
 
+def test_lime_coefficients_of_masks_with_different_features(rows):
+    method = Lime(Net(3).eval(), Ridge())
+    mask = torch.tensor([[0, 0, 1], [0, 1, 2], [0, 0, 0]])
+    arguments = {"target": 0, "n_samples": 20, "return_input_shape": False, "feature_mask": mask}
+    found = Spade(method, calibration, **SETTINGS).attribute(rows, **arguments)
+    assert found.shape == method.attribute(rows, **arguments).shape == (S, 3)
+    assert (found != 0).sum(1).tolist() == [2, 3, 1]
+
+
 @pytest.mark.parametrize("wrap", [lambda method: method, NoiseTunnel])
 def test_methods_that_compare_samples_need_one_trace_for_all(wrap, images):
     model = Net(*IMAGE).eval()

@@ -63,6 +63,7 @@ def test_what_automatic_sparsity_found(small, tmp_path):
         made = Trace.load(tmp_path / "out" / row["file"])
         assert (row["error_limit"], row["enough_kept"]) == (made.auto.error, made.auto.kept)
         assert row["share_kept"] == made.auto.score / made.auto.dense
+        assert row["target"] == made.target == f"class {row['class_before']}"
         assert row["share_kept"] == pytest.approx(row["probability_after_of_class_before"] / row["probability_before"])
         assert row["enough_kept"] == (row["share_kept"] >= 1)
         assert ("less than the 100% asked for" in (row["warnings"] or "")) == (not row["enough_kept"])
@@ -72,7 +73,7 @@ def test_what_automatic_sparsity_found(small, tmp_path):
 def test_a_given_sparsity_has_no_limit(out):
     rows = parquet.read_table(out / "index.parquet").to_pylist()
     assert {row["traces"] for row in rows if row["state"] == "finished"} == {1}
-    assert {row[name] for row in rows for name in ("error_limit", "share_kept", "enough_kept")} == {None}
+    assert {row[name] for row in rows for name in ("error_limit", "target", "share_kept", "enough_kept")} == {None}
 
 
 def test_damaged_headers(out):

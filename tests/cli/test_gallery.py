@@ -112,6 +112,21 @@ def test_what_automatic_sparsity_found(small, out):
         assert ("of which" in found[name]) == bool(lost)
 
 
+def test_what_is_kept_is_named(small, out):
+    run_small(
+        out.parent / "photos",
+        out.parent / "rather",
+        small,
+        layers="2",
+        sparsity="auto",
+        methods=METHODS,
+        target="small_network:rather",
+    )
+    page = Gallery(out.parent / "rather").write().read_text()
+    for name, made in Results(out.parent / "rather").items():
+        assert f"keeps {made.auto.share:.1%} of {made.target}" in samples(Parsed(page))[name]
+
+
 def test_the_photo_and_the_maps_are_those_of_the_sample(out):
     Gallery(out).write()
     images = {one["alt"]: one["src"] for _, one, _ in Parsed((out / "index.html").read_text()).all("img")}
