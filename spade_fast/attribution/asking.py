@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.targets.answers import (
@@ -30,11 +32,31 @@ if TYPE_CHECKING:
     from captum.attr import Attribution
 
 
-def named_target(model: nn.Module, target: Any) -> Any:
-    """Return a target as Captum takes it, or a function: names of classes become their indices."""
-    if isinstance(target, str):
-        return class_number(target, class_names_of(model))
-    return [named_target(model, one) for one in target] if isinstance(target, list) else target
+def checked_target(model: nn.Module, target: Any) -> Any:
+    """Return a target as Captum takes it, or a function: names of classes and numbers of numpy become integers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It, or an entry of a list, is nothing that can be a target; no class has this name.
+    """
+    if isinstance(target, list):
+        return [_checked_one(model, one) for one in target]
+    if isinstance(target, np.ndarray):
+        target = torch.as_tensor(target)
+    if isinstance(target, Tensor) and target.numel() != 1:
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise InvalidTypeError(f"target must be integers, the indices of classes, got {target.dtype}")
+        return target.long()
+    return None if target is None else _checked_one(model, target)
+
+
+def _checked_one(model: nn.Module, target: Any) -> Any:
+    if callable(target):
+        return target
+    if isinstance(target, tuple):
+        return tuple(map(class_number, target))
+    return class_number(target, class_names_of(model))
 
 
 def check_one_function(target: Any) -> None:
@@ -114,13 +136,24 @@ def _with_those_inside(method: Attribution) -> list[Attribution]:
 
 
 def _logits(target: Any, _: Any, output: Any) -> Any:
-    """Return the logits in an output, or the output itself without; ValueError if they lack a class of the target."""
+    """Return the logits in an output, or the output itself without; ValueError if they lack a place of the target."""
     logits = logits_of(output)
     if logits is None:
         return output
-    if logits.dim() == 2:
-        asked = target.flatten().tolist() if isinstance(target, Tensor) else target
-        for one in asked if isinstance(asked, list) else [asked]:
-            if isinstance(one, int) and not -logits.shape[1] <= one < logits.shape[1]:
-                raise InvalidValueError(f"target must be a class from 0 to {logits.shape[1] - 1}, got {one}")
+    asked = target.flatten().tolist() if isinstance(target, Tensor) else target
+    for one in asked if isinstance(asked, list) else [asked]:
+        _check_place(one, logits, negative=not isinstance(asked, list))
     return logits
+
+
+def _check_place(target: Any, logits: Tensor, *, negative: bool) -> None:
+    """Raise ValueError if logits have no such class, or no such place, counted from the end only if `negative`."""
+    if isinstance(target, int) and logits.dim() == 2:
+        classes = logits.shape[1]
+        if not (-classes if negative else 0) <= target < classes:
+            raise InvalidValueError(f"target must be a class from 0 to {classes - 1}, got {target}")
+    elif isinstance(target, int | tuple):
+        try:
+            logits[(slice(None), *(target if isinstance(target, tuple) else (target,)))]
+        except IndexError as error:
+            raise InvalidValueError(f"target {target} does not fit the output {list(logits.shape)}: {error}") from error

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,8 +71,6 @@ def score_of_target(method: Attribution, model: nn.Module, sample: Any, argument
 
 def _one(target: Any) -> Any:
     """Return the target for one sample: an integer, a tuple, a function, or None."""
-    if isinstance(target, np.generic | np.ndarray):
-        raise InvalidTypeError(f"Captum takes a target as an integer, list, tensor or tuple, got {target!r}")
     if isinstance(target, Tensor) and target.numel() == 1:
         return int(target)
     return target[0] if isinstance(target, list) and len(target) == 1 else target

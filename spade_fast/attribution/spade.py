@@ -18,14 +18,19 @@ from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
 from spade_fast._util.text import listed
-from spade_fast.attribution.asking import asking, check_one_function, named_target
+from spade_fast.attribution.asking import asking, check_one_function, checked_target
 from spade_fast.attribution.cam import check_layout
 from spade_fast.attribution.means import mean_attributions
 from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, rules_kept
 from spade_fast.attribution.method_samples import concatenate, for_augmenter, samples_of, takes_tensors
 from spade_fast.attribution.network_calls import network_calls
 from spade_fast.attribution.outputs import network_inputs, network_output, score_of_target
-from spade_fast.attribution.sample_arguments import bind_arguments, divide_arguments, innermost
+from spade_fast.attribution.sample_arguments import (
+    bind_arguments,
+    check_number_of_targets,
+    divide_arguments,
+    innermost,
+)
 from spade_fast.pruning.calibration import Batches, draw_id
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.decision import Decision, probabilities
@@ -226,7 +231,7 @@ class Spade(Attribution):
         """
         arguments = bind_arguments(self.attribution_method, inputs, args, kwargs)
         if "target" in arguments and takes_tensors(self.attribution_method):
-            arguments["target"] = named_target(self.model, arguments["target"])
+            arguments["target"] = checked_target(self.model, arguments["target"])
         if self._traces_each > 1 and arguments.get("return_convergence_delta"):
             raise InvalidValueError(
                 "a mean over several traces has no convergence delta: ask for one keep and one draw"
@@ -237,6 +242,7 @@ class Spade(Attribution):
                 stack.enter_context(evaluation_mode(network))
             with weights_held(self.model):
                 samples = samples_of(self.attribution_method, inputs, arguments)
+            check_number_of_targets(arguments.get("target"), samples)
             ids = list(map(str, range(len(samples)) if sample_ids is None else sample_ids))
             if len(ids) != len(samples):
                 raise InvalidValueError(

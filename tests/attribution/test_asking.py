@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -174,6 +175,15 @@ def test_outputs_that_are_not_tensors(target):
     assert torch.equal(found, Spade(attr.Saliency(net), [BATCH], **SETTINGS).attribute(IMAGES, target=3))
 
 
+def test_integers_of_numpy():
+    net = network()
+    spade = Spade(attr.Saliency(net), [BATCH], **SETTINGS)
+    expected = spade.attribute(IMAGES, target=[1, 3])
+    for target in (np.array([1, 3]), list(np.array([1, 3])), torch.tensor([1, 3], dtype=torch.uint8)):
+        assert torch.equal(spade.attribute(IMAGES, target=target), expected)
+    assert torch.equal(spade.attribute(IMAGES, target=np.int64(1))[0], expected[0])
+
+
 def test_bad_targets():
     net = network()
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -194,7 +204,12 @@ def test_bad_targets():
     refuse(ValueError, "the model has no layer '9'", neuron("9", 0))
     for target in (7, class_score(7), [7, 1], torch.tensor([1, -6])):
         refuse(ValueError, "target must be a class from 0 to 4, got (7|-6)", target)
+    refuse(ValueError, r"target must be a class from 0 to 4, got -1", [1, -1])
+    refuse(ValueError, r"target \(0, 1\) does not fit the output \[2, 5\]", (0, 1))
     refuse(ValueError, "the network has no class names", "cat")
+    for target in (2.0, True, [1, 2.0], [1, None], (1.0,), {1}, b"1", np.array([0.5, 1.0])[:1], torch.tensor([True])):
+        refuse(TypeError, "target must be the index or name of a class, or a function", target)
+    refuse(TypeError, r"target must be integers, the indices of classes, got torch\.float32", torch.tensor([1.0, 2.0]))
     refuse(
         ValueError,
         "the network's output has no gradient with respect to the input",
