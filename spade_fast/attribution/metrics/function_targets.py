@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,7 +27,7 @@ def targets_of_each(targets: Any, samples: int, model: nn.Module | None = None) 
     names = class_names_of(model)
     if _is_question(targets):
         return [as_target(targets, names)] * samples
-    if isinstance(targets, Tensor) or not isinstance(targets, Iterable) or not any(map(_is_question, targets)):
+    if isinstance(targets, Tensor) or not isinstance(targets, Sequence) or not any(map(_is_question, targets)):
         return []
     given = [as_target(one, names) for one in targets]
     if len(given) != samples:
