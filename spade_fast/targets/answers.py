@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 from spade_fast._util.checks import named_module
 from spade_fast._util.errors import InvalidValueError
 from spade_fast.targets.class_names import class_names_of
+from spade_fast.targets.classification import as_target
 from spade_fast.targets.network_outputs import detections_of
-from spade_fast.targets.questions import as_target
 from spade_fast.targets.target import Target, TargetLike, checked_numbers
 
 _NO_GRADIENT = ("does not require grad", "appears to not have been used in the graph")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InvalidValueError
 from spade_fast.targets.answers import reading
 from spade_fast.targets.class_names import class_names_of
-from spade_fast.targets.questions import as_target
+from spade_fast.targets.classification import as_target
 from spade_fast.targets.target import Target, checked_numbers
 
 
