@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.text import first_line
-
-_LAYERS_NAMED = 5  # in messages
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
@@ -120,23 +118,6 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
         by_plain.setdefault(plain(one), []).append(one)
     close = difflib.get_close_matches(plain(name), by_plain, n=3, cutoff=0.5)
     return [one for match in close for one in by_plain[match]][:3]
-
-
-def named_module(model: nn.Module, layer: str) -> nn.Module:
-    """Return the module of this name; ValueError that names similar ones, or some with weights, if there is none."""
-    modules = dict(model.named_modules())
-    if layer in modules:
-        return modules[layer]
-    near = nearest(layer, filter(None, modules))
-    weighted = [
-        name for name, one in modules.items() if name and any(own.dim() > 1 for own in one.parameters(recurse=False))
-    ]
-    hint = ""
-    if near:
-        hint = f": did you mean {' or '.join(map(repr, near))}?"
-    elif weighted:
-        hint = f": it has, for example, {', '.join(weighted[:: -(-len(weighted) // _LAYERS_NAMED)])}"
-    raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
 
 
 def plain(name: str) -> str:

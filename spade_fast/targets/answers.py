@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from spade_fast._util.checks import named_module
 from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.modes import run_uncompiled
+from spade_fast._util.module_names import named_module
 from spade_fast.targets.class_names import class_names_of
 from spade_fast.targets.classification import as_target
 from spade_fast.targets.network_outputs import detections_of
@@ -27,7 +28,7 @@ def answering(model: nn.Module, target: TargetLike) -> Iterator[nn.Module]:
     `Spade` does this itself. The network's functions and layers keep the gradients and rules that a method gives them;
     the target's own functions have their plain gradient. So relevance and DeepLIFT's attributions add up for targets
     that are sums or differences of outputs. Captum's `LRP` multiplies by the number in the end, which is right for a
-    single output alone: use `spade_fast.attribution.LRP`.
+    single output alone: use `spade_fast.attribution.LRP`. No other thread may run the model during the block.
 
     Parameters
     ----------
@@ -89,18 +90,24 @@ class Answer:
         """Say what has no gradient."""
         if self._lost:
             return f"target {self._target} has no gradient: it detaches the output, or chooses from it, as argmax does"
-        return f"target {self._target}: {WITHOUT_GRADIENT}"
+        return f"target {self._target}: {WITHOUT_GRADIENT if self._target.layer is None else _LAYER_WITHOUT_GRADIENT}"
 
 
 WITHOUT_GRADIENT = (
     "the network's output has no gradient with respect to the input: it was detached, or computed without gradients or "
     "from other numbers"
 )
+_LAYER_WITHOUT_GRADIENT = (
+    "the target's layer has no gradient with respect to the input, or to the layer that the method reads, which must "
+    "come before it"
+)
 
 
 @contextmanager
 def reading(model: nn.Module, target: Target) -> Iterator[Callable[[Any], Any]]:
     """Yield a function from the network's output in a forward pass to what a target reads: that, or a layer's output.
+
+    Compiled modules run uncompiled if a layer is read, which compiled code may have joined with others.
 
     Raises
     ------
@@ -120,12 +127,13 @@ def reading(model: nn.Module, target: Target) -> Iterator[Callable[[Any], Any]]:
         outputs.clear()
         if len(found) != 1:
             ran = f"runs {len(found)} times" if found else "does not run"
-            raise InvalidValueError(f"{target}: the layer {ran} in the network's forward pass, not once")
+            raise InvalidValueError(f"{target}: the layer must run once in the network's forward pass, but {ran}")
         return found[0]
 
     hook = named_module(model, target.layer).register_forward_hook(keep)
     try:
-        yield read
+        with run_uncompiled():
+            yield read
     finally:
         hook.remove()
 

@@ -216,6 +216,8 @@ def test_bad_targets():
         1,
         Spade(attr.Saliency(lambda x: net(x).detach()), [BATCH], model=net, **SETTINGS),
     )
+    later = Spade(GradCam(net, net[2]), [BATCH], **SETTINGS)
+    refuse(ValueError, "target neuron 1 of layer '0': the target's layer has no gradient", neuron("0", 1), later)
     layers = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5)
     plain = nn.Sequential(*layers).double()
     for method in (attr.LRP(plain), attr.LayerLRP(plain, plain[0])):
