@@ -21,7 +21,7 @@ from spade_fast._util.text import listed
 from spade_fast.attribution.asking import asking, check_one_function, checked_target
 from spade_fast.attribution.cam import check_layout
 from spade_fast.attribution.means import mean_attributions
-from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, rules_kept
+from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, undone
 from spade_fast.attribution.method_samples import concatenate, for_augmenter, samples_of, takes_tensors
 from spade_fast.attribution.network_calls import network_calls
 from spade_fast.attribution.outputs import network_inputs, network_output, score_of_target
@@ -354,8 +354,9 @@ class Spade(Attribution):
             pruned = None if dense is None else self._predict(inputs, arguments)
             if dense is not None and pruned is not None:
                 made.decision = Decision.between(dense, pruned)
-            with rules_kept(self.attribution_method), asking(self.attribution_method, self.model, arguments) as asked:
-                return self.attribution_method.attribute(inputs, **asked)
+            method, model = self.attribution_method, self.model
+            with undone(method, inputs), asking(method, model, arguments) as asked:
+                return method.attribute(inputs, **asked)
 
     def _predict(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the probabilities of classes for one sample; None if the method's network does not return logits."""

@@ -175,6 +175,17 @@ def test_outputs_that_are_not_tensors(target):
     assert torch.equal(found, Spade(attr.Saliency(net), [BATCH], **SETTINGS).attribute(IMAGES, target=3))
 
 
+@pytest.mark.parametrize("kind", [attr.Saliency, attr.DeepLift])
+def test_errors_leave_inputs_without_gradients(kind):
+    spade, image = Spade(kind(network()), [BATCH], **SETTINGS), IMAGES[:1].clone()
+    with pytest.raises(ValueError, match="has no gradient"):
+        spade.attribute(image, target=lambda output: output[:, 0].detach())
+    assert not image.requires_grad
+    leaf = image.clone().requires_grad_()
+    spade.attribute(leaf, target=1)
+    assert leaf.requires_grad and leaf.grad is None
+
+
 def test_integers_of_numpy():
     net = network()
     spade = Spade(attr.Saliency(net), [BATCH], **SETTINGS)
