@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
@@ -34,6 +35,27 @@ def number(name: str, value: Any, least: float, most: float = sys.float_info.max
         limits = f"be finite and at least {least:g}" if unlimited else f"lie between {least:g} and {most:g}"
         raise InvalidValueError(f"{name} must {limits}, got {value!r}")
     return float(value)
+
+
+def sides(name: str, value: Any) -> tuple[int, int]:
+    """Return height and width given as one number or two; otherwise raise TypeError or ValueError."""
+    given = value if isinstance(value, tuple | list) else (value, value)
+    if len(given) != 2:
+        raise InvalidValueError(f"{name} must be a number or a height and a width, got {value!r}")
+    return integer(name, given[0], 1), integer(name, given[1], 1)
+
+
+def normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of each channel; otherwise raise TypeError or ValueError."""
+    try:
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"mean and std must be numbers, one per channel, got {mean!r} and {std!r}") from error
+    if len(mean) != len(std) or not mean:
+        raise InvalidValueError(f"mean and std must have one number per channel, got {len(mean)} and {len(std)}")
+    if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+        raise InvalidValueError(f"mean must be finite, std positive and finite, got {mean} and {std}")
+    return mean, std
 
 
 def finite_floats(name: str, value: Any, dimensions: str | None = None) -> Tensor:
