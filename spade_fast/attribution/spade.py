@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from spade_fast._util.checks import integer
-from spade_fast._util.errors import DecisionWarning, InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
-from spade_fast._util.text import listed
 from spade_fast.attribution.asking import asking, check_one_function, checked_target
 from spade_fast.attribution.cam import check_layout
+from spade_fast.attribution.lost_decisions import asks_for_classes, warn_of_lost_decisions
 from spade_fast.attribution.means import mean_attributions
 from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, undone
 from spade_fast.attribution.method_samples import concatenate, for_augmenter, samples_of, takes_tensors
@@ -171,6 +170,7 @@ class Spade(Attribution):
         self.model = find_network(attribution_method) if model is None else checked_network(model, attribution_method)
         self.progress = progress
         self.traces: list[Trace] = []
+        self._lost: list[Trace] = []  # those whose lost decision matters to what was asked
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -217,7 +217,7 @@ class Spade(Attribution):
         Warns
         -----
         DecisionWarning
-            A trace predicts another class for its sample than the dense network.
+            A trace predicts another class for its sample than the dense network, and the target is a class.
 
         Raises
         ------
@@ -236,7 +236,7 @@ class Spade(Attribution):
             raise InvalidValueError(
                 "a mean over several traces has no convergence delta: ask for one keep and one draw"
             )
-        self.traces = []
+        self.traces, self._lost = [], []
         with ExitStack() as stack:
             for network in networks_of(self.model, self.attribution_method):
                 stack.enter_context(evaluation_mode(network))
@@ -252,7 +252,7 @@ class Spade(Attribution):
                 result = self._attribute_each(samples, arguments, ids)
             else:
                 result = self._attribute_all(inputs, samples, arguments, ids)
-        self._warn()
+        warn_of_lost_decisions(self._lost, self.traces)
         return result
 
     @property
@@ -353,7 +353,9 @@ class Spade(Attribution):
         with made.applied(self.model), stage("attribute"):
             pruned = None if dense is None else self._predict(inputs, arguments)
             if dense is not None and pruned is not None:
-                made.decision = Decision.between(dense, pruned)
+                made.decision = decision = Decision.between(dense, pruned)
+                if not decision.kept and asks_for_classes(arguments.get("target")):
+                    self._lost.append(made)
             method, model = self.attribution_method, self.model
             with undone(method, inputs), asking(method, model, arguments) as asked:
                 return method.attribute(inputs, **asked)
@@ -366,21 +368,6 @@ class Spade(Attribution):
             return probabilities(network_output(self.attribution_method, inputs, arguments))
         except InvalidValueError:
             return None
-
-    def _warn(self) -> None:
-        lost = [made for made in self.traces if made.decision is not None and not made.decision.kept]
-        if lost:
-            levels = len(self.config.keeps) > 1
-            names = [
-                f"{made.sample_id!r}{f' with keep={made.auto.keep:g}' if levels and made.auto else ''}" for made in lost
-            ]
-            warnings.warn(
-                f"{len(lost)} of {len(self.traces)} traces lost the decision ({listed(names, 5)}): they predict "
-                "another class than the dense network, so that the result does not explain its prediction; less "
-                "pruning (a larger keep or a lower sparsity) often preserves it, but not always",
-                DecisionWarning,
-                stacklevel=4,
-            )
 
 
 def _seed_of(calibration: Any) -> int | None:

@@ -18,6 +18,10 @@ from spade_fast.targets.network_outputs import (
 from spade_fast.targets.target import Target, class_number, function_target
 
 
+class ClassTarget(Target):
+    """A target that asks for a class, or for one against another: the network's decision matters to it."""
+
+
 def class_score(index: int) -> Target:
     """Ask for the score (logit) of a class, as the integer `index` as a target does.
 
@@ -48,7 +52,7 @@ def class_score(index: int) -> Target:
         logits = _logits(name, output)
         return of_class(name, class_probabilities(logits) if logits.shape[1] > 1 else logits, index)
 
-    return Target(name, lambda output: of_class(name, _logits(name, output), index), keep)
+    return ClassTarget(name, lambda output: of_class(name, _logits(name, output), index), keep)
 
 
 def log_probability(index: int) -> Target:
@@ -78,7 +82,7 @@ def log_probability(index: int) -> Target:
     def read(output: Any) -> Tensor:
         return of_class(name, class_log_probabilities(_logits(name, output, several=True)), index)
 
-    return Target(name, read, lambda output: read(output).exp())
+    return ClassTarget(name, read, lambda output: read(output).exp())
 
 
 def class_against(index: int, other: int) -> Target:
@@ -110,7 +114,7 @@ def class_against(index: int, other: int) -> Target:
     def difference(values: Tensor) -> Tensor:
         return of_class(name, values, index) - of_class(name, values, other)
 
-    return Target(
+    return ClassTarget(
         name,
         lambda output: difference(_logits(name, output, several=True)),
         lambda output: difference(class_log_probabilities(_logits(name, output, several=True))).sigmoid(),
