@@ -15,6 +15,7 @@ from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.layouts import LAST, Layouts
 from spade_fast.targets.answers import answering
+from spade_fast.targets.network_outputs import described
 
 with extra_for("class activation maps need"):
     from captum._utils.common import _select_targets
@@ -48,7 +49,7 @@ class _ClassActivationMap(LayerAttribution, GradientAttribution):
 
         hook = self.layer.register_forward_hook(check)
         try:
-            with Layouts(inputs[0]) as layouts:
+            with Layouts(inputs, more) as layouts:
                 gradients, values = compute_layer_gradients_and_eval(
                     self.forward_func, self.layer, inputs, target, more, attribute_to_layer_input=at_input
                 )
@@ -56,7 +57,9 @@ class _ClassActivationMap(LayerAttribution, GradientAttribution):
             hook.remove()
         reshape = self.reshape or _reshape(layouts, values[0])
         maps, gradients = (reshape(one) for one in (values[0], gradients[0]))
-        if maps.dim() != 4:
+        if not isinstance(maps, Tensor) or maps.dim() != 4:
+            if self.reshape:
+                raise InvalidValueError(f"reshape must return maps [N, C, h, w], got {described(maps)}")
             raise InvalidValueError(
                 f"{type(self).__name__} needs a layer whose output is [N, C, h, w], or tokens whose places in the "
                 f"image the network tells, got {list(maps.shape)}: give reshape, a function that makes maps of it"
@@ -167,7 +170,7 @@ def check_layout(method: Any, inputs: tuple[Any, ...], at_input: bool = False) -
     read: list[Any] = []
     hook = method.layer.register_forward_hook(lambda _, given, output: read.append(given if at_input else output))
     try:
-        with torch.no_grad(), Layouts(inputs[0]) as layouts:
+        with torch.no_grad(), Layouts(inputs) as layouts:
             method.forward_func(*inputs)
     finally:
         hook.remove()
