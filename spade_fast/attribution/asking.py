@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.targets.answers import (
-    WITHOUT_GRADIENT,
     Answer,
     naming_missing_gradients,
     reading,
     replacing_output,
+    without_gradient,
 )
 from spade_fast.targets.class_names import class_names_of
 from spade_fast.targets.network_outputs import logits_of
@@ -84,7 +84,13 @@ def asking(method: Attribution, model: nn.Module, arguments: Mapping[str, Any]) 
     if isinstance(target, list) and len(target) == 1 and callable(target[0]):
         target = target[0]
     if not callable(target):
-        with _answers(method, partial(_logits, target)), naming_missing_gradients(lambda: WITHOUT_GRADIENT):
+        called_with: list[Any] = []
+
+        def logits(given: Any, output: Any) -> Any:
+            called_with[:] = given
+            return _logits(target, output)
+
+        with _answers(method, logits), naming_missing_gradients(lambda: without_gradient(called_with)):
             yield dict(arguments)
         return
     _check_takes_functions(method)
@@ -135,7 +141,7 @@ def _with_those_inside(method: Attribution) -> list[Attribution]:
     return [method, *(_with_those_inside(inner) if inner is not None else ())]
 
 
-def _logits(target: Any, _: Any, output: Any) -> Any:
+def _logits(target: Any, output: Any) -> Any:
     """Return the logits in an output, or the output itself without; ValueError if they lack a place of the target."""
     logits = logits_of(output)
     if logits is None:

@@ -18,6 +18,7 @@ from spade_fast.targets.network_outputs import detections_of
 from spade_fast.targets.target import Target, TargetLike, checked_numbers
 
 _NO_GRADIENT = ("does not require grad", "appears to not have been used in the graph")
+_NO_INTEGERS = "Expected tensor for argument #1 'indices' to have one of the following scalar types"  # of an embedding
 
 
 @contextmanager
@@ -78,8 +79,10 @@ class Answer:
     def __init__(self, target: Target, read: Callable[[Any], Any]) -> None:
         self._target, self._read = target, read
         self._lost = False  # whether the target, not the network, has no gradient
+        self._arguments: Any = ()
 
     def __call__(self, arguments: Any, output: Any) -> Tensor:
+        self._arguments = arguments
         read = self._read(output)
         numbers = checked_numbers(self._target, self._target(read), _rows(arguments, output))
         given = (one for one in tree_leaves(read) if isinstance(one, Tensor))
@@ -90,12 +93,22 @@ class Answer:
         """Say what has no gradient."""
         if self._lost:
             return f"target {self._target} has no gradient: it detaches the output, or chooses from it, as argmax does"
-        return f"target {self._target}: {WITHOUT_GRADIENT if self._target.layer is None else _LAYER_WITHOUT_GRADIENT}"
+        missing = without_gradient(self._arguments) if self._target.layer is None else _LAYER_WITHOUT_GRADIENT
+        return f"target {self._target}: {missing}"
 
 
-WITHOUT_GRADIENT = (
-    "the network's output has no gradient with respect to the input: it was detached, or computed without gradients or "
-    "from other numbers"
+def without_gradient(arguments: Any) -> str:
+    """Say that a network's output has no gradient, and why that may be, given the network's arguments."""
+    message = "the network's output has no gradient with respect to the input: "
+    tensors = (one for one in tree_leaves(arguments) if isinstance(one, Tensor))
+    if any(not (one.is_floating_point() or one.is_complex()) for one in tensors):
+        return message + _INTEGERS
+    return message + "it was detached, or computed without gradients or from other numbers"
+
+
+_INTEGERS = (
+    "integers, such as token ids, have none; explain embedded tokens, or an embedding with a layer method, or give the "
+    "integers as additional_forward_args"
 )
 _LAYER_WITHOUT_GRADIENT = (
     "the target's layer has no gradient with respect to the input, or to the layer that the method reads, which must "
@@ -154,10 +167,15 @@ def replacing_output(model: nn.Module, change: Callable[[Any, Any], Any]) -> Ite
 
 @contextmanager
 def naming_missing_gradients(what: Callable[[], str]) -> Iterator[None]:
-    """Turn torch's error for a missing gradient, during a ``with`` block, into a ValueError that says what lacks it."""
+    """Turn torch's error for a missing gradient, during a ``with`` block, into a ValueError that says what lacks it.
+
+    So does the error of an embedding whose integers a method replaced by other numbers, to have gradients.
+    """
     try:
         yield
     except RuntimeError as error:
+        if _NO_INTEGERS in str(error):
+            raise InvalidValueError(f"the method cannot explain the input: {_INTEGERS}") from error
         if not any(part in str(error) for part in _NO_GRADIENT):
             raise
         raise InvalidValueError(what()) from error

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 attr = pytest.importorskip("captum.attr")
 
+from spade_fast._util.errors import UserError  # noqa: E402
 from spade_fast.attribution import LRP, GradCam, LayerCam, Spade, prepare_for_attribution  # noqa: E402
 from spade_fast.attribution.lime import Ridge, nearness  # noqa: E402
 from spade_fast.attribution.methods import seeded  # noqa: E402
@@ -173,6 +174,25 @@ def test_outputs_that_are_not_tensors(target):
     net = network()
     found = Spade(attr.Saliency(Wrapped(net)), [BATCH], **SETTINGS).attribute(IMAGES, target=target)
     assert torch.equal(found, Spade(attr.Saliency(net), [BATCH], **SETTINGS).attribute(IMAGES, target=3))
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids).mean(1))
+
+
+@pytest.mark.parametrize("kind", [attr.Saliency, attr.IntegratedGradients, attr.DeepLift, LRP])
+@pytest.mark.parametrize("target", [1, class_score(1)])
+def test_integers_have_no_gradient(kind, target):
+    ids = torch.tensor([[1, 2, 3]])
+    spade = Spade(kind(Words().eval()), [ids.repeat(6, 1)], **{**SETTINGS, "layers": "head"})
+    with pytest.raises((TypeError, ValueError), match="embedded tokens") as caught:
+        spade.attribute(ids, target=target)
+    assert isinstance(caught.value, UserError)
 
 
 @pytest.mark.parametrize("kind", [attr.Saliency, attr.DeepLift])
