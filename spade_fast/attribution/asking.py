@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.targets.answers import (
@@ -21,42 +19,14 @@ from spade_fast.targets.answers import (
     replacing_output,
     without_gradient,
 )
-from spade_fast.targets.class_names import class_names_of
 from spade_fast.targets.network_outputs import logits_of
-from spade_fast.targets.target import class_number, function_target
+from spade_fast.targets.target import function_target
 
 with extra_for("Spade needs"):
     from captum.attr import LRP
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
-
-
-def checked_target(model: nn.Module, target: Any) -> Any:
-    """Return a target as Captum takes it, or a function: names of classes and numbers of numpy become integers.
-
-    Raises
-    ------
-    TypeError, ValueError
-        It, or an entry of a list, is nothing that can be a target; no class has this name.
-    """
-    if isinstance(target, list):
-        return [_checked_one(model, one) for one in target]
-    if isinstance(target, np.ndarray):
-        target = torch.as_tensor(target)
-    if isinstance(target, Tensor) and target.numel() != 1:
-        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-            raise InvalidTypeError(f"target must be integers, the indices of classes, got {target.dtype}")
-        return target.long()
-    return None if target is None else _checked_one(model, target)
-
-
-def _checked_one(model: nn.Module, target: Any) -> Any:
-    if callable(target):
-        return target
-    if isinstance(target, tuple):
-        return tuple(map(class_number, target))
-    return class_number(target, class_names_of(model))
 
 
 def check_one_function(target: Any) -> None:

@@ -16,7 +16,7 @@ from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
-from spade_fast.attribution.asking import asking, check_one_function, checked_target
+from spade_fast.attribution.asking import asking, check_one_function
 from spade_fast.attribution.cam import check_layout
 from spade_fast.attribution.lost_decisions import asks_for_classes, warn_of_lost_decisions
 from spade_fast.attribution.means import mean_attributions
@@ -38,6 +38,8 @@ from spade_fast.pruning.goals import NOISY_COPIES, Goal, Score, naming, sample_g
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import traces_by_level
+from spade_fast.targets.class_names import class_names_of
+from spade_fast.targets.classification import checked_target
 
 with extra_for("Spade needs"):
     from captum.attr import (
@@ -231,7 +233,7 @@ class Spade(Attribution):
         """
         arguments = bind_arguments(self.attribution_method, inputs, args, kwargs)
         if "target" in arguments and takes_tensors(self.attribution_method):
-            arguments["target"] = checked_target(self.model, arguments["target"])
+            arguments["target"] = checked_target(arguments["target"], class_names_of(self.model))
         if self._traces_each > 1 and arguments.get("return_convergence_delta"):
             raise InvalidValueError(
                 "a mean over several traces has no convergence delta: ask for one keep and one draw"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from spade_fast._util.checks import integer
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.targets.network_outputs import (
     checked_logits,
     class_log_probabilities,
@@ -135,6 +137,39 @@ def as_target(given: Any, names: Sequence[str] = ()) -> Target:
         It is neither, or no class has this name.
     """
     return function_target(given) if callable(given) else class_score(_from_zero(class_number(given, names)))
+
+
+def checked_target(given: Any, names: Sequence[str] = ()) -> Any:
+    """Return a target as Captum takes it, or a function: names of classes and numbers of numpy become integers.
+
+    Parameters
+    ----------
+    given
+        A class, the place of a number in the output, or a function; a list, tensor or array of them, one per sample; or
+        None.
+    names
+        As for :func:`as_target`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It, or an entry of a list, is nothing that can be a target; no class has this name.
+    """
+    if isinstance(given, list):
+        return [_checked_one(one, names) for one in given]
+    if isinstance(given, np.ndarray):
+        given = torch.as_tensor(given)
+    if isinstance(given, Tensor) and given.numel() != 1:
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise InvalidTypeError(f"target must be integers, the indices of classes, got {given.dtype}")
+        return given.long()
+    return None if given is None else _checked_one(given, names)
+
+
+def _checked_one(given: Any, names: Sequence[str]) -> Any:
+    if callable(given):
+        return given
+    return tuple(map(class_number, given)) if isinstance(given, tuple) else class_number(given, names)
 
 
 def _from_zero(index: int) -> int:
