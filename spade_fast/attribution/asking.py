@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
+from spade_fast.attribution.method_networks import network_with_layers
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.targets.answers import (
     Answer,
@@ -65,7 +66,7 @@ def asking(method: Attribution, model: nn.Module, arguments: Mapping[str, Any]) 
         return
     _check_takes_functions(method)
     asked = function_target(target)
-    with reading(model, asked) as read:
+    with reading(network_with_layers(model, method), asked) as read:
         answer = Answer(asked, read)
         with _answers(method, answer), naming_missing_gradients(answer.without_gradient):
             yield {**arguments, "target": None}

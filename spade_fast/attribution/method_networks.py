@@ -61,6 +61,14 @@ def _computed_apart(model: nn.Module, network: nn.Module) -> list[str]:
     ]
 
 
+def network_with_layers(model: nn.Module, method: Attribution) -> nn.Module:
+    """Return the network whose layers run: the model, or a copy with the same names on which the method was built."""
+    network = innermost(method).forward_func
+    if not isinstance(network, nn.Module) or any(one is model for one in network.modules()):
+        return model
+    return network
+
+
 def networks_of(model: nn.Module, method: Attribution) -> list[nn.Module]:
     """Return the networks whose modules run: the model, and that on which the method was built."""
     method = innermost(method)

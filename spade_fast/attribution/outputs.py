@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast.attribution.method_networks import network_with_layers
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.pruning.decision import probabilities, repeatable
 from spade_fast.pruning.goals import Score, checked_run, kept_number
@@ -63,7 +64,7 @@ def score_of_target(method: Attribution, model: nn.Module, sample: Any, argument
     asked = function_target(given) if callable(given) else _place(given, output)
 
     def score(sample: Any) -> float:
-        with reading(model, asked) as read:
+        with reading(network_with_layers(model, method), asked) as read:
             return kept_number(asked, read(network_output(method, sample, arguments)))
 
     return Score(str(asked), score)

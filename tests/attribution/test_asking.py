@@ -176,6 +176,19 @@ def test_outputs_that_are_not_tensors(target):
     assert torch.equal(found, Spade(attr.Saliency(net), [BATCH], **SETTINGS).attribute(IMAGES, target=3))
 
 
+def test_neurons_of_a_prepared_copy_and_of_a_network_inside_another():
+    net = network()
+    prepared, around = prepare_for_attribution(net), nn.Sequential(net, nn.Softmax(1))
+    expected = Spade(attr.InputXGradient(net), [BATCH], **SETTINGS).attribute(IMAGES, target=neuron("0", 2))
+    for built in (prepared, around):
+        method = attr.InputXGradient(built)
+        found = Spade(method, [BATCH], model=net, **SETTINGS).attribute(IMAGES, target=neuron("0", 2))
+        assert torch.equal(found, expected)
+        automatic = Spade(method, [BATCH], model=net, solver="sparsegpt")
+        automatic.attribute(IMAGES, target=neuron("1", 2))
+        assert automatic.traces[0].target == "neuron 2 of layer '1'"
+
+
 class Words(nn.Module):
     def __init__(self) -> None:
         super().__init__()
