@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
@@ -10,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.text import first_line
-
-_LAYERS_NAMED = 5  # in messages
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
@@ -36,6 +35,27 @@ def number(name: str, value: Any, least: float, most: float = sys.float_info.max
         limits = f"be finite and at least {least:g}" if unlimited else f"lie between {least:g} and {most:g}"
         raise InvalidValueError(f"{name} must {limits}, got {value!r}")
     return float(value)
+
+
+def sides(name: str, value: Any) -> tuple[int, int]:
+    """Return height and width given as one number or two; otherwise raise TypeError or ValueError."""
+    given = value if isinstance(value, tuple | list) else (value, value)
+    if len(given) != 2:
+        raise InvalidValueError(f"{name} must be a number or a height and a width, got {value!r}")
+    return integer(name, given[0], 1), integer(name, given[1], 1)
+
+
+def normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of each channel; otherwise raise TypeError or ValueError."""
+    try:
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"mean and std must be numbers, one per channel, got {mean!r} and {std!r}") from error
+    if len(mean) != len(std) or not mean:
+        raise InvalidValueError(f"mean and std must have one number per channel, got {len(mean)} and {len(std)}")
+    if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+        raise InvalidValueError(f"mean must be finite, std positive and finite, got {mean} and {std}")
+    return mean, std
 
 
 def finite_floats(name: str, value: Any, dimensions: str | None = None) -> Tensor:
@@ -120,23 +140,6 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
         by_plain.setdefault(plain(one), []).append(one)
     close = difflib.get_close_matches(plain(name), by_plain, n=3, cutoff=0.5)
     return [one for match in close for one in by_plain[match]][:3]
-
-
-def named_module(model: nn.Module, layer: str) -> nn.Module:
-    """Return the module of this name; ValueError that names similar ones, or some with weights, if there is none."""
-    modules = dict(model.named_modules())
-    if layer in modules:
-        return modules[layer]
-    near = nearest(layer, filter(None, modules))
-    weighted = [
-        name for name, one in modules.items() if name and any(own.dim() > 1 for own in one.parameters(recurse=False))
-    ]
-    hint = ""
-    if near:
-        hint = f": did you mean {' or '.join(map(repr, near))}?"
-    elif weighted:
-        hint = f": it has, for example, {', '.join(weighted[:: -(-len(weighted) // _LAYERS_NAMED)])}"
-    raise InvalidValueError(f"the model has no layer {layer!r}{hint}")
 
 
 def plain(name: str) -> str:

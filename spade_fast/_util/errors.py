@@ -72,7 +72,10 @@ class FallbackWarning(UserWarning):
 
 
 class DecisionWarning(UserWarning):
-    """Traces predict other classes than the dense network, so explanations on them do not explain its predictions."""
+    """Traces predict other classes than the dense network, so explanations on them do not explain its predictions.
+
+    It is given where a class is explained, not where the target is a neuron or another function of the output.
+    """
 
 
 class AssumptionWarning(UserWarning):

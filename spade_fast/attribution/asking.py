@@ -4,38 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
+from spade_fast.attribution.method_networks import network_with_layers
 from spade_fast.attribution.method_samples import takes_tensors
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.targets.answers import (
-    WITHOUT_GRADIENT,
     Answer,
     naming_missing_gradients,
     reading,
     replacing_output,
+    without_gradient,
 )
-from spade_fast.targets.class_names import class_names_of
 from spade_fast.targets.network_outputs import logits_of
-from spade_fast.targets.target import class_number, function_target
+from spade_fast.targets.target import function_target
 
 with extra_for("Spade needs"):
     from captum.attr import LRP
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
-
-
-def named_target(model: nn.Module, target: Any) -> Any:
-    """Return a target as Captum takes it, or a function: names of classes become their indices."""
-    if isinstance(target, str):
-        return class_number(target, class_names_of(model))
-    return [named_target(model, one) for one in target] if isinstance(target, list) else target
 
 
 def check_one_function(target: Any) -> None:
@@ -66,12 +59,18 @@ def asking(method: Attribution, model: nn.Module, arguments: Mapping[str, Any]) 
         yield dict(arguments)
         return
     if not callable(target):
-        with _answers(method, partial(_logits, target)), naming_missing_gradients(lambda: WITHOUT_GRADIENT):
+        called_with: list[Any] = []
+
+        def logits(given: Any, output: Any) -> Any:
+            called_with[:] = given
+            return _logits(target, output)
+
+        with _answers(method, logits), naming_missing_gradients(lambda: without_gradient(called_with)):
             yield dict(arguments)
         return
     _check_takes_functions(method)
     asked = function_target(target)
-    with reading(model, asked) as read:
+    with reading(network_with_layers(model, method), asked) as read:
         answer = Answer(asked, read)
         with _answers(method, answer), naming_missing_gradients(answer.without_gradient):
             yield {**arguments, "target": None}
@@ -117,14 +116,25 @@ def _with_those_inside(method: Attribution) -> list[Attribution]:
     return [method, *(_with_those_inside(inner) if inner is not None else ())]
 
 
-def _logits(target: Any, _: Any, output: Any) -> Any:
-    """Return the logits in an output, or the output itself without; ValueError if they lack a class of the target."""
+def _logits(target: Any, output: Any) -> Any:
+    """Return the logits in an output, or the output itself without; ValueError if they lack a place of the target."""
     logits = logits_of(output)
     if logits is None:
         return output
-    if logits.dim() == 2:
-        asked = target.flatten().tolist() if isinstance(target, Tensor) else target
-        for one in asked if isinstance(asked, list) else [asked]:
-            if isinstance(one, int) and not -logits.shape[1] <= one < logits.shape[1]:
-                raise InvalidValueError(f"target must be a class from 0 to {logits.shape[1] - 1}, got {one}")
+    asked = target.flatten().tolist() if isinstance(target, Tensor) else target
+    for one in asked if isinstance(asked, list) else [asked]:
+        _check_place(one, logits, negative=not isinstance(asked, list))
     return logits
+
+
+def _check_place(target: Any, logits: Tensor, *, negative: bool) -> None:
+    """Raise ValueError if logits have no such class, or no such place, counted from the end only if `negative`."""
+    if isinstance(target, int) and logits.dim() == 2:
+        classes = logits.shape[1]
+        if not (-classes if negative else 0) <= target < classes:
+            raise InvalidValueError(f"target must be a class from 0 to {classes - 1}, got {target}")
+    elif isinstance(target, int | tuple):
+        try:
+            logits[(slice(None), *(target if isinstance(target, tuple) else (target,)))]
+        except IndexError as error:
+            raise InvalidValueError(f"target {target} does not fit the output {list(logits.shape)}: {error}") from error

@@ -15,6 +15,8 @@ from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.layouts import LAST, Layouts
 from spade_fast.targets.answers import answering
+from spade_fast.targets.network_outputs import described
+from spade_fast.targets.target import function_target
 
 with extra_for("class activation maps need"):
     from captum._utils.common import _select_targets
@@ -48,7 +50,7 @@ class _ClassActivationMap(LayerAttribution, GradientAttribution):
 
         hook = self.layer.register_forward_hook(check)
         try:
-            with Layouts(inputs[0]) as layouts:
+            with Layouts(inputs, more) as layouts:
                 gradients, values = compute_layer_gradients_and_eval(
                     self.forward_func, self.layer, inputs, target, more, attribute_to_layer_input=at_input
                 )
@@ -56,7 +58,9 @@ class _ClassActivationMap(LayerAttribution, GradientAttribution):
             hook.remove()
         reshape = self.reshape or _reshape(layouts, values[0])
         maps, gradients = (reshape(one) for one in (values[0], gradients[0]))
-        if maps.dim() != 4:
+        if not isinstance(maps, Tensor) or maps.dim() != 4:
+            if self.reshape:
+                raise InvalidValueError(f"reshape must return maps [N, C, h, w], got {described(maps)}")
             raise InvalidValueError(
                 f"{type(self).__name__} needs a layer whose output is [N, C, h, w], or tokens whose places in the "
                 f"image the network tells, got {list(maps.shape)}: give reshape, a function that makes maps of it"
@@ -167,7 +171,7 @@ def check_layout(method: Any, inputs: tuple[Any, ...], at_input: bool = False) -
     read: list[Any] = []
     hook = method.layer.register_forward_hook(lambda _, given, output: read.append(given if at_input else output))
     try:
-        with torch.no_grad(), Layouts(inputs[0]) as layouts:
+        with torch.no_grad(), Layouts(inputs) as layouts:
             method.forward_func(*inputs)
     finally:
         hook.remove()
@@ -188,7 +192,7 @@ def last_feature_layer(model: nn.Module, image: Tensor, target: Any) -> nn.Modul
     If tokens follow, as in a vision transformer, it is the last norm whose tokens influence the target at the places of
     patches. If the class token is read, that is the first norm of the last block, as in the literature: behind the last
     attention the patches' tokens have no influence and no gradient, and the norm makes tokens of equal scale. If the
-    mean of all tokens is read, it is the norm before.
+    mean of all tokens is read, it is the norm before. Where a function reads a layer, only what is before that counts.
 
     Parameters
     ----------
@@ -206,17 +210,17 @@ def last_feature_layer(model: nn.Module, image: Tensor, target: Any) -> nn.Modul
     """
     names = {module: name for name, module in model.named_modules() if module is not model}
     containers = {module for module in names if any(True for _ in module.children())}
-    found: list[tuple[nn.Module, Tensor, int]] = []  # the last one
-    tokens: list[Tensor] = []  # after it
+    found: list[tuple[nn.Module, Tensor, int]] = []
+    tokens: list[Tensor] = []  # after the last of these
     norms: list[tuple[nn.Module, Tensor]] = []
 
     def look(module: nn.Module, _: object, output: object) -> None:
         if not isinstance(output, Tensor):
             return
-        if module in containers and found and found[0][1] is output and found[0][2] == output._version:
+        if module in containers and found and found[-1][1] is output and found[-1][2] == output._version:
             return  # the output of its last submodule
         if output.dim() == 4 and min(output.shape[-2:]) > 1:
-            found[:] = [(module, output, output._version)]
+            found.append((module, output, output._version))
             tokens.clear()
         elif output.dim() == 3 and output.shape[1] > 1:
             tokens.append(output)
@@ -237,7 +241,11 @@ def last_feature_layer(model: nn.Module, image: Tensor, target: Any) -> nn.Modul
             hook.remove()
     if not found:
         raise InvalidValueError("it has no layer whose output is a feature map")
-    layer, maps, _ = found[0]
+    if function:
+        if not output.requires_grad:
+            raise InvalidValueError(f"target {function_target(target)} has no gradient")
+        found, tokens = _influences(output, found, tokens)
+    layer, maps, _ = found[-1]
     channels = layouts.channels(maps)
     if channels is not None and not tokens:
         return layer
@@ -251,6 +259,20 @@ def last_feature_layer(model: nn.Module, image: Tensor, target: Any) -> nn.Modul
     raise InvalidValueError(
         f"its features after the layer {names[layer]!r}, {list(maps.shape)}, have dimensions whose order is not known"
     )
+
+
+def _influences(
+    target: Tensor, maps: list[tuple[nn.Module, Tensor, int]], tokens: list[Tensor]
+) -> tuple[list[tuple[nn.Module, Tensor, int]], list[Tensor]]:
+    """Return the maps and tokens on which a target function depends, or all maps if it depends on none."""
+    read = [one for one in (*(output for _, output, _ in maps), *tokens) if one.requires_grad]
+    gradients = torch.autograd.grad(target.sum(), read, allow_unused=True, retain_graph=True)
+    before = [one for one, gradient in zip(read, gradients, strict=True) if gradient is not None]
+
+    def has(tensor: Tensor) -> bool:
+        return any(tensor is one for one in before)
+
+    return [one for one in maps if has(one[1])] or maps, [one for one in tokens if has(one)]
 
 
 def _last_influence(norms: list[tuple[nn.Module, Tensor]], layouts: Layouts, target: Tensor) -> nn.Module | None:

@@ -77,15 +77,16 @@ class Layouts(TorchFunctionMode):
 
     Parameters
     ----------
-    image : Tensor ``[N, C, H, W]``
-        The input of the pass.
+    inputs
+        Of the pass. Those with four dimensions are images ``[N, C, H, W]``.
     """
 
-    def __init__(self, image: Tensor) -> None:
+    def __init__(self, *inputs: Any) -> None:
         super().__init__()
         self._channels: Any = WeakTensorKeyDictionary()
         self._tokens: Any = WeakTensorKeyDictionary()
-        self._set(image, FIRST)
+        for one in tree_leaves(inputs):
+            self._set(one, FIRST)
 
     def channels(self, tensor: Tensor) -> int | None:
         """Return `FIRST` or `LAST`, or None if the operations on the tensor did not tell."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.relevance_rules import run_with_rules
+from spade_fast.targets.network_outputs import floating
 
 with extra_for("LRP needs"):
     from captum._utils.gradient import compute_gradients
@@ -81,6 +82,8 @@ class LRP(InputXGradient):
         (the bias of its Taylor decomposition); and by convolutions at outputs without any positive product to receive
         the relevance.
         """
+        for one in inputs if isinstance(inputs, tuple) else (inputs,):
+            floating("inputs of LRP (embedded tokens, where these are integers)", one)
         return super().attribute(inputs, target, additional_forward_args)
 
     def check(self, *inputs: Tensor) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
@@ -59,6 +61,14 @@ def _computed_apart(model: nn.Module, network: nn.Module) -> list[str]:
     ]
 
 
+def network_with_layers(model: nn.Module, method: Attribution) -> nn.Module:
+    """Return the network whose layers run: the model, or a copy with the same names on which the method was built."""
+    network = innermost(method).forward_func
+    if not isinstance(network, nn.Module) or any(one is model for one in network.modules()):
+        return model
+    return network
+
+
 def networks_of(model: nn.Module, method: Attribution) -> list[nn.Module]:
     """Return the networks whose modules run: the model, and that on which the method was built."""
     method = innermost(method)
@@ -67,12 +77,14 @@ def networks_of(model: nn.Module, method: Attribution) -> list[nn.Module]:
 
 
 @contextmanager
-def rules_kept(method: Attribution) -> Iterator[None]:
-    """Put back the rules of a network's modules after Captum's LRP, which deletes them."""
+def undone(method: Attribution, inputs: Any) -> Iterator[None]:
+    """Undo what Captum leaves: its LRP deletes the rules of modules, and after an error inputs require gradients."""
     method = innermost(method)
     modules = list(method.model.modules()) if isinstance(method, LRP) else []
     names = ("rule", "activations")
     before = [{name: vars(module)[name] for name in names if name in vars(module)} for module in modules]
+    leaves = [one for one in tree_leaves(inputs) if isinstance(one, Tensor) and one.is_leaf]
+    required = [one.requires_grad for one in leaves]
     try:
         yield
     finally:
@@ -80,3 +92,6 @@ def rules_kept(method: Attribution) -> Iterator[None]:
             for name in names:
                 vars(module).pop(name, None)
             vars(module).update(kept)
+        for leaf, requires in zip(leaves, required, strict=True):
+            if leaf.requires_grad != requires:
+                leaf.requires_grad_(requires)

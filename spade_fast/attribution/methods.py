@@ -24,7 +24,9 @@ from spade_fast.attribution.maps import to_map
 from spade_fast.attribution.prepare import rehearse
 from spade_fast.attribution.smoothgrad import SmoothGrad, smooth_magnitudes
 from spade_fast.pruning.calibration import images_per_batch
-from spade_fast.targets.target import Read
+from spade_fast.targets.class_names import class_names_of
+from spade_fast.targets.classification import checked_target
+from spade_fast.targets.target import TargetLike
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -47,11 +49,16 @@ class Question:
         A network prepared by `prepare_for_attribution`.
     image : Tensor ``[1, C, H, W]``
         Its input.
-    target : int or callable
-        Index of the class to explain, or a function of the network's output that returns one number per sample, such as
-        those of :mod:`spade_fast.targets`.
+    target : int, str or callable
+        Index of the class to explain, its name if the model has a Hugging Face configuration with names, or a function
+        of the network's output that returns one number per sample, such as those of :mod:`spade_fast.targets`.
     black : Tensor ``[1, C, 1, 1]``
         The network's input for a black pixel: the baseline of all methods that need one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `target` is none of these.
 
     Examples
     --------
@@ -63,8 +70,12 @@ class Question:
 
     model: nn.Module
     image: Tensor
-    target: int | Read
+    target: TargetLike
     black: Tensor
+
+    def __post_init__(self) -> None:
+        """Check the target."""
+        object.__setattr__(self, "target", checked_target(self.target, class_names_of(self.model)))
 
     @property
     def black_image(self) -> Tensor:

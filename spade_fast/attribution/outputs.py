@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast.attribution.method_networks import network_with_layers
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.pruning.decision import probabilities, repeatable
 from spade_fast.pruning.goals import Score, checked_run, kept_number
@@ -64,7 +64,7 @@ def score_of_target(method: Attribution, model: nn.Module, sample: Any, argument
     asked = function_target(given) if callable(given) else _place(given, output)
 
     def score(sample: Any) -> float:
-        with reading(model, asked) as read:
+        with reading(network_with_layers(model, method), asked) as read:
             return kept_number(asked, read(network_output(method, sample, arguments)))
 
     return Score(str(asked), score)
@@ -72,8 +72,6 @@ def score_of_target(method: Attribution, model: nn.Module, sample: Any, argument
 
 def _one(target: Any) -> Any:
     """Return the target for one sample: an integer, a tuple, a function, or None."""
-    if isinstance(target, np.generic | np.ndarray):
-        raise InvalidTypeError(f"Captum takes a target as an integer, list, tensor or tuple, got {target!r}")
     if isinstance(target, Tensor) and target.numel() == 1:
         return int(target)
     return target[0] if isinstance(target, list) and len(target) == 1 else target

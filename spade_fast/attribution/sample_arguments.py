@@ -61,6 +61,16 @@ def bind_arguments(
     return dict(bound)
 
 
+def check_number_of_targets(target: Any, samples: Sequence[Any]) -> None:
+    """Raise ValueError if there are several targets, but not one for each sample, or row of a sample as a whole."""
+    first = samples[0] if isinstance(samples[0], tuple) else (samples[0],)
+    rows = [len(one) for one in first if isinstance(one, Tensor)]
+    counts = rows if len(samples) == 1 else [len(samples)]
+    if _is_one_each(target) and counts and len(target) not in counts:
+        of = "the sample" if counts[0] == 1 else f"all samples or one for each of the {counts[0]} samples"
+        raise InvalidValueError(f"target must be one class for {of}, got {len(target)}")
+
+
 def divide_arguments(method: Attribution, samples: Sequence[Any], arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the arguments of each sample; a single sample has all of them.
 
@@ -131,13 +141,11 @@ def _divide_tensor(name: str, value: Any, count: int, dimensions: int | None) ->
 
 
 def _divide_target(value: Any, count: int) -> list[Any]:
-    if not (isinstance(value, list) or (isinstance(value, Tensor) and value.numel() > 1)):
-        return [value] * count
-    if len(value) != count:
-        raise InvalidValueError(
-            f"target must be one class for all samples or one for each of the {count} samples, got {len(value)}"
-        )
-    return [value[index : index + 1] for index in range(count)]
+    return [value[index : index + 1] for index in range(count)] if _is_one_each(value) else [value] * count
+
+
+def _is_one_each(target: Any) -> bool:
+    return isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
 
 
 def _is_distribution(method: Attribution, arguments: Mapping[str, Any]) -> bool:

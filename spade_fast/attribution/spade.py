@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -12,21 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spade_fast._util.checks import integer
-from spade_fast._util.errors import DecisionWarning, InvalidTypeError, InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.modes import evaluation_mode
 from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
-from spade_fast._util.text import listed
-from spade_fast.attribution.asking import asking, check_one_function, named_target
+from spade_fast.attribution.asking import asking, check_one_function
 from spade_fast.attribution.cam import check_layout
+from spade_fast.attribution.lost_decisions import asks_for_classes, warn_of_lost_decisions
 from spade_fast.attribution.means import mean_attributions
-from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, rules_kept
+from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, undone
 from spade_fast.attribution.method_samples import concatenate, for_augmenter, samples_of, takes_tensors
 from spade_fast.attribution.network_calls import network_calls
 from spade_fast.attribution.outputs import network_inputs, network_output, score_of_target
-from spade_fast.attribution.sample_arguments import bind_arguments, divide_arguments, innermost
+from spade_fast.attribution.sample_arguments import (
+    bind_arguments,
+    check_number_of_targets,
+    divide_arguments,
+    innermost,
+)
 from spade_fast.pruning.calibration import Batches, draw_id
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.decision import Decision, probabilities
@@ -35,6 +39,8 @@ from spade_fast.pruning.goals import NOISY_COPIES, Goal, Score, naming, sample_g
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import traces_by_level
+from spade_fast.targets.class_names import class_names_of
+from spade_fast.targets.classification import checked_target
 
 with extra_for("Spade needs"):
     from captum.attr import (
@@ -167,6 +173,7 @@ class Spade(Attribution):
         self.model = find_network(attribution_method) if model is None else checked_network(model, attribution_method)
         self.progress = progress
         self.traces: list[Trace] = []
+        self._lost: list[Trace] = []  # those whose lost decision matters to what was asked
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -213,7 +220,7 @@ class Spade(Attribution):
         Warns
         -----
         DecisionWarning
-            A trace predicts another class for its sample than the dense network.
+            A trace predicts another class for its sample than the dense network, and the target is a class.
 
         Raises
         ------
@@ -227,17 +234,18 @@ class Spade(Attribution):
         """
         arguments = bind_arguments(self.attribution_method, inputs, args, kwargs)
         if "target" in arguments and takes_tensors(self.attribution_method):
-            arguments["target"] = named_target(self.model, arguments["target"])
+            arguments["target"] = checked_target(arguments["target"], class_names_of(self.model))
         if self._traces_each > 1 and arguments.get("return_convergence_delta"):
             raise InvalidValueError(
                 "a mean over several traces has no convergence delta: ask for one keep and one draw"
             )
-        self.traces = []
+        self.traces, self._lost = [], []
         with ExitStack() as stack:
             for network in networks_of(self.model, self.attribution_method):
                 stack.enter_context(evaluation_mode(network))
             with weights_held(self.model):
                 samples = samples_of(self.attribution_method, inputs, arguments)
+            check_number_of_targets(arguments.get("target"), samples)
             ids = list(map(str, range(len(samples)) if sample_ids is None else sample_ids))
             if len(ids) != len(samples):
                 raise InvalidValueError(
@@ -247,7 +255,7 @@ class Spade(Attribution):
                 result = self._attribute_each(samples, arguments, ids)
             else:
                 result = self._attribute_all(inputs, samples, arguments, ids)
-        self._warn()
+        warn_of_lost_decisions(self._lost, self.traces)
         return result
 
     @property
@@ -348,9 +356,12 @@ class Spade(Attribution):
         with made.applied(self.model), stage("attribute"):
             pruned = None if dense is None else self._predict(inputs, arguments)
             if dense is not None and pruned is not None:
-                made.decision = Decision.between(dense, pruned)
-            with rules_kept(self.attribution_method), asking(self.attribution_method, self.model, arguments) as asked:
-                return self.attribution_method.attribute(inputs, **asked)
+                made.decision = decision = Decision.between(dense, pruned)
+                if not decision.kept and asks_for_classes(arguments.get("target")):
+                    self._lost.append(made)
+            method, model = self.attribution_method, self.model
+            with undone(method, inputs), asking(method, model, arguments) as asked:
+                return method.attribute(inputs, **asked)
 
     def _predict(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the probabilities of classes for one sample; None if the method's network does not return logits."""
@@ -360,21 +371,6 @@ class Spade(Attribution):
             return probabilities(network_output(self.attribution_method, inputs, arguments))
         except InvalidValueError:
             return None
-
-    def _warn(self) -> None:
-        lost = [made for made in self.traces if made.decision is not None and not made.decision.kept]
-        if lost:
-            levels = len(self.config.keeps) > 1
-            names = [
-                f"{made.sample_id!r}{f' with keep={made.auto.keep:g}' if levels and made.auto else ''}" for made in lost
-            ]
-            warnings.warn(
-                f"{len(lost)} of {len(self.traces)} traces lost the decision ({listed(names, 5)}): they predict "
-                "another class than the dense network, so that the result does not explain its prediction; less "
-                "pruning (a larger keep or a lower sparsity) often preserves it, but not always",
-                DecisionWarning,
-                stacklevel=4,
-            )
 
 
 def _seed_of(calibration: Any) -> int | None:

@@ -39,7 +39,7 @@ from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.goals import LEAST_WITH_NOISE, NOISY_COPIES, Goal, output_score, sample_goal
 from spade_fast.pruning.session import Session
 from spade_fast.pruning.tracing import traces_by_level
-from spade_fast.targets.questions import class_against
+from spade_fast.targets.classification import class_against
 from spade_fast.targets.target import Target
 
 PAGE = "index.html"

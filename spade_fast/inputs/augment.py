@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spade_fast._util.checks import integer, kind, number
+from spade_fast._util.checks import integer, is_number, kind, normalisation, number, sides
 from spade_fast._util.draws import add_noise, generator_of, noise_deviation
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import require
@@ -93,7 +94,7 @@ class ImageAugmenter(Augmenter):
     ) -> None:
         super().__init__(n, seed, batch_size)
         self.mean, self.std = _normalisation(mean, std)
-        self.size = None if size is None else _size(size)
+        self.size = None if size is None else sides("size", size)
         self.scale = _interval("scale", scale, 1.0)
         self.ratio = _interval("ratio", ratio, math.inf)
         self.flip = number("flip", flip, 0, 1)
@@ -271,16 +272,14 @@ def _checked(image: Tensor) -> Tensor:
     return image.detach()
 
 
-def _interval(name: str, value: tuple[float, float], most: float) -> tuple[float, float]:
+def _interval(name: str, value: Any, most: float) -> tuple[float, float]:
+    limit = "" if math.isinf(most) else f" and at most {most:g}"
+    allowed = f"{name} must be two numbers above 0{limit} in ascending order, got {value!r}"
+    if not isinstance(value, tuple | list) or not all(map(is_number, value)):
+        raise InvalidTypeError(allowed)
     if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
-        limit = "" if math.isinf(most) else f" and at most {most:g}"
-        raise InvalidValueError(f"{name} must be two numbers above 0{limit} in ascending order, got {value!r}")
+        raise InvalidValueError(allowed)
     return float(value[0]), float(value[1])
-
-
-def _size(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return integer("size", height, 1), integer("size", width, 1)
 
 
 def _normalisation(
@@ -290,9 +289,4 @@ def _normalisation(
         return None, None
     if mean is None or std is None:
         raise InvalidValueError("mean and std must be given together")
-    mean, std = tuple(map(float, mean)), tuple(map(float, std))
-    if len(mean) != len(std) or not mean:
-        raise InvalidValueError(f"mean and std must have the same number of channels, got {len(mean)} and {len(std)}")
-    if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
-        raise InvalidValueError(f"mean must be finite and std positive and finite, got {mean} and {std}")
-    return mean, std
+    return normalisation(mean, std)

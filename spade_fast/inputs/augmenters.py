@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from spade_fast._util.checks import integer
 from spade_fast._util.errors import InvalidValueError
@@ -69,11 +70,15 @@ def in_form_of(sample: Any, entries: Mapping[Any, Any]) -> Any:
 
 
 def repeated(name: str, value: Any, count: int) -> Any:
-    """Return a tensor ``[1, ...]`` of a sample `count` times ``[N, ...]``; other values are not changed."""
-    if not isinstance(value, Tensor):
-        return value
-    check_single(name, value)
-    return value.expand(count, *value.shape[1:]).contiguous()
+    """Return a part of a sample with each tensor ``[1, ...]`` in it `count` times ``[N, ...]``, otherwise unchanged."""
+
+    def copies(one: Any) -> Any:
+        if not isinstance(one, Tensor):
+            return one
+        check_single(name, one)
+        return one.expand(count, *one.shape[1:]).contiguous()
+
+    return tree_map(copies, value)
 
 
 def check_single(name: str, value: Tensor) -> None:

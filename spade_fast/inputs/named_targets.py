@@ -8,14 +8,22 @@ import re
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.inputs.networks import LoadedModel
 from spade_fast.targets.class_names import class_index
-from spade_fast.targets.target import Target, function_target
+from spade_fast.targets.target import Target, class_number, function_target
 
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
 def named_class(option: str, given: int | str, model: LoadedModel, classes: int) -> int:
-    """Return the index of a class of a network with so many; ValueError, which names the option, without such a one."""
+    """Return the index of a class of a network with so many; otherwise raise TypeError or ValueError."""
     allowed = f"a class from 0 to {classes - 1}"
+    if not isinstance(given, str):
+        try:
+            given = class_number(given)
+        except InvalidTypeError as error:
+            raise InvalidTypeError(
+                f"{option} must be {allowed} or a name, in batches also that of a function, 'module:callable', got "
+                f"{given!r}"
+            ) from error
     index = class_index(given, model.class_names, allowed)
     if not 0 <= index < classes:
         raise InvalidValueError(f"{option} must be {allowed}, got {index}")

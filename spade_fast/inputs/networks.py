@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.checks import check_names, integer, nearest
+from spade_fast._util.checks import check_names, nearest, normalisation, sides
 from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for, require
 from spade_fast.inputs.checkpoints import load_weights
@@ -86,16 +85,10 @@ class LoadedModel:
     notes: Sequence[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise InvalidValueError(
-                f"mean and std must have one number per channel, got {len(self.mean)} and {len(self.std)}"
-            )
-        if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
-            raise InvalidValueError(f"mean must be finite, std positive and finite, got {self.mean} and {self.std}")
+        for name, values in zip(("mean", "std"), normalisation(self.mean, self.std), strict=True):
+            object.__setattr__(self, name, values)
         check_names("interpolation", [self.interpolation], _INTERPOLATIONS)
-        resized, cropped = _sides("resize", self.resize), _sides("crop", self.crop)
+        resized, cropped = sides("resize", self.resize), sides("crop", self.crop)
         if cropped[0] > resized[0] or cropped[1] > resized[1]:
             raise InvalidValueError(f"crop must be at most resize, got {self.crop} and {self.resize}")
 
@@ -108,7 +101,7 @@ class LoadedModel:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input."""
-        return _sides("crop", self.crop)
+        return sides("crop", self.crop)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -385,14 +378,6 @@ def assumed(model: LoadedModel) -> LoadedModel:
         "spade_fast.inputs.LoadedModel, and give that as module:callable"
     )
     return replace(model, notes=(note,))
-
-
-def _sides(name: str, value: Any) -> tuple[int, int]:
-    """Return height and width given as one number or two."""
-    sides = value if isinstance(value, tuple | list) else (value, value)
-    if len(sides) != 2:
-        raise InvalidValueError(f"{name} must be a number or a height and a width, got {value!r}")
-    return integer(name, sides[0], 1), integer(name, sides[1], 1)
 
 
 def _package_folder(package: str) -> Path | None:

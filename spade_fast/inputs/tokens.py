@@ -109,7 +109,7 @@ class TokenAugmenter(Augmenter):
             What a tokenizer of transformers returns for one text, with ``return_tensors="pt"``: token ids as
             ``"input_ids"``, and more. Or the ids alone, or a sequence that begins with them. Other integers
             ``[1, T, ...]``, such as ``"attention_mask"`` and ``"token_type_ids"``, follow their tokens, except those
-            named ``decoder_...``; everything else is repeated as it is.
+            named ``decoder_...``; ``"position_ids"`` lose the last ones; everything else is repeated as it is.
         sample_id : str or int
             Name of the sample. With the seed it determines all random numbers; ``0`` and ``"0"`` are the same sample.
 
@@ -166,14 +166,17 @@ class _Texts(Augmentations[Any]):
         ]
         super().__init__(batches)
 
-    def _words(self, augmenter: TokenAugmenter) -> list[int | None]:
-        """Return the number of each token's word; None for tokens that stay."""
+    def _words(self, augmenter: TokenAugmenter) -> list[tuple[int, int] | None]:
+        """Return each token's word, as the number of its text in a pair of texts and its own; None if it stays."""
         ids: list[int] = self._ids[0].tolist()
-        words: Sequence[int | None] = range(len(ids))
+        words: list[tuple[int, int] | None] = [(0, place) for place in range(len(ids))]
         if augmenter.words and getattr(self._sample, "is_fast", False):
-            words = self._sample.word_ids(0)
-            if len(words) != len(ids):
-                raise InvalidValueError(f"the sample has {len(ids)} input_ids, but its word_ids() are {len(words)}")
+            numbers, of_text = self._sample.word_ids(0), self._sample.sequence_ids(0)
+            if len(numbers) != len(ids):
+                raise InvalidValueError(f"the sample has {len(ids)} input_ids, but its word_ids() are {len(numbers)}")
+            words = [
+                None if number is None else (text or 0, number) for number, text in zip(numbers, of_text, strict=True)
+            ]
         mask = self._entries.get("attention_mask")
         attended = mask[0].tolist() if isinstance(mask, Tensor) else [1] * len(ids)
         tokens = zip(words, ids, attended, strict=True)
@@ -188,7 +191,9 @@ class _Texts(Augmentations[Any]):
             if key != self._key and not self._follows_tokens(key, value):
                 made[key] = repeated(repr(key), value, count)
                 continue
-            made[key] = value[0][places]
+            # Positions are those of a text, not of its tokens, which move up.
+            moved = key == "position_ids" and value.dim() == 2
+            made[key] = repeated(key, value[:, : places.shape[1]], count) if moved else value[0][places]
             if key == self._key and self._mask_id is not None:
                 masked = self._masked[chosen].to(self._ids.device).gather(1, places)
                 made[key] = made[key].masked_fill(masked, self._mask_id)

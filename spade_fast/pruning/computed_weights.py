@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from spade_fast._util.modes import evaluation_mode, run_uncompiled
-from spade_fast.pruning.module_kinds import uncompiled
+from spade_fast._util.module_names import uncompiled
 
 _Hook = WeightNorm | SpectralNorm | BasePruningMethod
 

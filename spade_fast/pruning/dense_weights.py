@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from spade_fast._util.module_names import uncompiled
 from spade_fast.pruning.computed_weights import computed_weights
-from spade_fast.pruning.module_kinds import named_parameters, uncompiled
+from spade_fast.pruning.module_kinds import named_parameters
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that can be pruned
 

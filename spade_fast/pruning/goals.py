@@ -19,7 +19,7 @@ from spade_fast.pruning.calibration import device_of
 from spade_fast.pruning.decision import probabilities, repeatable
 from spade_fast.targets.answers import reading
 from spade_fast.targets.class_names import class_names_of
-from spade_fast.targets.questions import as_target, class_score
+from spade_fast.targets.classification import as_target, class_score
 from spade_fast.targets.target import Target, checked_numbers
 
 NOISY_COPIES = 4

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
+from spade_fast._util.module_names import uncompiled
 from spade_fast.pruning.computed_weights import ComputedWeight, computed_names, computed_weight, computed_weights
 from spade_fast.pruning.dense_weights import DTYPES, DenseWeight, other_weights, storage_key, weight_name
-from spade_fast.pruning.module_kinds import original_module, uncompiled
+from spade_fast.pruning.module_kinds import original_module
 
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONVOLUTIONS)

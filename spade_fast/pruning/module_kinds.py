@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
+from spade_fast._util.module_names import uncompiled
 
 _FRAMEWORKS = {
     "keras": "Keras",
@@ -55,11 +56,6 @@ def named_parameters(model: nn.Module, remove_duplicate: bool = True) -> Iterato
     """Iterate over a model's parameters, under the names they have if no submodule is compiled."""
     for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
         yield uncompiled(name), parameter
-
-
-def uncompiled(name: str) -> str:
-    """Return the name that a module or parameter has if no submodule is compiled."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def check_parameters(model: nn.Module) -> None:

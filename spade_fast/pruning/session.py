@@ -342,7 +342,8 @@ def _nothing_to_prune(model: nn.Module, dense: Iterable[DenseWeight]) -> str:
 
 def per_sample(name: str, given: Sequence[Any] | None, default: Sequence[Any]) -> list[Any]:
     """Return what is given for each sample, or the default; TypeError or ValueError unless it is one entry for each."""
-    if given is not None and not isinstance(given, Iterable):
+    one = isinstance(given, str | bytes) or getattr(given, "ndim", None) == 0
+    if given is not None and (one or not isinstance(given, Iterable)):
         raise InvalidTypeError(f"{name} must have one entry for each of the samples, got {given!r}")
     entries = list(default if given is None else given)
     if len(entries) != len(default):

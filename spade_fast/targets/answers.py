@@ -9,14 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from spade_fast._util.checks import named_module
 from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.modes import run_uncompiled
+from spade_fast._util.module_names import named_module
 from spade_fast.targets.class_names import class_names_of
+from spade_fast.targets.classification import as_target
 from spade_fast.targets.network_outputs import detections_of
-from spade_fast.targets.questions import as_target
 from spade_fast.targets.target import Target, TargetLike, checked_numbers
 
 _NO_GRADIENT = ("does not require grad", "appears to not have been used in the graph")
+_NO_INTEGERS = "Expected tensor for argument #1 'indices' to have one of the following scalar types"  # of an embedding
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def answering(model: nn.Module, target: TargetLike) -> Iterator[nn.Module]:
     `Spade` does this itself. The network's functions and layers keep the gradients and rules that a method gives them;
     the target's own functions have their plain gradient. So relevance and DeepLIFT's attributions add up for targets
     that are sums or differences of outputs. Captum's `LRP` multiplies by the number in the end, which is right for a
-    single output alone: use `spade_fast.attribution.LRP`.
+    single output alone: use `spade_fast.attribution.LRP`. No other thread may run the model during the block.
 
     Parameters
     ----------
@@ -77,8 +79,10 @@ class Answer:
     def __init__(self, target: Target, read: Callable[[Any], Any]) -> None:
         self._target, self._read = target, read
         self._lost = False  # whether the target, not the network, has no gradient
+        self._arguments: Any = ()
 
     def __call__(self, arguments: Any, output: Any) -> Tensor:
+        self._arguments = arguments
         read = self._read(output)
         numbers = checked_numbers(self._target, self._target(read), _rows(arguments, output))
         given = (one for one in tree_leaves(read) if isinstance(one, Tensor))
@@ -89,18 +93,34 @@ class Answer:
         """Say what has no gradient."""
         if self._lost:
             return f"target {self._target} has no gradient: it detaches the output, or chooses from it, as argmax does"
-        return f"target {self._target}: {WITHOUT_GRADIENT}"
+        missing = without_gradient(self._arguments) if self._target.layer is None else _LAYER_WITHOUT_GRADIENT
+        return f"target {self._target}: {missing}"
 
 
-WITHOUT_GRADIENT = (
-    "the network's output has no gradient with respect to the input: it was detached, or computed without gradients or "
-    "from other numbers"
+def without_gradient(arguments: Any) -> str:
+    """Say that a network's output has no gradient, and why that may be, given the network's arguments."""
+    message = "the network's output has no gradient with respect to the input: "
+    tensors = (one for one in tree_leaves(arguments) if isinstance(one, Tensor))
+    if any(not (one.is_floating_point() or one.is_complex()) for one in tensors):
+        return message + _INTEGERS
+    return message + "it was detached, or computed without gradients or from other numbers"
+
+
+_INTEGERS = (
+    "integers, such as token ids, have none; explain embedded tokens, or an embedding with a layer method, or give the "
+    "integers as additional_forward_args"
+)
+_LAYER_WITHOUT_GRADIENT = (
+    "the target's layer has no gradient with respect to the input, or to the layer that the method reads, which must "
+    "come before it"
 )
 
 
 @contextmanager
 def reading(model: nn.Module, target: Target) -> Iterator[Callable[[Any], Any]]:
     """Yield a function from the network's output in a forward pass to what a target reads: that, or a layer's output.
+
+    Compiled modules run uncompiled if a layer is read, which compiled code may have joined with others.
 
     Raises
     ------
@@ -120,12 +140,13 @@ def reading(model: nn.Module, target: Target) -> Iterator[Callable[[Any], Any]]:
         outputs.clear()
         if len(found) != 1:
             ran = f"runs {len(found)} times" if found else "does not run"
-            raise InvalidValueError(f"{target}: the layer {ran} in the network's forward pass, not once")
+            raise InvalidValueError(f"{target}: the layer must run once in the network's forward pass, but {ran}")
         return found[0]
 
     hook = named_module(model, target.layer).register_forward_hook(keep)
     try:
-        yield read
+        with run_uncompiled():
+            yield read
     finally:
         hook.remove()
 
@@ -146,10 +167,15 @@ def replacing_output(model: nn.Module, change: Callable[[Any, Any], Any]) -> Ite
 
 @contextmanager
 def naming_missing_gradients(what: Callable[[], str]) -> Iterator[None]:
-    """Turn torch's error for a missing gradient, during a ``with`` block, into a ValueError that says what lacks it."""
+    """Turn torch's error for a missing gradient, during a ``with`` block, into a ValueError that says what lacks it.
+
+    So does the error of an embedding whose integers a method replaced by other numbers, to have gradients.
+    """
     try:
         yield
     except RuntimeError as error:
+        if _NO_INTEGERS in str(error):
+            raise InvalidValueError(f"the method cannot explain the input: {_INTEGERS}") from error
         if not any(part in str(error) for part in _NO_GRADIENT):
             raise
         raise InvalidValueError(what()) from error

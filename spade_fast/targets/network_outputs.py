@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spade_fast._util.errors import InvalidTypeError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 
 _LOGITS = ("logits", "out")  # of Hugging Face; of torchvision's segmentation
 _EMBEDDINGS = ("sentence_embedding", "image_embeds", "text_embeds", "pooler_output", "last_hidden_state")
@@ -37,6 +37,16 @@ def embedding_of(output: Any) -> Tensor | None:
     if found is not None and found.dim() == 3:
         found = found.mean(1)
     return found if found is not None and found.dim() == 2 else None
+
+
+def tokens_of(output: Any) -> Tensor | None:
+    """Return the tokens ``[S, T, D]`` in a network's output, or None if it has none.
+
+    They are the output itself if it is a tensor, its entry or attribute ``last_hidden_state``, or the first tensor of a
+    tuple.
+    """
+    found = _tensor(output, ("last_hidden_state",))
+    return found if found is not None and found.dim() == 3 else None
 
 
 def detections_of(output: Any) -> list[Tensor] | None:
@@ -74,6 +84,28 @@ def floating(what: str, values: Any) -> Tensor:
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise InvalidTypeError(f"{what} must be a floating-point tensor, got {described(values)}")
     return values
+
+
+def checked_logits(name: str, output: Any, dimensions: int, shape: str) -> Tensor:
+    """Return the logits in a network's output; TypeError or ValueError unless they have so many dimensions."""
+    logits = logits_of(output)
+    if logits is None:
+        raise InvalidTypeError(
+            f"{name}: the network returns {described(output)}, without logits: give a function of that as target"
+        )
+    logits = floating(f"{name}: the network's logits", logits)
+    if logits.dim() != dimensions:
+        others = {2: "class_score", 3: "token", 4: "pixels"}
+        hint = f": use spade_fast.targets.{others[logits.dim()]}" if logits.dim() in others else ""
+        raise InvalidValueError(f"{name}: the network must return {shape}, got {list(logits.shape)}{hint}")
+    return logits
+
+
+def of_class(name: str, values: Tensor, index: int) -> Tensor:
+    """Return what belongs to a class, or token, in the second dimension."""
+    if index >= values.shape[1]:
+        raise InvalidValueError(f"{name}: target must be a class from 0 to {values.shape[1] - 1}, got {index}")
+    return values[:, index]
 
 
 def _tensor(output: Any, names: Sequence[str]) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The common targets: scores and probabilities of classes, neurons, pixels, boxes, tokens and similarities."""
+"""Targets within outputs and layers: neurons, pixels, boxes, tokens and embeddings."""
 
 from __future__ import annotations
 
@@ -11,117 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spade_fast._util.checks import finite_floats, integer
+from spade_fast._util.checks import finite_floats, integer, kind
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.targets.network_outputs import (
-    class_log_probabilities,
+    checked_logits,
     class_probabilities,
     described,
     detections_of,
     embedding_of,
     floating,
     logits_of,
+    of_class,
+    tokens_of,
 )
-from spade_fast.targets.target import Target, class_number, function_target
-
-
-def class_score(index: int) -> Target:
-    """Ask for the score (logit) of a class, as the integer `index` as a target does.
-
-    Automatic sparsity keeps the class's probability; with a single logit, the logit.
-
-    Parameters
-    ----------
-    index : int
-        A class of a network that returns logits ``[S, classes]``: as a tensor, as the entry or attribute ``logits`` or
-        ``out`` of its output, or as the first tensor of a tuple.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `index` is not an integer of at least 0. When the target is read: the output has no logits ``[S, classes]``, or
-        no such class.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from spade_fast.targets import class_score
-    >>> class_score(2)(torch.tensor([[0.0, 1.0, 3.0]]))
-    tensor([3.])
-    """
-    name = f"class {integer('index', index, 0)}"
-
-    def keep(output: Any) -> Tensor:
-        logits = _logits(name, output)
-        return _class(name, class_probabilities(logits) if logits.shape[1] > 1 else logits, index)
-
-    return Target(name, lambda output: _class(name, _logits(name, output), index), keep)
-
-
-def log_probability(index: int) -> Target:
-    """Ask for the logarithm of the probability of a class, which falls where other classes gain.
-
-    Automatic sparsity keeps the probability.
-
-    Parameters
-    ----------
-    index : int
-        As in :func:`class_score`, of two or more classes. A network that ends in a softmax is recognised.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in :func:`class_score`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from spade_fast.targets import log_probability
-    >>> log_probability(0)(torch.zeros(1, 4)).exp()
-    tensor([0.2500])
-    """
-    name = f"log-probability of class {integer('index', index, 0)}"
-
-    def read(output: Any) -> Tensor:
-        return _class(name, class_log_probabilities(_logits(name, output, several=True)), index)
-
-    return Target(name, read, lambda output: read(output).exp())
-
-
-def class_against(index: int, other: int) -> Target:
-    """Ask for the score of a class minus that of another: why the one rather than the other?
-
-    Automatic sparsity keeps the probability of the class among these two, the sigmoid of the difference.
-
-    Parameters
-    ----------
-    index, other : int
-        Two classes, as in :func:`class_score`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in :func:`class_score`; or both are the same class.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from spade_fast.targets import class_against
-    >>> class_against(2, 1)(torch.tensor([[0.0, 1.0, 3.0]]))
-    tensor([2.])
-    """
-    name = f"class {integer('index', index, 0)} against class {integer('other', other, 0)}"
-    if index == other:
-        raise InvalidValueError(f"index and other must be two classes, got {index} twice")
-
-    def difference(values: Tensor) -> Tensor:
-        return _class(name, values, index) - _class(name, values, other)
-
-    return Target(
-        name,
-        lambda output: difference(_logits(name, output, several=True)),
-        lambda output: difference(class_log_probabilities(_logits(name, output, several=True))).sigmoid(),
-    )
+from spade_fast.targets.target import Target
 
 
 def neuron(layer: str, index: int | tuple[int | EllipsisType, ...]) -> Target:
@@ -202,7 +105,7 @@ def pixels(mask: Tensor | np.ndarray, index: int) -> Target:
     >>> pixels(torch.tensor([[True, True, False]]), 0)({"out": maps})
     tensor([1.5000])
     """
-    where = torch.as_tensor(mask)
+    where = _tensor("mask", mask).clone()
     if where.dtype != torch.bool:
         raise InvalidTypeError(f"mask must be boolean, got {where.dtype}")
     if where.dim() != 2 or not bool(where.any()):
@@ -210,7 +113,7 @@ def pixels(mask: Tensor | np.ndarray, index: int) -> Target:
     name = f"class {integer('index', index, 0)} in {int(where.sum())} pixels"
 
     def logits(output: Any) -> Tensor:
-        values = _with_dimensions(name, output, 4, "[S, classes, H, W]")
+        values = checked_logits(name, output, 4, "[S, classes, H, W]")
         if values.shape[2:] != where.shape:
             raise InvalidValueError(
                 f"{name}: mask must have the size of the network's output, {list(values.shape[2:])}, got "
@@ -219,7 +122,7 @@ def pixels(mask: Tensor | np.ndarray, index: int) -> Target:
         return values
 
     def mean(values: Tensor) -> Tensor:
-        return _class(name, values, index)[:, where.to(values.device)].mean(1)
+        return of_class(name, values, index)[:, where.to(values.device)].mean(1)
 
     def keep(output: Any) -> Tensor:
         values = logits(output)
@@ -301,19 +204,21 @@ def token(position: int, id: int) -> Target:
     name = f"token {integer('id', id, 0)} at position {integer('position', position)}"
 
     def logits(output: Any) -> Tensor:
-        values = _with_dimensions(name, output, 3, "[S, positions, vocabulary]")
+        values = checked_logits(name, output, 3, "[S, positions, vocabulary]")
         if not -values.shape[1] <= position < values.shape[1]:
             raise InvalidValueError(f"{name}: the network returns {values.shape[1]} positions, {list(values.shape)}")
         return values[:, position]
 
     return Target(
         name,
-        lambda output: _class(name, logits(output), id),
-        lambda output: _class(name, class_probabilities(logits(output)), id),
+        lambda output: of_class(name, logits(output), id),
+        lambda output: of_class(name, class_probabilities(logits(output)), id),
     )
 
 
-def similarity(embedding: Tensor | np.ndarray | Sequence[float]) -> Target:
+def similarity(
+    embedding: Tensor | np.ndarray | Sequence[float], mask: Tensor | np.ndarray | Sequence[int] | None = None
+) -> Target:
     """Ask for the cosine similarity of a network's embedding to another, such as that of a sentence or picture.
 
     Automatic sparsity keeps the similarity.
@@ -324,13 +229,17 @@ def similarity(embedding: Tensor | np.ndarray | Sequence[float]) -> Target:
         What is compared with the network's own embedding ``[S, D]``. That is its output, or the first that exists of
         the output's entries or attributes ``sentence_embedding``, ``image_embeds``, ``text_embeds``, ``pooler_output``
         and ``last_hidden_state``, or the first tensor of a tuple. Of tokens ``[S, T, D]`` it is the mean over all of
-        them; a network whose inputs are padded should return the mean over the others itself.
+        them, padding included.
+    mask : Tensor, ndarray or sequence ``[T]`` or ``[1, T]``, optional
+        The tokens over which the mean is taken, such as the sample's ``attention_mask``: those that are not 0. The
+        network's embedding is then the mean of its output, of ``last_hidden_state`` or of the first tensor of a tuple,
+        as sentence encoders take it.
 
     Raises
     ------
     TypeError, ValueError
-        `embedding` is not a finite vector, or is 0. When the target is read: the output has no embedding, or one of
-        another length.
+        `embedding` is not a finite vector, or is 0; `mask` has no tokens. When the target is read: the output has no
+        embedding, or one of another length, or another number of tokens than the mask.
 
     Examples
     --------
@@ -339,18 +248,24 @@ def similarity(embedding: Tensor | np.ndarray | Sequence[float]) -> Target:
     >>> similarity([1.0, 0.0])(torch.tensor([[3.0, 4.0]]))
     tensor([0.6000])
     """
-    other = finite_floats("embedding", torch.as_tensor(embedding))
-    if other.numel() != other.shape[-1] or not bool(other.any()):
+    other = finite_floats("embedding", _tensor("embedding", embedding))
+    if not _is_vector(other):
         raise InvalidValueError(f"embedding must be [D] or [1, D] and not 0, got {list(other.shape)}")
     other = F.normalize(other.reshape(-1).clone(), dim=0)
     name = f"similarity to an embedding of {len(other)} numbers"
+    chosen = None if mask is None else _tensor("mask", mask) != 0
+    if chosen is not None and not _is_vector(chosen):
+        raise InvalidValueError(f"mask must be [T] or [1, T] with at least one token, got {list(chosen.shape)}")
 
     def read(output: Any) -> Tensor:
-        own = embedding_of(output)
+        own = embedding_of(output) if chosen is None else tokens_of(output)
         if own is None:
-            raise InvalidTypeError(
-                f"{name}: the network must return embeddings [S, D] or [S, T, D], got {described(output)}"
-            )
+            shape = "[S, D] or [S, T, D]" if chosen is None else "[S, T, D], of which mask chooses"
+            raise InvalidTypeError(f"{name}: the network must return embeddings {shape}, got {described(output)}")
+        if chosen is not None:
+            if own.shape[1] != chosen.numel():
+                raise InvalidValueError(f"{name}: mask has {chosen.numel()} tokens, the network's {own.shape[1]}")
+            own = own[:, chosen.reshape(-1).to(own.device)].mean(1)
         own = floating(f"{name}: the network's embedding", own)
         if own.shape[1] != len(other):
             raise InvalidValueError(f"{name}: the network's embedding has {own.shape[1]}, {list(own.shape)}")
@@ -359,54 +274,13 @@ def similarity(embedding: Tensor | np.ndarray | Sequence[float]) -> Target:
     return Target(name, read)
 
 
-def as_target(given: Any, names: Sequence[str] = ()) -> Target:
-    """Return a class, by its index or name, or a function of the output as a `Target`.
-
-    Parameters
-    ----------
-    names
-        Names of the network's classes; empty if they are unknown.
-
-    Raises
-    ------
-    TypeError, ValueError
-        It is neither, or no class has this name.
-    """
-    return function_target(given) if callable(given) else class_score(_from_zero(class_number(given, names)))
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTypeError(f"{name} must be a tensor, an array or numbers, got {kind(value)}") from error
 
 
-def _from_zero(index: int) -> int:
-    if index < 0:
-        raise InvalidValueError(f"target must be a class of at least 0, got {index}")
-    return index
-
-
-def _logits(name: str, output: Any, several: bool = False) -> Tensor:
-    """Return the logits ``[S, classes]`` in a network's output."""
-    logits = _with_dimensions(name, output, 2, "[S, classes]")
-    if several and logits.shape[1] == 1:
-        raise InvalidValueError(
-            f"{name}: the network returns a single logit: give spade_fast.inputs.two_classes(model)"
-        )
-    return logits
-
-
-def _with_dimensions(name: str, output: Any, dimensions: int, shape: str) -> Tensor:
-    logits = logits_of(output)
-    if logits is None:
-        raise InvalidTypeError(
-            f"{name}: the network returns {described(output)}, without logits: give a function of that as target"
-        )
-    logits = floating(f"{name}: the network's logits", logits)
-    if logits.dim() != dimensions:
-        others = {2: "class_score", 3: "token", 4: "pixels"}
-        hint = f": use spade_fast.targets.{others[logits.dim()]}" if logits.dim() in others else ""
-        raise InvalidValueError(f"{name}: the network must return {shape}, got {list(logits.shape)}{hint}")
-    return logits
-
-
-def _class(name: str, values: Tensor, index: int) -> Tensor:
-    """Return what belongs to a class, or token, in the second dimension."""
-    if index >= values.shape[1]:
-        raise InvalidValueError(f"{name}: target must be a class from 0 to {values.shape[1] - 1}, got {index}")
-    return values[:, index]
+def _is_vector(values: Tensor) -> bool:
+    """Whether values are ``[D]`` or ``[1, D]``, and not all 0."""
+    return values.dim() > 0 and values.numel() == values.shape[-1] and bool(values.any())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 attr = pytest.importorskip("captum.attr")
 
+from spade_fast._util.errors import UserError  # noqa: E402
 from spade_fast.attribution import LRP, GradCam, LayerCam, Spade, prepare_for_attribution  # noqa: E402
 from spade_fast.attribution.lime import Ridge, nearness  # noqa: E402
 from spade_fast.attribution.methods import seeded  # noqa: E402
@@ -174,6 +176,58 @@ def test_outputs_that_are_not_tensors(target):
     assert torch.equal(found, Spade(attr.Saliency(net), [BATCH], **SETTINGS).attribute(IMAGES, target=3))
 
 
+def test_neurons_of_a_prepared_copy_and_of_a_network_inside_another():
+    net = network()
+    prepared, around = prepare_for_attribution(net), nn.Sequential(net, nn.Softmax(1))
+    expected = Spade(attr.InputXGradient(net), [BATCH], **SETTINGS).attribute(IMAGES, target=neuron("0", 2))
+    for built in (prepared, around):
+        method = attr.InputXGradient(built)
+        found = Spade(method, [BATCH], model=net, **SETTINGS).attribute(IMAGES, target=neuron("0", 2))
+        assert torch.equal(found, expected)
+        automatic = Spade(method, [BATCH], model=net, solver="sparsegpt")
+        automatic.attribute(IMAGES, target=neuron("1", 2))
+        assert automatic.traces[0].target == "neuron 2 of layer '1'"
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids).mean(1))
+
+
+@pytest.mark.parametrize("kind", [attr.Saliency, attr.IntegratedGradients, attr.DeepLift, LRP])
+@pytest.mark.parametrize("target", [1, class_score(1)])
+def test_integers_have_no_gradient(kind, target):
+    ids = torch.tensor([[1, 2, 3]])
+    spade = Spade(kind(Words().eval()), [ids.repeat(6, 1)], **{**SETTINGS, "layers": "head"})
+    with pytest.raises((TypeError, ValueError), match="embedded tokens") as caught:
+        spade.attribute(ids, target=target)
+    assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize("kind", [attr.Saliency, attr.DeepLift])
+def test_errors_leave_inputs_without_gradients(kind):
+    spade, image = Spade(kind(network()), [BATCH], **SETTINGS), IMAGES[:1].clone()
+    with pytest.raises(ValueError, match="has no gradient"):
+        spade.attribute(image, target=lambda output: output[:, 0].detach())
+    assert not image.requires_grad
+    leaf = image.clone().requires_grad_()
+    spade.attribute(leaf, target=1)
+    assert leaf.requires_grad and leaf.grad is None
+
+
+def test_integers_of_numpy():
+    net = network()
+    spade = Spade(attr.Saliency(net), [BATCH], **SETTINGS)
+    expected = spade.attribute(IMAGES, target=[1, 3])
+    for target in (np.array([1, 3]), list(np.array([1, 3])), torch.tensor([1, 3], dtype=torch.uint8)):
+        assert torch.equal(spade.attribute(IMAGES, target=target), expected)
+    assert torch.equal(spade.attribute(IMAGES, target=np.int64(1))[0], expected[0])
+
+
 def test_bad_targets():
     net = network()
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -194,13 +248,20 @@ def test_bad_targets():
     refuse(ValueError, "the model has no layer '9'", neuron("9", 0))
     for target in (7, class_score(7), [7, 1], torch.tensor([1, -6])):
         refuse(ValueError, "target must be a class from 0 to 4, got (7|-6)", target)
+    refuse(ValueError, r"target must be a class from 0 to 4, got -1", [1, -1])
+    refuse(ValueError, r"target \(0, 1\) does not fit the output \[2, 5\]", (0, 1))
     refuse(ValueError, "the network has no class names", "cat")
+    for target in (2.0, True, [1, 2.0], [1, None], (1.0,), {1}, b"1", np.array([0.5, 1.0])[:1], torch.tensor([True])):
+        refuse(TypeError, "target must be the index or name of a class, or a function", target)
+    refuse(TypeError, r"target must be integers, the indices of classes, got torch\.float32", torch.tensor([1.0, 2.0]))
     refuse(
         ValueError,
         "the network's output has no gradient with respect to the input",
         1,
         Spade(attr.Saliency(lambda x: net(x).detach()), [BATCH], model=net, **SETTINGS),
     )
+    later = Spade(GradCam(net, net[2]), [BATCH], **SETTINGS)
+    refuse(ValueError, "target neuron 1 of layer '0': the target's layer has no gradient", neuron("0", 1), later)
     layers = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5)
     plain = nn.Sequential(*layers).double()
     for method in (attr.LRP(plain), attr.LayerLRP(plain, plain[0])):

@@ -162,6 +162,31 @@ def test_reshape_overrides() -> None:
     assert torch.allclose(found, by_hand(model, layer, tokens(2, 2, 2), GradCam, IMAGE), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [GradCam, LayerCam])
+def test_the_image_may_be_any_input(kind: Any) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turned, self.head = nn.Identity(), nn.Linear(3, 4)
+
+        def forward(self, table: Tensor, image: Tensor) -> Tensor:
+            return self.head(self.turned(image.permute(0, 2, 3, 1)).mean((1, 2))) + table
+
+    model, table, image = Both(), torch.rand(1, 4), torch.rand(1, 3, 5, 7)
+    method = kind(model, model.turned)
+    alone = kind(lambda image: model(table, image), model.turned).attribute(image, target=1)
+    assert alone.shape == (1, 1, 5, 7)
+    assert torch.equal(method.attribute((table, image), target=1), alone)
+    assert torch.equal(method.attribute(table, target=1, additional_forward_args=image), alone)
+
+
+def test_what_reshape_returns_is_checked() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    for reshape, given in ((lambda _: None, "NoneType"), (lambda one: one.flatten(2), r"a .* tensor \[1, 4, 9\]")):
+        with pytest.raises(ValueError, match=rf"reshape must return maps \[N, C, h, w\], got {given}"):
+            GradCam(model, model[0], reshape=reshape).attribute(torch.rand(1, 3, 5, 5), target=1)
+
+
 def test_tokens_that_are_shuffled_on_the_way() -> None:
     class Shuffled(Vit):
         def forward(self, x: Tensor) -> Tensor:

@@ -130,6 +130,13 @@ def test_tokens_are_followed_from_the_map(
     assert layouts.tokens(result) == (None if tokens is None else Tokens(*tokens))
 
 
+def test_all_images_among_the_inputs_have_their_channels_first() -> None:
+    table, image = torch.randn(1, 3), torch.randn(1, 6, 4, 4)
+    with Layouts((table, image), {"second": image.clone()}, None) as layouts:
+        result = image.permute(0, 2, 3, 1)
+    assert layouts.channels(result) == LAST
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_the_map_of_tokens(axis: int) -> None:
     maps = torch.randn(2, 5, 3, 4)

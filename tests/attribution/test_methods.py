@@ -25,6 +25,7 @@ from captum.attr import IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule  # noqa: E402
 from torch.nn.utils.fusion import fuse_conv_bn_eval  # noqa: E402
 
+from spade_fast._util.errors import UserError  # noqa: E402
 from spade_fast.attribution import methods  # noqa: E402
 from spade_fast.attribution.cam import GradCam, LayerCam, last_feature_layer  # noqa: E402
 from spade_fast.attribution.lime import Ridge, nearness, squares  # noqa: E402
@@ -38,7 +39,7 @@ from spade_fast.attribution.spade import Spade  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
 from spade_fast.inputs.networks import load_model  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
-from spade_fast.targets import class_score  # noqa: E402
+from spade_fast.targets import class_score, neuron  # noqa: E402
 
 HAS_DEMO = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor", "ignore:Setting (backward|forward)")
@@ -346,6 +347,28 @@ def test_last_feature_layer():
     assert last_feature_layer(asked.model, torch.rand(1, 3, 64, 64), 0) in asked.model.layer4[1].modules()
     with pytest.raises(ValueError, match="no layer whose output is a feature map"):
         last_feature_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2), 0)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam"])
+def test_the_last_layer_before_a_neuron(method):
+    torch.manual_seed(0)
+    convolutions = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()
+    model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5)).eval()
+    image = torch.rand(1, 3, 8, 8)
+    for target, layer in ((neuron("1", 2), model[1]), (neuron("3", 0), model[3]), (neuron("6", 0), model[4])):
+        assert last_feature_layer(model, image, target) is layer
+        assert attribution_map(method, Question(model, image, target, torch.zeros(1, 3, 1, 1))).any()
+    with pytest.raises(ValueError, match=r"target .*lambda> has no gradient"):
+        last_feature_layer(model, image, lambda output: output[:, 0].detach())
+
+
+def test_targets_of_questions_are_checked():
+    model, image, black = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.rand(1, 3, 2, 2), torch.zeros(1, 3, 1, 1)
+    assert Question(model, image, np.int64(2), black).target == 2
+    for target in (1.0, True, "1.5", b"1"):
+        with pytest.raises((TypeError, ValueError), match="class") as caught:
+            Question(model, image, target, black)
+        assert isinstance(caught.value, UserError)
 
 
 class ChannelsLast(nn.Module):

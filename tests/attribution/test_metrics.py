@@ -357,6 +357,7 @@ def test_bad_arguments_of_curves():
     refuses(TypeError, "targets must be integers, got torch.float32", targets=[0.0, 1.0])
     refuses(ValueError, "no class names: give the index of a class instead of 'dog'", targets="dog")
     refuses(TypeError, "targets must be integers, got torch.bool", targets=True)
+    refuses(TypeError, "targets must be integers, got <generator", targets=(class_score(one) for one in (0, 1)))
     refuses(ValueError, r"one for each of 2 samples, got \[3\]", targets=[0, 1, 2])
     refuses(ValueError, "targets must be classes from 0 to 3", targets=[0, 4])
     refuses(ValueError, "targets must be classes from 0 to 3", targets=torch.tensor([-1, 0]))

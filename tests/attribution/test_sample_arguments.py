@@ -49,6 +49,7 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 from spade_fast.attribution import Spade  # noqa: E402
 from spade_fast.attribution.lime import Ridge  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
+from spade_fast.targets import class_score  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -277,6 +278,18 @@ def test_entries_for_other_numbers_of_samples_are_refused(make, arguments, image
     (name,) = arguments
     with pytest.raises(ValueError, match=rf"^{name} of \d dimensions must have one entry .* each of 3, got \["):
         Spade(make(model), calibration, **SETTINGS).attribute(images, target=0, **arguments)
+
+
+@pytest.mark.parametrize("target", [[0, 1], torch.tensor([0, 1]), [], [class_score(0)] * 4])
+def test_other_numbers_of_targets_are_refused(target, images):
+    model = Net(*IMAGE).eval()
+    for source in (calibration, [images]):
+        spade = Spade(Saliency(model), source, **SETTINGS)
+        with pytest.raises(ValueError, match=r"target must be one class for all samples or one for each of the 3"):
+            spade.attribute(images, target=target)
+        if len(target) > 1:
+            with pytest.raises(ValueError, match=r"target must be one class for the sample, got [24]"):
+                spade.attribute(images[:1], target=target)
 
 
 def test_unknown_arguments_of_wrapped_methods_are_refused_before_tracing(images):

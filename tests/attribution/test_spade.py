@@ -30,6 +30,7 @@ from spade_fast import DecisionWarning, TraceAppliedError  # noqa: E402
 from spade_fast.attribution import Spade, prepare_for_attribution  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
+from spade_fast.targets import class_against, neuron  # noqa: E402
 from tests.networks import Small  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
@@ -252,6 +253,20 @@ def test_traces_know_their_decisions(model, images):
         everything.attribute(images, target=1)
     (warned,) = [one for one in caught if one.category is DecisionWarning]
     assert warned.filename == __file__ and not any(made.decision.kept for made in everything.traces)
+
+
+def test_decisions_matter_where_classes_are_asked_for(model, images):
+    with torch.no_grad():
+        model.head.bias.zero_()[model(images).argmin(1)[0]] = 1e-6
+    spade = Spade(Saliency(model), AUGMENTER, sparsity=1.0, layers="head")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DecisionWarning)
+        for target in (neuron("conv1", 0), [neuron("conv1", 0)] * 3, lambda logits: logits[:, 0]):
+            spade.attribute(images, target=target)
+            assert not any(made.decision.kept for made in spade.traces)
+    for target, lost in ((class_against(1, 2), "3 of 3"), ([neuron("conv1", 0), 1, neuron("conv1", 0)], "1 of 3")):
+        with pytest.warns(DecisionWarning, match=f"{lost} traces lost the decision"):
+            spade.attribute(images, target=target)
 
 
 def test_decisions_with_further_arguments_and_of_other_outputs(images):

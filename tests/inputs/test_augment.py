@@ -235,7 +235,15 @@ def test_colours_far_out_of_range_warn():
         {"noise": 10**400},
         {"noise": True},
         {"noise": "0.1"},
+        {"mean": 0.5, "std": 0.5},
+        {"mean": "red", "std": "red"},
+        {"scale": 1},
+        {"scale": ("a", "b")},
+        {"ratio": None},
         {"size": (0, 4)},
+        {"size": (3,)},
+        {"size": "ab"},
+        {"size": 4.5},
     ],
 )
 def test_bad_options(options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,11 +12,14 @@ from spade_fast.inputs.named_targets import named_class, named_function, names_f
 
 def test_classes():
     model = LoadedModel("tiny", torch.nn.Flatten(), class_names=("ant", "bee"))
-    assert [named_class("target", given, model, 2) for given in (1, "1", "BEE")] == [1, 1, 1]
+    assert [named_class("target", given, model, 2) for given in (1, "1", "BEE", np.int64(1))] == [1] * 4
     assert model.class_index("bee") == 1
     for given in (2, "-1"):
         with pytest.raises(ValueError, match=f"against must be a class from 0 to 1, got {given}"):
             named_class("against", given, model, 2)
+    for given in (True, 1.0, [1], len, b"1"):
+        with pytest.raises(TypeError, match="target must be a class from 0 to 1 or a name, in batches also"):
+            named_class("target", given, model, 2)
     with pytest.raises(ValueError, match=r"no class 'bea': did you mean 'bee' \(1\)"):
         model.class_index("bea")
 

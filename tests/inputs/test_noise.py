@@ -86,6 +86,15 @@ def test_integers_and_the_form_of_the_sample_stay() -> None:
     assert isinstance(pair, tuple) and not torch.equal(pair[0], pair[1]), "each tensor has noise of its own"
 
 
+def test_tensors_within_parts_are_repeated() -> None:
+    frames, state = torch.randn(1, 4), (torch.randn(1, 3), torch.randn(1, 3))
+    for batch, count in zip(NoiseAugmenter(n=5, batch_size=3)((frames, state)), (3, 2), strict=True):
+        assert batch[0].shape == (count, 4)
+        assert all(torch.equal(one, own.expand(count, 3)) for one, own in zip(batch[1], state, strict=True))
+    with pytest.raises(ValueError, match="1 of the sample must be one sample"):
+        list(NoiseAugmenter()((frames, [torch.randn(2, 3)])))
+
+
 def test_statistics_of_several_tensors() -> None:
     sample = (torch.zeros(1, 3), torch.zeros(1, 2))
     augmenter = NoiseAugmenter(2000, {0: 0.0, 1: 0.0}, {0: [1.0, 2.0, 3.0], 1: 10.0}, noise=1, mask=0, batch_size=2000)

@@ -104,6 +104,21 @@ def test_words_of_a_tokenizer(tokenizer: Any) -> None:
     assert len({(9 in one, 10 in one, 11 in one) for one in plain}) == 8, "a plain dict does not know the words"
 
 
+def test_words_of_a_pair_of_texts(tokenizer: Any) -> None:
+    given = tokenizer("weather unknowns", "good unknowns", return_tensors="pt")
+    assert given.word_ids(0) == [None, 0, 1, 1, 1, None, 0, 1, 1, 1, None]
+    made = list(texts(TokenAugmenter(300, tokenizer)(given)))
+    assert {(6 in one, 8 in one) for one in made} == {(True, True), (True, False), (False, True), (False, False)}
+    assert {one.count(10) for one in made} == {0, 1, 2}
+
+
+def test_positions_are_those_of_the_shorter_text() -> None:
+    given = {**sample(*range(10, 20)), "position_ids": torch.arange(2, 14)[None]}
+    for batch in augmenter(n=40)(given):
+        count, length = batch["input_ids"].shape
+        assert torch.equal(batch["position_ids"], torch.arange(2, 2 + length).expand(count, length))
+
+
 def test_unknown_words_are_words(tokenizer: Any) -> None:
     given = tokenizer("The zebra was good.", return_tensors="pt")
     assert UNK in given["input_ids"] and TokenAugmenter(tokenizer=tokenizer).special_ids == {PAD, CLS, SEP}

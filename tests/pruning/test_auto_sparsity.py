@@ -277,8 +277,9 @@ def test_bad_arguments(model, sample):
         trace_batch(model, [sample, sample], inputs=[sample])
     with pytest.raises(ValueError, match="targets must have one entry for each of the 1 samples, got 2"):
         trace_batch(model, [sample], inputs=[sample], targets=[1, 2])
-    with pytest.raises(TypeError, match="targets must have one entry for each of the samples, got 1"):
-        trace_batch(model, [sample], inputs=[sample], targets=1)
+    for of_all in (1, "1", torch.tensor(1)):
+        with pytest.raises(TypeError, match="targets must have one entry for each of the samples, got"):
+            trace_batch(model, [sample], inputs=[sample], targets=of_all)
     with pytest.raises(TypeError, match=r"give inputs, or a number as sparsity.*sample 'b' lacks them"):
         trace_batch(model, [sample, sample], inputs=[sample, None], sample_ids=["a", "b"])
     with pytest.raises(ValueError, match="sample 'b': the model cannot run inputs"):

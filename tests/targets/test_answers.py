@@ -72,8 +72,16 @@ def refuse(error: type[Exception], message: str, model: nn.Module, target: objec
 def test_layers_that_do_not_exist_or_do_not_run_once(model, inputs):
     refuse(ValueError, "the model has no layer 'frist': did you mean 'first'", model, neuron("frist", 0), object)
     for layer, problem in (("unused", "does not run"), ("act", "runs 2 times")):
-        message = rf"neuron 0 of layer '{layer}': the layer {problem} in .* forward pass"
+        message = rf"neuron 0 of layer '{layer}': the layer must run once in .* forward pass, but {problem}"
         refuse(ValueError, message, model, neuron(layer, 0), lambda: model(inputs))
+
+
+def test_layers_of_compiled_networks(model, inputs):
+    compiled, expected = torch.compile(model, backend="eager"), model.first(inputs)[:, 3]
+    compiled(inputs)
+    for name in ("first", "_orig_mod.first"):
+        with answering(compiled, neuron(name, 3)):
+            torch.testing.assert_close(compiled(inputs), expected)
 
 
 def test_samples_are_counted(model, inputs):

@@ -1,17 +1,14 @@
-"""The common targets on outputs of all forms: their numbers, what is kept of them, their names, and bad input."""
+"""The targets within outputs and layers: their numbers and what is kept of them; names and bad input of all targets."""
 
 from __future__ import annotations
 
 import math
-from collections import namedtuple
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from spade_fast.targets import (
-    Target,
     box,
     class_against,
     class_score,
@@ -21,43 +18,8 @@ from spade_fast.targets import (
     similarity,
     token,
 )
-from spade_fast.targets.questions import as_target
 
 LOGITS = torch.tensor([[0.0, 1.0, 3.0], [2.0, -1.0, 0.5]], dtype=torch.float64)
-SHARES = LOGITS.softmax(1)
-FORMS = {
-    "tensor": LOGITS,
-    "dict": {"loss": torch.tensor(1.0), "logits": LOGITS},
-    "segmentation": {"out": LOGITS, "aux": LOGITS + 1},
-    "tuple": (LOGITS, torch.zeros(2)),
-    "named tuple": namedtuple("Output", "logits aux")(LOGITS, LOGITS + 1),
-    "object": SimpleNamespace(logits=LOGITS),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_classes(form):
-    output = FORMS[form]
-    for target, numbers, kept in (
-        (class_score(2), LOGITS[:, 2], SHARES[:, 2]),
-        (log_probability(2), SHARES[:, 2].log(), SHARES[:, 2]),
-        (class_against(2, 0), LOGITS[:, 2] - LOGITS[:, 0], SHARES[:, 2] / (SHARES[:, 2] + SHARES[:, 0])),
-    ):
-        torch.testing.assert_close(target(output), numbers)
-        torch.testing.assert_close(target.kept(output), kept)
-
-
-def test_a_network_that_ends_in_a_softmax():
-    torch.testing.assert_close(class_score(1).kept(SHARES), SHARES[:, 1])
-    torch.testing.assert_close(log_probability(1)(SHARES), SHARES[:, 1].log())
-    torch.testing.assert_close(class_against(1, 2).kept(SHARES), SHARES[:, 1] / (SHARES[:, 1] + SHARES[:, 2]))
-
-
-def test_one_logit():
-    assert class_score(0).kept(torch.tensor([[4.0]])) == class_score(0)(torch.tensor([[4.0]])) == 4.0
-    for target in (log_probability(0), class_against(0, 1)):
-        with pytest.raises(ValueError, match=r"a single logit: give spade_fast\.inputs\.two_classes"):
-            target(torch.tensor([[4.0]]))
 
 
 def test_pixels():
@@ -98,6 +60,28 @@ def test_similarity():
     torch.testing.assert_close(similarity(other)({"last_hidden_state": states}), expected)
 
 
+def test_similarity_of_the_tokens_of_a_mask():
+    states, other = torch.randn(2, 4, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    expected = torch.cosine_similarity(states[:, 1:3].mean(1), other[None])
+    for mask in ([0, 1, 1, 0], torch.tensor([[0, 1, 1, 0]]), np.array([False, True, True, False])):
+        for output in (states, (states, None), {"pooler_output": states[:, 0], "last_hidden_state": states}):
+            torch.testing.assert_close(similarity(other, mask)(output), expected)
+    with pytest.raises(ValueError, match=r"mask has 3 tokens, the network's 4"):
+        similarity(other, [1, 1, 0])(states)
+    with pytest.raises(TypeError, match=r"must return embeddings \[S, T, D\], of which mask chooses, got .* \[2, 8\]"):
+        similarity(other, [1, 1, 0])(states[:, 0])
+    for mask in ([0, 0], [[1, 1], [1, 1]], 1, []):
+        with pytest.raises(ValueError, match=r"mask must be \[T\] or \[1, T\] with at least one token"):
+            similarity(other, mask)
+
+
+def test_later_changes_of_arguments_do_not_matter():
+    mask, embedding = torch.ones(2, 2).bool(), torch.tensor([1.0, 0.0])
+    one, two = pixels(mask, 0), similarity(embedding)
+    mask[:], embedding[:] = False, torch.tensor([0.0, 1.0])
+    assert one(torch.ones(1, 1, 2, 2)) == 1 and two(torch.tensor([[1.0, 0.0]])) == 1
+
+
 def test_neurons_read_the_output_of_a_layer():
     maps = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     torch.testing.assert_close(neuron("0", (1, 2, 3))(maps), maps[:, 1, 2, 3])
@@ -134,22 +118,6 @@ def test_names():
     ]
 
 
-def test_what_can_be_a_target():
-    assert [str(as_target(one, ("ant", "bee"))) for one in (1, "bee", np.int64(1), torch.tensor(1))] == ["class 1"] * 4
-    own = class_score(1)
-    assert as_target(own) is own and as_target(len).name == "len" and as_target(len).kept([1]) == 1
-    assert isinstance(as_target(lambda output: output), Target)
-    for given in (True, 0.5, None, torch.tensor(0.5), torch.tensor(True)):
-        with pytest.raises(TypeError, match="target must be the index or name of a class, or a function"):
-            as_target(given)
-    with pytest.raises(ValueError, match="no class 'bea': did you mean 'bee'"):
-        as_target("bea", ("ant", "bee"))
-    with pytest.raises(ValueError, match="no class names: give the index of a class instead of 'bee'"):
-        as_target("bee")
-    with pytest.raises(ValueError, match="a class of at least 0, got -1"):
-        as_target(-1)
-
-
 def test_bad_arguments():
     for make in (class_score, log_probability, box):
         with pytest.raises(ValueError, match="index must be at least 0, got -1"):
@@ -170,6 +138,12 @@ def test_bad_arguments():
     for embedding in (torch.zeros(3), torch.ones(2, 3)):
         with pytest.raises(ValueError, match=r"embedding must be \[D\] or \[1, D\] and not 0"):
             similarity(embedding)
+    for make, name in ((similarity, "embedding"), (lambda one: pixels(one, 0), "mask")):
+        for given in (None, "x", [[1], [1, 2]]):
+            with pytest.raises(TypeError, match=f"{name} must be a tensor, an array or numbers, got"):
+                make(given)
+    with pytest.raises(ValueError, match=r"embedding must be \[D\] or \[1, D\] and not 0, got \[\]"):
+        similarity(1.0)
     with pytest.raises(ValueError, match="embedding has NaN"):
         similarity([math.nan])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InvalidValueError
 from spade_fast.targets.answers import reading
 from spade_fast.targets.class_names import class_names_of
-from spade_fast.targets.questions import as_target
+from spade_fast.targets.classification import as_target
 from spade_fast.targets.target import Target, checked_numbers
 
 
@@ -27,7 +27,7 @@ def targets_of_each(targets: Any, samples: int, model: nn.Module | None = None) 
     names = class_names_of(model)
     if _is_question(targets):
         return [as_target(targets, names)] * samples
-    if isinstance(targets, Tensor) or not isinstance(targets, Iterable) or not any(map(_is_question, targets)):
+    if isinstance(targets, Tensor) or not isinstance(targets, Sequence) or not any(map(_is_question, targets)):
         return []
     given = [as_target(one, names) for one in targets]
     if len(given) != samples:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,18 +28,6 @@ def sides(name: str, given: Any) -> tuple[int, int]:
     if len(given) != 2:
         raise InvalidValueError(f"{name} must be a height and a width, got {given!r}")
     return integer(name, given[0], 1), integer(name, given[1], 1)
-
-
-def normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    try:
-        means, spreads = tuple(map(float, mean)), tuple(map(float, std))
-    except (TypeError, ValueError) as error:
-        raise InvalidTypeError(f"mean and std must be numbers, one per channel, got {mean!r} and {std!r}") from error
-    if len(means) != len(spreads) or not means:
-        raise InvalidValueError(f"mean and std must have one number per channel, got {len(means)} and {len(spreads)}")
-    if not all(map(math.isfinite, means)) or not all(0 < one < math.inf for one in spreads):
-        raise InvalidValueError(f"mean must be finite, std positive and finite, got {means} and {spreads}")
-    return means, spreads
 
 
 def check_settings(count: int, method: str, steps: int, views: int, learning_rate: float | None, seed: int) -> None:

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spade_fast._util.checks import named_module
+from spade_fast._util.checks import normalisation
 from spade_fast._util.errors import DeadFeatureError, InvalidValueError
 from spade_fast._util.modes import evaluation_mode
+from spade_fast._util.module_names import named_module
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.attribution.visualization.arguments import (
     check_settings,
     features_of,
-    normalisation,
     photo_of_size,
     sides,
 )

@@ -9,8 +9,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spade_fast._util.checks import named_module
 from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.module_names import named_module
 from spade_fast.attribution.visualization.feature_maps import last_feature_map
 
 

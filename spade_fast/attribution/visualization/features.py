@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.checks import named_module
 from spade_fast._util.errors import DeadFeatureError, InvalidTypeError, InvalidValueError, UserError
+from spade_fast._util.module_names import named_module
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.text import counted, first_line
 from spade_fast.attribution.layouts import Layouts

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.checks import named_module
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.modes import evaluation_mode
+from spade_fast._util.module_names import named_module
 from spade_fast.attribution.layouts import Layouts
 from spade_fast.attribution.visualization.feature_maps import has_positions
 from spade_fast.attribution.visualization.features import channel_dimension

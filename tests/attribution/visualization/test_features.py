@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.checks import named_module
 from spade_fast._util.errors import InvalidValueError
 from spade_fast.attribution.visualization.features import Feature, reading
 
@@ -151,16 +150,3 @@ def test_names() -> None:
     assert str(Feature(3, "a.b")) == "channel 3 of layer 'a.b'"
     assert str(Feature(3, "a", neuron=True)) == "the central neuron of channel 3 of layer 'a'"
     assert str(Feature([1.0, 2.0], "a")) == "a direction of layer 'a'"
-
-
-def test_an_unknown_layer_is_answered_with_layers_that_exist(network: nn.Module) -> None:
-    assert named_module(network, "1") is network[1]
-    many = nn.Sequential(*(nn.Linear(2, 2) for _ in range(13)))
-    for model, layer, hint in (
-        (network, "11", r": did you mean '1'\?"),
-        (network, "encoder", ": it has, for example, 0, 1"),
-        (many, "encoder", ": it has, for example, 0, 3, 6, 9, 12"),
-        (nn.Identity(), "encoder", ""),
-    ):
-        with pytest.raises(InvalidValueError, match=rf"^the model has no layer '{layer}'{hint}$"):
-            named_module(model, layer)
