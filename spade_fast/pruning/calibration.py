@@ -242,7 +242,6 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
                 model(**batch)
             else:
                 model(*batch)
-        collector.forget_copies()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if collector.collecting or is_out_of_memory(error):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from spade_fast import FallbackError, FallbackWarning, MemoryLimitError, Trace, trace, trace_batch, tune
 from spade_fast.ops import reference
-from spade_fast.pruning import gram_collector
 from spade_fast.pruning.calibration import Calibration, calibrate
 from spade_fast.pruning.layers import find_layers
 
@@ -130,7 +130,9 @@ def test_all_experts_at_once(name):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("name", ["index", "several per row", "index_select", "negative", "two at once", "of half"])
+@pytest.mark.parametrize(
+    "name", ["index", "several per row", "index_select", "negative", "two at once", "cast", "of half"]
+)
 def test_chosen_experts(name, transposed):
     """Each row takes copies of the experts that it chooses."""
     numbers, x = torch.tensor([2, 0, 2, 2, 0, 2, 2]), torch.randn(7, 4)
@@ -147,6 +149,7 @@ def test_chosen_experts(name, transposed):
             "index": lambda: w[numbers][:, None],
             "index_select": lambda: w.index_select(0, numbers)[:, None],
             "negative": lambda: w[numbers - 4][:, None],
+            "cast": lambda: w.double()[numbers].to(x)[:, None].double().to(x),
             "of half": lambda: w[1:][(numbers - 1).clamp(min=0)][:, None],
         }
         return torch.einsum(equation, choose[name](), x)
@@ -167,13 +170,21 @@ def test_chosen_experts(name, transposed):
         assert calibration.layers["w"].transposed == transposed and not calibration.unsupported
 
 
-def test_copies_of_experts_that_are_too_large_are_named(monkeypatch):
-    monkeypatch.setattr(gram_collector, "_MOST_COPIES", 700)
-    model = Bare((3, 5, 4), lambda x, w: torch.bmm(w[torch.tensor([0, 1, 0])], x[:3, :, None]))
-    x = torch.randn(7, 4)
-    assert not calibrated(model, x, x, x).unsupported
-    wide = Bare((3, 5, 4), lambda x, w: torch.bmm(w[torch.zeros(len(x), dtype=torch.int64)], x[..., None]))
-    assert calibrated(wide, torch.randn(9, 4)).unsupported == {"w": "its weight is used by aten.index"}
+def test_copies_are_not_kept():
+    """Casts and chosen experts are followed as long as the network has them, and no longer."""
+    copies: list[weakref.ref[torch.UntypedStorage]] = []
+
+    def use(x: Tensor, w: Tensor) -> Tensor:
+        for numbers in (slice(None), torch.tensor([1, 1, 0])):
+            copy = w[numbers].double()
+            copies.append(weakref.ref(copy.untyped_storage()))
+            x = torch.bmm(x.double(), copy.mT)
+            del copy
+            assert copies[-1]() is None
+        return x
+
+    assert not calibrated(Bare((3, 4, 4), use), torch.randn(3, 7, 4), torch.randn(3, 7, 4)).unsupported
+    assert len(copies) == 4
 
 
 def test_grouped_products():
@@ -223,6 +234,11 @@ def itself(x: Tensor) -> Tensor:
     return x
 
 
+def both(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Multiply by two casts of a weight, both of which exist at the same time."""
+    return F.linear(x.to(first), first).to(x) + F.linear(x.to(second), second).to(x)
+
+
 # Of each use: what makes the parameter of a matrix [out, in], and what the matrix is multiplied by.
 UNUSUAL: dict[str, tuple[Callable[[Tensor], Tensor], Use, Callable[[Tensor], Tensor]]] = {
     "patches": (lambda w: w.reshape(5, 7, 1, 2), lambda x, w: w.flatten(1) @ unfolded(x).mT, unfolded),
@@ -236,6 +252,21 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor], Tensor], Use, Callable[[Tensor], Ten
     "inner": (itself, torch.inner, itself),
     "autograd function": (itself, lambda x, w: Product.apply(x, w), itself),
     "checkpoint": (itself, lambda x, w: checkpoint(F.linear, x, w, use_reentrant=False), itself),
+    "two casts at once": (
+        itself,
+        lambda x, w: both(x, w.float(), w.float()),
+        lambda x: torch.cat([x, x]).float().double(),
+    ),
+    "casts to two types": (
+        itself,
+        lambda x, w: both(x, w.float(), w.bfloat16()),
+        lambda x: torch.cat([x.float(), x.bfloat16()]).double(),
+    ),
+    "cast of a cast": (
+        itself,
+        lambda x, w: (lambda cast: both(x, cast, cast.double()))(w.float()),
+        lambda x: torch.cat([x.float(), x]),
+    ),
     "cast": (itself, lambda x, w: F.linear(x.float(), w.float()), lambda x: x.float().double()),
     "linear and convolution": (
         lambda w: w[..., None, None],
