@@ -30,6 +30,16 @@ def test_evaluation_mode_restores_modes_and_buffers(data):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before)
 
 
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embeddings_that_scale_their_rows_are_restored(kind):
+    model = nn.Sequential(kind(6, 4, max_norm=0.5), nn.Linear(4, 2))
+    before = model[0].weight.detach().clone()
+    with evaluation_mode(model):
+        model(torch.arange(6).reshape(2, 3))
+        assert not torch.equal(model[0].weight, before)
+    assert torch.equal(model[0].weight, before)
+
+
 def test_blocks_that_overlap(data):
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout().eval())
     first, second = evaluation_mode(model), evaluation_mode(model[0])
