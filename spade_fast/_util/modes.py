@@ -21,8 +21,9 @@ _lock = threading.Lock()
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode during a ``with`` block; modes and buffers are restored afterwards.
 
-    So are the weights of embeddings with `max_norm`, which scale the rows that they look up in place. Blocks may overlap, in one thread or several; the last one that ends restores the modes. The modules' flags are set
-    without calling `train` or `eval`, which some networks override to change their weights.
+    So are the weights of embeddings with `max_norm`, which scale the rows that they look up in place. Blocks may
+    overlap, in one thread or several; the last one that ends restores the modes. The modules' flags are set without
+    calling `train` or `eval`, which some networks override to change their weights.
     """
     modules = list(model.modules())
     buffers = [(module, dict(module._buffers.items())) for module in modules]
@@ -51,9 +52,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                     module.training = _modes.pop(id(module))
                     del _blocks[id(module)]
         with torch.no_grad():
-            for weight, copy in scaled:
-                if not torch.equal(weight, copy):
-                    weight.copy_(copy)
+            for weight, before in scaled:
+                if not torch.equal(weight, before):
+                    weight.copy_(before)
             for (module, originals), of_module in zip(buffers, copies, strict=True):
                 if not isinstance(module, torch.jit.ScriptModule):  # whose buffers cannot be replaced
                     module._buffers.clear()
