@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spade_fast import ops
 from spade_fast._util.errors import MemoryLimitError
 from spade_fast.pruning.convolutions import ConvolutionCall, add_convolution
+from spade_fast.pruning.dense_weights import DTYPES
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.matrix_products import Inputs, chosen_experts, grouped_inputs, product_inputs, same_view
 from spade_fast.pruning.recurrent_calls import fused_inputs, without_cudnn
@@ -30,7 +31,7 @@ _aten = torch.ops.aten
 # Matrix products, each with the positions of its two factors among the arguments.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((_aten.mm, _aten.mv, _aten.bmm), (0, 1)),
-    **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), (1, 2)),
+    **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm, _aten._sparse_addmm), (1, 2)),
 }
 _PRODUCTS_AND_CONVOLUTIONS = (*_PRODUCTS, _aten._grouped_mm, _aten.convolution)
 # What is only added to or joined with activations is a bias, such as a position embedding or a class token.
@@ -107,6 +108,8 @@ class GramCollector(TorchDispatchMode):
             self._track(_Watched(name, weight.detach()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if types:  # tensor subclasses, such as nested tensors, which call ops on the tensors that they hold
+            return NotImplemented
         kwargs = kwargs or {}
         tensors = list(_tensors((*args, *kwargs.values())))
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
@@ -120,7 +123,8 @@ class GramCollector(TorchDispatchMode):
                     uses.append((tracked, tensor))
         if len(uses) < len(found) and not func.is_view and func.overloadpacket not in _BIAS_USES:
             self._note([tracked for tracked, _ in found if isinstance(tracked, _Watched)])
-        if uses or (self._sums is not None and self._sums.among(tensors)):
+        followed = uses or (self._sums is not None and self._sums.among(tensors))
+        if followed and not any(one.is_nested for one in tensors):  # which have functions of their own
             # In inference mode composite functions arrive here undecomposed.
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -189,9 +193,10 @@ class GramCollector(TorchDispatchMode):
     def _follow_cast(self, tracked: _Tracked, tensor: Tensor, cast: Tensor) -> bool:
         """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself.
 
-        Return False if it is not a copy, with the same layout, of the whole weight or of some experts.
+        Return False if it is not a copy, with the same layout, of the whole weight or of some experts, or is of a type
+        that no weight is.
         """
-        if tensor.dtype != tracked.dtype:
+        if tensor.dtype != tracked.dtype or cast.dtype not in DTYPES:
             return False
         weight = tracked.weight(tensor)
         shape = weight.shape

@@ -31,6 +31,7 @@ def product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, r
     if matrices is None:
         return None
     weight_on_left = factor is left
+    left, right = left.to_dense(), right.to_dense()  # inputs may be sparse
     if right.dim() == 1:
         right = right[:, None]
     if weight_on_left:

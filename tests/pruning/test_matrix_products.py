@@ -239,6 +239,10 @@ def both(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return F.linear(x.to(first), first).to(x) + F.linear(x.to(second), second).to(x)
 
 
+def nested(x: Tensor, layout: torch.layout) -> Tensor:
+    return torch.nested.as_nested_tensor([x[0, :5], *x.flatten(0, 1)[5:].split(8)], layout=layout)
+
+
 # Of each use: what makes the parameter of a matrix [out, in], and what the matrix is multiplied by.
 UNUSUAL: dict[str, tuple[Callable[[Tensor], Tensor], Use, Callable[[Tensor], Tensor]]] = {
     "patches": (lambda w: w.reshape(5, 7, 1, 2), lambda x, w: w.flatten(1) @ unfolded(x).mT, unfolded),
@@ -268,6 +272,11 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor], Tensor], Use, Callable[[Tensor], Ten
         lambda x: torch.cat([x.float(), x]),
     ),
     "cast": (itself, lambda x, w: F.linear(x.float(), w.float()), lambda x: x.float().double()),
+    "multi_dot": (itself, lambda x, w: torch.linalg.multi_dot([torch.eye(21).to(x), x.flatten(0, 1), w.T]), itself),
+    "sparse inputs": (itself, lambda x, w: x.flatten(0, 1).to_sparse() @ w.T, itself),
+    "compressed inputs": (itself, lambda x, w: F.linear(x.flatten(0, 1).to_sparse_csr(), w), itself),
+    "sparse inputs, from the left": (itself, lambda x, w: w @ x.flatten(0, 1).to_sparse().T, itself),
+    "nested inputs": (itself, lambda x, w: F.linear(nested(x, torch.jagged), w).values(), itself),
     "linear and convolution": (
         lambda w: w[..., None, None],
         lambda x, w: F.linear(x, w[..., 0, 0]).sum() + F.conv2d(x.mT[..., None], w),
@@ -301,6 +310,10 @@ OTHERWISE: dict[str, tuple[tuple[int, ...], Use, str]] = {
     "looked up in bags": ((5, 4), lambda x, w: F.embedding_bag(x.abs().long(), w), "_embedding_bag"),
     "standardised": ((5, 4), lambda x, w: F.linear(x, w - w.mean(1, keepdim=True)), "mean"),
     "complex": ((5, 4, 2), lambda x, w: F.linear(x + 0j, torch.view_as_complex(w)).real, "mm"),
+    "cast to complex": ((5, 4), lambda x, w: F.linear(x + 0j, w.to(torch.complex64)).real, "_to_copy"),
+    "cast to integers": ((5, 4), lambda x, w: F.linear(x, w.int().to(x)), "_to_copy"),
+    "nested": ((5, 4), lambda x, w: F.linear(nested(x[None], torch.strided), w).to_padded_tensor(0.0), "linear"),
+    "chain": ((4, 4), lambda x, w: torch.linalg.multi_dot([x, w, w]), "mm"),
     "a kernel and a matrix": (
         (5, 2, 2),
         lambda x, w: F.conv1d(x[:, None].expand(-1, 2, -1), w).mT @ w.flatten(1),
