@@ -83,3 +83,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def run_uncompiled() -> AbstractContextManager[object]:
     """Return a context manager that runs compiled modules uncompiled; nothing is compiled without torch._dynamo."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context manager that disables the caller's autocast.
+
+    Nothing is entered if it is not enabled: a network's own autocast would be an inner one, whose casts of weights are
+    kept and taken for those of another type.
+    """
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
