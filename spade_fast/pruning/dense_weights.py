@@ -88,7 +88,8 @@ def obstacle(weight: Tensor) -> str:
     """Return why no weight of this type and memory can be pruned; empty if it can."""
     if weight.dtype not in DTYPES:
         return f"its weight is of type {weight.dtype}"
-    if any(size > 1 and stride == 0 for size, stride in zip(weight.shape, weight.stride(), strict=True)):
+    strides = weight.stride() if weight.layout == torch.strided else weight.shape
+    if any(size > 1 and stride == 0 for size, stride in zip(weight.shape, strides, strict=True)):
         return "elements of its weight share memory"  # it is expanded, so that it could not be changed in place
     return ""
 
