@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -71,18 +71,50 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Disable gradients, fused attention and compiled code in evaluation mode; modes and buffers are restored."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with torch.no_grad(), evaluation_mode(model), run_uncompiled():
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
+    with torch.no_grad(), evaluation_mode(model), run_uncompiled(), _unfused.block():
+        yield
 
 
 def run_uncompiled() -> AbstractContextManager[object]:
     """Return a context manager that runs compiled modules uncompiled; nothing is compiled without torch._dynamo."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    return _uncompiled.block() if "torch._dynamo" in sys.modules else nullcontext()
+
+
+class _OverlappingBlocks:
+    """Blocks, of all threads, that change a setting of the process: the first that begins and the last that ends do."""
+
+    def __init__(self, change: Callable[[], AbstractContextManager[object]]) -> None:
+        self._change, self._users, self._lock = change, 0, threading.Lock()
+        self._changed: AbstractContextManager[object] = nullcontext()
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        with self._lock:
+            if not self._users:
+                self._changed = self._change()
+                self._changed.__enter__()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._changed.__exit__(None, None, None)
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+_unfused = _OverlappingBlocks(_without_fused_attention)
+_uncompiled = _OverlappingBlocks(lambda: torch.compiler.set_stance("force_eager"))
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from spade_fast._util.modes import evaluation_mode
+from spade_fast._util.modes import evaluation_mode, undisturbed
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -54,6 +56,36 @@ def test_blocks_that_overlap(data):
             model.train()
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_settings_of_the_process_in_blocks_that_overlap(data):
+    """The thread that ends first does not restore them for the other, and the last one does."""
+    compilations: list[torch.fx.GraphModule] = []
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+        compilations.append(graph)
+        return graph.forward
+
+    model = torch.compile(nn.Linear(4, 2), backend=compile_graph)
+    began, ended = threading.Event(), threading.Event()
+    fused: list[bool] = []
+
+    def outlive() -> None:
+        with undisturbed(model):
+            began.set()
+            assert ended.wait(60)
+            model(data)
+            fused.append(torch.backends.mha.get_fastpath_enabled())
+
+    thread = threading.Thread(target=outlive)
+    with undisturbed(model):
+        thread.start()
+        assert began.wait(60)
+    ended.set()
+    thread.join()
+    assert fused == [False] and not compilations
+    model(data)
+    assert torch.backends.mha.get_fastpath_enabled() and len(compilations) == 1
 
 
 class Averages(nn.Module):
