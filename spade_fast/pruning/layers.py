@@ -239,7 +239,8 @@ def match_names(patterns: Sequence[str], names: Sequence[str]) -> dict[str, int]
             raise InvalidTypeError(f"a layer name must be a string, got {pattern!r}")
         matched = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
         if not matched:
-            close = nearest(pattern, names)
+            inside = any(name.startswith(f"{pattern}.") for name in names)
+            close = [f"{pattern}.*"] if inside else nearest(pattern, names)
             known = f"it has {', '.join(names[:5])}, ..." if names else "it has none"
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else known
             what = "layer pattern" if any(c in pattern for c in "*?[") else "layer name"

@@ -582,6 +582,8 @@ def test_layers_by_pattern():
             names(["stem", "body.3"])
     with pytest.raises(UnknownLayerError, match=r"^layer pattern 'head\*' matches no layer"):
         names("head*")
+    with pytest.raises(UnknownLayerError, match=r"^layer name 'body' .* did you mean 'body\.\*'"):
+        names("body")
     with pytest.raises(TypeError, match=r"3"):
         names([3])
     with pytest.raises(ValueError, match=r"empty"):
