@@ -7,26 +7,30 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Modules in evaluation mode: by id, the number of blocks that they are in, of all threads, and their modes before.
 _blocks: Counter[int] = Counter()
 _modes: dict[int, bool] = {}
 _lock = threading.Lock()
+_COMMON = frozenset(vars(nn.Module()))
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode during a ``with`` block; modes and buffers are restored afterwards.
 
-    So are the weights of embeddings with `max_norm`, which scale the rows that they look up in place. Blocks may
-    overlap, in one thread or several; the last one that ends restores the modes. The modules' flags are set without
-    calling `train` or `eval`, which some networks override to change their weights.
+    So are the weights of embeddings with `max_norm`, which scale the rows that they look up in place, and the numbers
+    and tensors by which a module that replaces its buffers knows what is in them. Blocks may overlap, in one thread or
+    several; the last one that ends restores the modes. The modules' flags are set without calling `train` or `eval`,
+    which some networks override to change their weights.
     """
     modules = list(model.modules())
     buffers = [(module, dict(module._buffers.items())) for module in modules]
+    values = [_values(module) for module in modules]
     copies = [[None if b is None else b.detach().clone() for b in of_module.values()] for _, of_module in buffers]
     scaled = [
         (module.weight, module.weight.detach().clone())
@@ -55,10 +59,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             for weight, before in scaled:
                 if not torch.equal(weight, before):
                     weight.copy_(before)
-            for (module, originals), of_module in zip(buffers, copies, strict=True):
+            for (module, originals), of_module, value in zip(buffers, copies, values, strict=True):
                 if not isinstance(module, torch.jit.ScriptModule):  # whose buffers cannot be replaced
-                    module._buffers.clear()
-                    module._buffers.update(originals)
+                    now = module._buffers
+                    if now.keys() != originals.keys() or any(now[name] is not originals[name] for name in now):
+                        now.clear()
+                        now.update(originals)
+                        for name in _values(module):
+                            del vars(module)[name]
+                        vars(module).update(value)
                 for original, copy in zip(originals.values(), of_module, strict=True):
                     if original is None or copy is None:
                         continue
@@ -66,6 +75,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                         original.detach_()
                     if not torch.equal(original, copy):
                         original.copy_(copy)
+
+
+def _values(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module, other than those that every module has, that are numbers, tensors and such."""
+    kinds = (bool, int, float, str, tuple, Tensor, type(None))
+    return {name: value for name, value in vars(module).items() if name not in _COMMON and isinstance(value, kinds)}
 
 
 @contextmanager

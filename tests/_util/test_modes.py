@@ -58,6 +58,34 @@ def test_blocks_that_overlap(data):
     assert [module.training for module in model.modules()] == [True, True, False]
 
 
+class Positions(nn.Module):
+    """Builds a table again if it is too short, as rotary positions of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.built = torch.tensor(0)
+        self.known: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.built:
+            self.register_buffer("table", torch.arange(len(x)) / len(x))
+            self.built, self.known, self.size = torch.tensor(len(x)), len(x), x.shape
+        return x + self.table[: len(x), None]
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+def test_buffers_that_are_replaced_and_what_is_known_of_them(data, used_before):
+    model = Positions()
+    if used_before:
+        model(data[:5])
+    before, expected = dict(vars(model)), copy.deepcopy(model)(data)
+    for _ in range(2):
+        with evaluation_mode(model):
+            model(data)
+        assert vars(model).keys() == before.keys() and all(value is before[name] for name, value in vars(model).items())
+    assert torch.equal(model(data), expected) and model.known == 30
+
+
 def test_settings_of_the_process_in_blocks_that_overlap(data):
     """The thread that ends first does not restore them for the other, and the last one does."""
     compilations: list[torch.fx.GraphModule] = []
