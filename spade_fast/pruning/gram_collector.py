@@ -108,7 +108,8 @@ class GramCollector(TorchDispatchMode):
             self._track(_Watched(name, weight.detach()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if types:  # tensor subclasses, such as nested tensors, which call ops on the tensors that they hold
+        # Subclasses such as nested tensors call ops on the tensors that they hold.
+        if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
             return NotImplemented
         kwargs = kwargs or {}
         tensors = list(_tensors((*args, *kwargs.values())))

@@ -232,6 +232,10 @@ class Product(torch.autograd.Function):
         return x @ w.T
 
 
+class Named(Tensor):
+    """A subclass that leaves all functions as they are."""
+
+
 def unfolded(x: Tensor) -> Tensor:
     return F.unfold(x.reshape(3, 7, 2, 2), (1, 2)).mT
 
@@ -282,6 +286,8 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor], Tensor], Use, Callable[[Tensor], Ten
     "sparse inputs": (itself, lambda x, w: x.flatten(0, 1).to_sparse() @ w.T, itself),
     "compressed inputs": (itself, lambda x, w: F.linear(x.flatten(0, 1).to_sparse_csr(), w), itself),
     "sparse inputs, from the left": (itself, lambda x, w: w @ x.flatten(0, 1).to_sparse().T, itself),
+    "a view of another type": (itself, lambda x, w: F.linear(x, w.view(torch.int64).view(torch.float64)), itself),
+    "inputs of another class": (itself, lambda x, w: F.linear(x.as_subclass(Named), w).as_subclass(Tensor), itself),
     "nested inputs": (itself, lambda x, w: F.linear(nested(x, torch.jagged), w).values(), itself),
     "linear and convolution": (
         lambda w: w[..., None, None],
