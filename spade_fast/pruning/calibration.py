@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spade_fast import ops
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
-from spade_fast._util.modes import undisturbed
+from spade_fast._util.modes import undisturbed, without_autocast
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.ranges import stage
 from spade_fast.pruning.computed_weights import held_constant
@@ -114,7 +114,8 @@ def calibrate(
                 batch = _channels_last(batch)
             images += _images(batch)
             ready = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            bf16 = precision == "bf16"
+            with torch.autocast(device.type, torch.bfloat16) if bf16 else without_autocast(device):
                 _run(model, batch, index, collector)
             done = time.perf_counter()
             augmenting, forward, mark = augmenting + ready - mark, forward + done - ready, done
@@ -242,7 +243,6 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
                 model(**batch)
             else:
                 model(*batch)
-        collector.forget_copies()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if collector.collecting or is_out_of_memory(error):
             raise

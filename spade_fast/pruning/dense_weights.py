@@ -85,6 +85,16 @@ def weight_name(prefix: str, parameter: str) -> str:
     return (prefix or parameter) if parameter == "weight" else f"{prefix}.{parameter}".lstrip(".")
 
 
+def obstacle(weight: Tensor) -> str:
+    """Return why no weight of this type and memory can be pruned; empty if it can."""
+    if weight.dtype not in DTYPES:
+        return f"its weight is of type {weight.dtype}"
+    strides = weight.stride() if weight.layout == torch.strided else weight.shape
+    if any(size > 1 and stride == 0 for size, stride in zip(weight.shape, strides, strict=True)):
+        return "elements of its weight share memory"  # it is expanded, so that it could not be changed in place
+    return ""
+
+
 def storage_key(parameter: Tensor) -> tuple[object, ...]:
     """Return a key that is the same for parameters that are one tensor under several names."""
     if parameter.is_meta or parameter.layout != torch.strided or is_traceable_wrapper_subclass(parameter):
@@ -96,9 +106,8 @@ def _kind_and_reason(module: nn.Module, parameter: Tensor) -> tuple[str, str]:
     if isinstance(module, torch.jit.ScriptModule):
         kind = f"TorchScript {module.original_name}"
         return kind, f"{kind}: pass the model as it was before that module was scripted or traced"
-    if parameter.dtype not in DTYPES:
-        return type(module).__name__, f"its weight is of type {parameter.dtype}"
-    return type(module).__name__, f"{type(module).__name__} parameter: no solver prunes it"
+    kind = type(module).__name__
+    return kind, obstacle(parameter) or f"{kind} parameter: no solver prunes it"
 
 
 def _quantised_weights(module: nn.Module) -> dict[str, Tensor] | None:

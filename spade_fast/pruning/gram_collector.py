@@ -8,6 +8,7 @@ taken into account.
 from __future__ import annotations
 
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spade_fast import ops
 from spade_fast._util.errors import MemoryLimitError
 from spade_fast.pruning.convolutions import ConvolutionCall, add_convolution
+from spade_fast.pruning.dense_weights import DTYPES
 from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.matrix_products import Inputs, chosen_experts, grouped_inputs, product_inputs, same_view
 from spade_fast.pruning.recurrent_calls import fused_inputs, without_cudnn
@@ -29,7 +31,7 @@ _aten = torch.ops.aten
 # Matrix products, each with the positions of its two factors among the arguments.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((_aten.mm, _aten.mv, _aten.bmm), (0, 1)),
-    **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), (1, 2)),
+    **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm, _aten._sparse_addmm), (1, 2)),
 }
 _PRODUCTS_AND_CONVOLUTIONS = (*_PRODUCTS, _aten._grouped_mm, _aten.convolution)
 # What is only added to or joined with activations is a bias, such as a position embedding or a class token.
@@ -38,8 +40,6 @@ _BIAS_ARGUMENTS: dict[Any, int] = {
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), 0),
     _aten.convolution: 2,
 }
-
-_MOST_COPIES = 1 << 30  # bytes of chosen experts that are held during a forward pass
 
 
 def gram_dtype(weight: Tensor) -> torch.dtype:
@@ -97,15 +97,20 @@ class GramCollector(TorchDispatchMode):
         self.collecting = False
         # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage.
         self._tracked: dict[int, list[_Tracked | _Watched]] = defaultdict(list)
-        self._casts: dict[tuple[str, int, torch.Size], _Tracked] = {}
         self._copies: list[_Tracked] = []
         self._sums = WeightSums(model) if any(layer.bare for layer in layers) else None
+        self._dtypes: dict[str, torch.dtype] = {}  # of Gram matrices
         for layer in layers:
-            self._track(_Tracked(layer, layer.weight(model).detach()))
+            weight = layer.weight(model).detach()
+            self._dtypes[layer.name] = gram_dtype(weight)
+            self._track(_Tracked(layer, weight))
         for name, weight in watched.items():
             self._track(_Watched(name, weight.detach()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Subclasses such as nested tensors call ops on the tensors that they hold.
+        if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
+            return NotImplemented
         kwargs = kwargs or {}
         tensors = list(_tensors((*args, *kwargs.values())))
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
@@ -119,7 +124,8 @@ class GramCollector(TorchDispatchMode):
                     uses.append((tracked, tensor))
         if len(uses) < len(found) and not func.is_view and func.overloadpacket not in _BIAS_USES:
             self._note([tracked for tracked, _ in found if isinstance(tracked, _Watched)])
-        if uses or (self._sums is not None and self._sums.among(tensors)):
+        followed = uses or (self._sums is not None and self._sums.among(tensors))
+        if followed and not any(one.is_nested for one in tensors):  # which have functions of their own
             # In inference mode composite functions arrive here undecomposed.
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -163,10 +169,20 @@ class GramCollector(TorchDispatchMode):
         self.grams.pop(name, None)
 
     def _track(self, tracked: _Tracked | _Watched) -> None:
-        self._tracked[tracked.weight.untyped_storage().data_ptr()].append(tracked)
+        self._tracked[tracked.address].append(tracked)
 
     def _untrack(self, tracked: _Tracked | _Watched) -> None:
-        self._tracked[tracked.weight.untyped_storage().data_ptr()].remove(tracked)
+        self._tracked[tracked.address].remove(tracked)
+
+    def _track_copy(self, copy: _Tracked) -> None:
+        """Treat a copy of a weight as the weight itself, as long as its memory exists."""
+        copies, self._copies = self._copies, [copy]
+        for one in copies:
+            if one.freed:
+                self._untrack(one)
+            else:
+                self._copies.append(one)
+        self._track(copy)
 
     def _note(self, used: Iterable[_Watched]) -> None:
         """Record the first use of weights, which need not be watched from then on."""
@@ -176,47 +192,38 @@ class GramCollector(TorchDispatchMode):
                 self._untrack(watched)
 
     def _follow_cast(self, tracked: _Tracked, tensor: Tensor, cast: Tensor) -> bool:
-        """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself until the next cast.
+        """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself.
 
-        Return False if it is not a copy, with the same layout, of the whole weight or of some experts.
+        Return False if it is not a copy, with the same layout, of the whole weight or of some experts, or is of a type
+        that no weight is.
         """
-        if tracked.chosen is not None:
+        if tensor.dtype != tracked.dtype or cast.dtype not in DTYPES:
             return False
-        weight, shape = tracked.weight, tracked.weight.shape
+        weight = tracked.weight(tensor)
+        shape = weight.shape
         start, stop = (end // tensor.itemsize for end in _extent(tensor))
-        first, rest = start - int(weight.storage_offset()), 0
+        first, rest = 0, start - int(weight.storage_offset())
         if tensor.numel() < weight.numel() and tracked.layer.bare and len(shape) == 3 and weight.is_contiguous():
-            first, rest = divmod(first, weight.stride(0))
+            first, rest = divmod(rest, weight.stride(0))
             shape = torch.Size([tensor.numel() // weight.stride(0), *shape[1:]])
         if rest or not stop - start == tensor.numel() == shape.numel() or cast.stride() != tensor.stride():
             return False
-        key = tracked.layer.name, tracked.first + first, shape
-        before = self._casts.pop(key, None)
-        if before is not None:
-            self._untrack(before)
         like = cast.as_strided(shape, weight.stride())
-        self._casts[key] = after = _Tracked(tracked.layer, like, tracked.first + first)
-        self._track(after)
+        chosen = None if tracked.chosen is None else tracked.chosen[first:]
+        self._track_copy(_Tracked(tracked.layer, like, tracked.first + first, chosen))
         return True
 
     def _follow_choice(
         self, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any], copies: Tensor
     ) -> bool:
-        """Treat copies of chosen experts as these experts until `forget_copies`; return False if they are too large."""
-        if not tracked.layer.bare or tracked.chosen is not None:
+        """Treat copies of chosen experts as these experts; return False if the call does something else."""
+        if not tracked.layer.bare or tracked.chosen is not None or tensor.dtype != tracked.dtype:
             return False
-        numbers = chosen_experts(tracked.weight, tensor, function, args)
-        held = sum(one.weight.nbytes for one in self._copies)
-        if numbers is None or held + copies.nbytes > _MOST_COPIES:
+        numbers = chosen_experts(tracked.weight(tensor), tensor, function, args)
+        if numbers is None:
             return False
-        self._copies.append(_Tracked(tracked.layer, copies, chosen=numbers + tracked.first))
-        self._track(self._copies[-1])
+        self._track_copy(_Tracked(tracked.layer, copies, chosen=numbers + tracked.first))
         return True
-
-    def forget_copies(self) -> None:
-        """Free the copies of experts that the last forward pass made."""
-        while self._copies:
-            self._untrack(self._copies.pop())
 
     def _overlapping(self, tensor: Tensor) -> list[_Tracked | _Watched]:
         if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
@@ -225,12 +232,12 @@ class GramCollector(TorchDispatchMode):
         if not candidates:
             return []
         start, stop = _extent(tensor)
-        return [tracked for tracked in candidates if tracked.extent[0] < stop and start < tracked.extent[1]]
+        return [one for one in candidates if one.extent[0] < stop and start < one.extent[1] and not one.freed]
 
     def _collect(self, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
         """Add the inputs of one call; return False if the call is not a product of the whole weight with its inputs."""
         name = tracked.layer.name
-        if name in self.unsupported or tensor.dtype != tracked.weight.dtype:
+        if name in self.unsupported or tensor.dtype != tracked.dtype:
             return False
         for layer in self._forms(tracked.layer, function, args):
             if tracked.chosen is not None and not layer.experts:
@@ -249,11 +256,11 @@ class GramCollector(TorchDispatchMode):
         return layer.as_matrices()
 
     def _collect_as(self, layer: Layer, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
-        weight = tracked.weight
+        weight = tracked.weight(tensor)
         if function is _aten.convolution:
             call = _convolution_call(layer, weight, tensor, args)
             if call is not None and call.x.numel() > 0:
-                gram = self._gram(layer, weight, call.x.device)
+                gram = self._gram(layer, call.x.device)
                 add_convolution(gram, replace(call, x=_summable(call.x, gram)))
             return call is not None
         if function in _PRODUCTS:
@@ -264,13 +271,14 @@ class GramCollector(TorchDispatchMode):
             return False
         for first, inputs in (one for given in found or [] for one in tracked.by_expert(*given)):
             if inputs.numel() > 0:
-                gram = self._gram(layer, weight, inputs.device)[first : first + len(inputs)]
+                gram = self._gram(layer, inputs.device)[first : first + len(inputs)]
                 ops.gram_linear_(gram, _summable(inputs, gram))
         return found is not None
 
-    def _gram(self, layer: Layer, weight: Tensor, device: torch.device) -> Tensor:
+    def _gram(self, layer: Layer, device: torch.device) -> Tensor:
         if layer.name not in self.grams:
-            size = layer.groups * layer.columns**2 * gram_dtype(weight).itemsize
+            dtype = self._dtypes[layer.name]
+            size = layer.groups * layer.columns**2 * dtype.itemsize
             if layer.bare and self._memory_limit is not None and size > self._memory_limit:
                 raise MemoryLimitError(
                     f"parameter {layer.name!r} is used as a layer that needs {size} bytes for its Gram matrices, more "
@@ -280,7 +288,7 @@ class GramCollector(TorchDispatchMode):
             with torch.inference_mode(
                 False
             ):  # otherwise it could not be updated outside the model's own inference mode
-                self.grams[layer.name] = torch.zeros(shape, dtype=gram_dtype(weight), device=device)
+                self.grams[layer.name] = torch.zeros(shape, dtype=dtype, device=device)
         return self.grams[layer.name]
 
 
@@ -288,22 +296,41 @@ def _summable(inputs: Tensor, gram: Tensor) -> Tensor:
     return inputs if inputs.dtype == torch.bfloat16 and gram.dtype == torch.float32 else inputs.to(gram.dtype)
 
 
-class _Watched:
-    """A weight that is not pruned, and the range of bytes that it occupies in its storage."""
+class _Bytes:
+    """The bytes of a storage that a tensor occupies, as long as the storage exists."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self.address, self.extent, self._storage = storage.data_ptr(), _extent(tensor), weakref.ref(storage)
+
+    @property
+    def freed(self) -> bool:
+        """Whether the storage no longer exists; another may be at its address."""
+        return self._storage() is None
+
+
+class _Watched(_Bytes):
+    """A weight that is not pruned."""
 
     def __init__(self, name: str, weight: Tensor) -> None:
-        self.name, self.weight, self.extent = name, weight, _extent(weight)
+        super().__init__(weight)
+        self.name = name
 
 
-class _Tracked:
-    """A layer, its weight or that of experts, and the bytes that this occupies in its storage.
+class _Tracked(_Bytes):
+    """A layer, and its weight, or a copy of it, or that of experts.
 
     The experts are those from `first` on, or those that were `chosen`, Tensor ``[experts]``.
     """
 
     def __init__(self, layer: Layer, weight: Tensor, first: int = 0, chosen: Tensor | None = None) -> None:
-        self.layer, self.weight, self.extent = layer, weight, _extent(weight)
-        self.first, self.chosen = first, chosen
+        super().__init__(weight)
+        self.layer, self.dtype, self.first, self.chosen = layer, weight.dtype, first, chosen
+        self._geometry = weight.shape, weight.stride(), weight.storage_offset()
+
+    def weight(self, tensor: Tensor) -> Tensor:
+        """Return the weight, given any tensor of its type in its storage."""
+        return tensor.as_strided(*self._geometry)
 
     def by_expert(self, place: int, inputs: Tensor) -> Iterator[Inputs]:
         """Iterate over the inputs ``[experts, N, C]`` of the experts here from `place` on, by numbers of the layer."""

@@ -9,12 +9,13 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
 from spade_fast._util.module_names import uncompiled
 from spade_fast.pruning.computed_weights import ComputedWeight, computed_names, computed_weight, computed_weights
-from spade_fast.pruning.dense_weights import DTYPES, DenseWeight, other_weights, storage_key, weight_name
+from spade_fast.pruning.dense_weights import DenseWeight, obstacle, other_weights, storage_key, weight_name
 from spade_fast.pruning.module_kinds import original_module
 
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -142,10 +143,10 @@ def find_layers(
 
     Layers are linear modules, convolutions of one to three dimensions and transposed ones, recurrent modules and cells,
     and their subclasses, transformers' `Conv1D` (recognised by its class name, so that transformers need not be
-    installed), and the input projections of `nn.MultiheadAttention`. The rows of all gates of a recurrent layer belong
-    to one matrix. All other parameters of two or more dimensions, except those of embeddings, are bare: a run shows
-    whether they are layers. A module or parameter that occurs several times is one layer, under its first name.
-    Submodules that are compiled have the names of the uncompiled ones.
+    installed), and the input projections of `nn.MultiheadAttention`. Those inside of a parametrization are none. The
+    rows of all gates of a recurrent layer belong to one matrix. All other parameters of two or more dimensions, except
+    those of embeddings, are bare: a run shows whether they are layers. A module or parameter that occurs several times
+    is one layer, under its first name. Submodules that are compiled have the names of the uncompiled ones.
 
     Parameters
     ----------
@@ -160,8 +161,8 @@ def find_layers(
         The layers that match.
     dense : dict of DenseWeight
         By name, the matching weights that cannot be pruned: layers whose weight is computed in another way than by
-        `torch.nn.utils.parametrize` or the hooks of `torch.nn.utils`, or has no floating-point dtype of 16 bits or
-        more, and those of `nn.Embedding` and of quantised modules.
+        `torch.nn.utils.parametrize` or the hooks of `torch.nn.utils`, is a buffer or expanded, or has no floating-point
+        dtype of 16 bits or more, and those of `nn.Embedding` and of quantised modules.
 
     Raises
     ------
@@ -173,6 +174,8 @@ def find_layers(
     places: dict[Layer, int] = {}
     dense: dict[str, DenseWeight] = {}
     modules = [(uncompiled(prefix), module) for prefix, module in model.named_modules()]
+    inside = tuple(f"{prefix}." for prefix, module in modules if isinstance(module, parametrize.ParametrizationList))
+    modules = [(prefix, module) for prefix, module in modules if not prefix.startswith(inside)]
     sources = [source for _, computed in computed_weights(model) for source in computed.sources()]
     seen: set[tuple[object, ...]] = set()
     biases = [b for _, m in modules if isinstance(m, nn.MultiheadAttention) for b in (m.bias_k, m.bias_v)]
@@ -187,13 +190,14 @@ def find_layers(
             computed = computed_weight(module, parameter_name)
             weight = module._parameters.get(parameter_name) if computed is None else computed.value()
             if weight is None:
-                dense[name] = DenseWeight(name, (), "its weight is computed from other parameters")
+                how = "a buffer" if parameter_name in module._buffers else "computed from other parameters"
+                dense[name] = DenseWeight(name, (), f"its weight is {how}")
                 known.update(map(storage_key, module.parameters()))
                 continue
             key = storage_key(weight) if computed is None else (id(module), parameter_name)
             known.add(key)
-            if weight.dtype not in DTYPES:
-                dense[name] = DenseWeight(name, tuple(weight.shape), f"its weight is of type {weight.dtype}")
+            if reason := obstacle(weight):
+                dense[name] = DenseWeight(name, tuple(weight.shape), reason)
             elif weight.numel() > 0 and key not in seen:
                 seen.add(key)
                 places[_describe(name, f"{prefix}.{parameter_name}".lstrip("."), module, weight)] = place
@@ -236,7 +240,8 @@ def match_names(patterns: Sequence[str], names: Sequence[str]) -> dict[str, int]
             raise InvalidTypeError(f"a layer name must be a string, got {pattern!r}")
         matched = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
         if not matched:
-            close = nearest(pattern, names)
+            inside = any(name.startswith(f"{pattern}.") for name in names)
+            close = [f"{pattern}.*"] if inside else nearest(pattern, names)
             known = f"it has {', '.join(names[:5])}, ..." if names else "it has none"
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else known
             what = "layer pattern" if any(c in pattern for c in "*?[") else "layer name"
@@ -280,5 +285,5 @@ def _bare_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         return
     computed = {name: ComputedWeight(module, name).value() for name in computed_names(module)}
     for name, weight in {**dict(module.named_parameters(recurse=False)), **computed}.items():
-        if weight.dim() > 1 and weight.numel() > 0 and weight.dtype in DTYPES:
+        if weight.dim() > 1 and weight.numel() > 0 and not obstacle(weight):
             yield name, weight

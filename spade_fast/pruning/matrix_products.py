@@ -31,6 +31,7 @@ def product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, r
     if matrices is None:
         return None
     weight_on_left = factor is left
+    left, right = left.to_dense(), right.to_dense()  # inputs may be sparse
     if right.dim() == 1:
         right = right[:, None]
     if weight_on_left:
@@ -38,10 +39,16 @@ def product_inputs(layer: Layer, weight: Tensor, factor: Tensor, left: Tensor, r
     if right.dim() == 3 and (len(right) == 1 or right.stride(0) == 0):  # one matrix for the whole batch
         left, right = left.flatten(0, 1), right[0]
     if right.dim() == 2:
-        if right.shape[1] % layer.rows:
+        left, right = left[None], right[None]
+    several, rest = divmod(right.shape[2], layer.rows)  # matrices of the stack, one after the other, with equal inputs
+    if rest:
+        return None
+    if several > 1:
+        try:
+            right = right.mT.view(-1, layer.rows, right.shape[1]).mT
+        except RuntimeError:  # their memory is laid out in another way
             return None
-        right = right.mT.unflatten(0, (-1, layer.rows)).mT  # several matrices of the stack, with the same inputs
-        left = left.expand(len(right), *left.shape)
+        left = left[:, None].expand(-1, several, -1, -1).flatten(0, 1)
     first = _place(matrices, right, factor)
     return None if first is None else [(first, left)]
 

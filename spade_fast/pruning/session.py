@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_fast._util.errors import FallbackError, FallbackWarning, InvalidTypeError, InvalidValueError
+from spade_fast._util.modes import without_autocast
 from spade_fast._util.progress import Progress, no_progress
 from spade_fast.pruning.calibration import Batches, Calibration, calibrate, device_of, gram_bytes, split_batches
 from spade_fast.pruning.config import AUTO, PruneConfig, sparsity_by_layer
@@ -147,7 +148,7 @@ class Session:
     @contextmanager
     def exact_types(self) -> Iterator[None]:
         """Disable the caller's autocast, and keep traces from being applied to the model, during a ``with`` block."""
-        with weights_held(self.model), torch.autocast(device_of(self.model).type, enabled=False):
+        with weights_held(self.model), without_autocast(device_of(self.model)):
             yield
 
     def plan(self, samples: Sequence[Batches]) -> Plan:

@@ -405,6 +405,23 @@ def test_bf16_calibration_sums_bfloat16_inputs_in_float32(frozen):
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
+def test_networks_with_their_own_autocast():
+    """The casts that one block of autocast keeps are not those of another, as outside of calibration."""
+
+    class Mixed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            for dtype in (torch.bfloat16, torch.float16):
+                with torch.autocast("cpu", dtype):
+                    x = super().forward(x).to(x)
+            return x
+
+    model, x = Mixed(4, 4), torch.randn(7, 4)
+    middle = F.linear(x.bfloat16(), model.weight.bfloat16(), model.bias.bfloat16()).float()
+    expected = linear_gram(torch.cat([x.bfloat16().float(), middle.half().float()]).detach())
+    assert_close(grams_of(model, x)["weight"], expected)
+    assert trace(model, x, sparsity=0.5).layers == ("weight",)
+
+
 def test_a_weight_that_is_cast_and_used_otherwise_is_reported():
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -565,6 +582,8 @@ def test_layers_by_pattern():
             names(["stem", "body.3"])
     with pytest.raises(UnknownLayerError, match=r"^layer pattern 'head\*' matches no layer"):
         names("head*")
+    with pytest.raises(UnknownLayerError, match=r"^layer name 'body' .* did you mean 'body\.\*'"):
+        names("body")
     with pytest.raises(TypeError, match=r"3"):
         names([3])
     with pytest.raises(ValueError, match=r"empty"):

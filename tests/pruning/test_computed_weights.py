@@ -211,6 +211,20 @@ def test_projections_of_attention():
         assert torch.equal(attention.in_proj_weight, made.weight("in_proj_weight"))
 
 
+def test_layers_of_a_parametrization_are_none_of_the_network():
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.w = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return self.inner(weight) @ self.w
+
+    model, x = nn.Sequential(nn.Linear(4, 5)), torch.randn(20, 4)
+    parametrize.register_parametrization(model[0], "weight", Network())
+    assert trace(model, x, sparsity=0.5, strict=True).layers == ("0",)
+
+
 def test_what_cannot_be_pruned_says_so():
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 10)))
     with torch.no_grad():

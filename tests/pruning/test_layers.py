@@ -206,6 +206,18 @@ class Integers(nn.Linear):
         return F.linear(x, self.weight.float(), self.bias)
 
 
+class Frozen(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(6, 6)
+        self.register_buffer("weight", self._parameters.pop("weight").detach())
+
+
+class Expanded(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(6, 6)
+        self.weight = nn.Parameter(torch.randn(1, 6).expand(6, 6))
+
+
 def head_of(embedding: nn.Module) -> nn.Module:
     def use(model: Uses, x: Tensor) -> Tensor:
         return model.head(model.embedding(x.abs().long()))
@@ -256,11 +268,17 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Uses(lambda m, x: m.part(x + 0j).real, part=nn.Linear(6, 6, dtype=torch.complex64)),
         "part",
     ),
+    "expanded weights": (Expanded, "weight"),
+    "weights of layers that are buffers": (Frozen, "weight"),
     "quantised modules": (
         lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(6, 6)), {nn.Linear}, torch.qint8),
         "0",
     ),
     "weights computed in other ways": (Doubled, "weight"),
+    "biases of experts that inputs choose by index": (
+        lambda: Uses(lambda m, x: x + m.w[x[:, 0].long() % 3], (3, 6)),
+        "w",
+    ),
     "position embeddings, class tokens": (lambda: Uses(positions, (1, 6)), "w"),
     "biases, also of experts or attention (`bias_k`)": (
         lambda: Uses(biases, (3, 6), attention=nn.MultiheadAttention(6, 2, add_bias_kv=True, add_zero_attn=True)),

@@ -313,6 +313,15 @@ def test_modes_of_the_caller_change_nothing(model, images, solver):
             assert torch.equal(model.head.weight, other.weight("head"))
 
 
+def test_embeddings_that_scale_their_rows_are_left_as_they_were():
+    embedded = nn.Sequential(nn.Embedding(6, 4, max_norm=0.5), nn.Linear(4, 2))
+    before, words = embedded[0].weight.detach().clone(), torch.arange(6).reshape(2, 3)
+    made = trace(embedded, words, sparsity=0.5, layers="1")
+    assert torch.equal(embedded[0].weight, before)
+    with made.applied(embedded):
+        assert torch.equal(embedded[1].weight, made.weight("1"))
+
+
 @pytest.mark.parametrize("step", ["calibrate", "solve"])
 def test_model_is_as_it_was_after_an_exception(model, images, step):
     model.train()
