@@ -74,7 +74,8 @@ class FallbackWarning(UserWarning):
 class DecisionWarning(UserWarning):
     """Traces predict other classes than the dense network, so explanations on them do not explain its predictions.
 
-    It is given where a class is explained, not where the target is a neuron or another function of the output.
+    Where the target is one class against another, pixels or a token, it is given of what the network answers there;
+    where it is a neuron or another function of the output, there is none.
     """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast.attribution.method_networks import network_with_layers
 from spade_fast.attribution.sample_arguments import innermost
-from spade_fast.pruning.decision import probabilities, repeatable
+from spade_fast.pruning.decision import answer_probabilities, probabilities, repeatable
 from spade_fast.pruning.goals import Score, checked_run, kept_number
 from spade_fast.targets.answers import reading
 from spade_fast.targets.network_outputs import described, logits_of
@@ -68,6 +68,21 @@ def score_of_target(method: Attribution, model: nn.Module, sample: Any, argument
             return kept_number(asked, read(network_output(method, sample, arguments)))
 
     return Score(str(asked), score)
+
+
+def answers_of(method: Attribution, model: nn.Module, sample: Any, arguments: Mapping[str, Any]) -> Tensor | None:
+    """Return the probabilities of all answers to what a method explains of one sample; None if they are unknown.
+
+    They are those of the classes, unless the target says so.
+    """
+    given = _one(arguments.get("target"))
+    asked = function_target(given) if callable(given) else None
+    with suppress(InvalidTypeError, InvalidValueError):
+        if asked is None or asked.answers is None:
+            return probabilities(network_output(method, sample, arguments))
+        with reading(network_with_layers(model, method), asked) as read:
+            return answer_probabilities(asked, read(network_output(method, sample, arguments)))
+    return None
 
 
 def _one(target: Any) -> Any:

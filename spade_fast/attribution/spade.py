@@ -19,12 +19,12 @@ from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
 from spade_fast.attribution.asking import asking, check_one_function
 from spade_fast.attribution.cam import check_layout
-from spade_fast.attribution.lost_decisions import asks_for_classes, warn_of_lost_decisions
+from spade_fast.attribution.lost_decisions import has_answers, warn_of_lost_decisions
 from spade_fast.attribution.means import mean_attributions
 from spade_fast.attribution.method_networks import checked_network, find_network, networks_of, undone
 from spade_fast.attribution.method_samples import concatenate, for_augmenter, samples_of, takes_tensors
 from spade_fast.attribution.network_calls import network_calls
-from spade_fast.attribution.outputs import network_inputs, network_output, score_of_target
+from spade_fast.attribution.outputs import answers_of, network_inputs, score_of_target
 from spade_fast.attribution.sample_arguments import (
     bind_arguments,
     check_number_of_targets,
@@ -33,7 +33,7 @@ from spade_fast.attribution.sample_arguments import (
 )
 from spade_fast.pruning.calibration import Batches, draw_id
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
-from spade_fast.pruning.decision import Decision, probabilities
+from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.exchange import weights_held
 from spade_fast.pruning.goals import NOISY_COPIES, Goal, Score, naming, sample_goal
 from spade_fast.pruning.session import Session
@@ -220,7 +220,8 @@ class Spade(Attribution):
         Warns
         -----
         DecisionWarning
-            A trace predicts another class for its sample than the dense network, and the target is a class.
+            A trace predicts another class for its sample than the dense network, or answers otherwise what the target
+            asks. None is given for functions that do not tell what the answers are (`Target.answers`).
 
         Raises
         ------
@@ -271,7 +272,7 @@ class Spade(Attribution):
         batches = self._calls(self.calibration, inputs, arguments, of_all=True)
         (self.traces,) = self._trace([batches], [name], [goal])
         with weights_held(self.model):
-            dense = self._predict(inputs, arguments) if len(ids) == 1 else None
+            dense = self._answers(inputs, arguments) if len(ids) == 1 else None
         return mean_attributions([self._attribute_on(made, inputs, arguments, dense) for made in self.traces])
 
     def _attribute_each(self, samples: list[Any], arguments: dict[str, Any], ids: list[str]) -> Any:
@@ -283,7 +284,7 @@ class Spade(Attribution):
             traces = self._trace_group(samples, of_samples, ids, group)
             for index in group:
                 with weights_held(self.model):
-                    dense = self._predict(samples[index], of_samples[index])
+                    dense = self._answers(samples[index], of_samples[index])
                 on_traces = [
                     self._attribute_on(made, samples[index], of_samples[index], dense) for made in traces[index]
                 ]
@@ -354,23 +355,19 @@ class Spade(Attribution):
             at_input = bool(arguments.get("attribute_to_layer_input"))
             check_layout(innermost(self.attribution_method), network_inputs(inputs, arguments), at_input)
         with made.applied(self.model), stage("attribute"):
-            pruned = None if dense is None else self._predict(inputs, arguments)
+            pruned = None if dense is None else self._answers(inputs, arguments)
             if dense is not None and pruned is not None:
                 made.decision = decision = Decision.between(dense, pruned)
-                if not decision.kept and asks_for_classes(arguments.get("target")):
+                if not decision.kept and has_answers(arguments.get("target")):
                     self._lost.append(made)
             method, model = self.attribution_method, self.model
             with undone(method, inputs), asking(method, model, arguments) as asked:
                 return method.attribute(inputs, **asked)
 
-    def _predict(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
-        """Return the probabilities of classes for one sample; None if the method's network does not return logits."""
+    def _answers(self, inputs: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         if not takes_tensors(self.attribution_method):
             return None
-        try:
-            return probabilities(network_output(self.attribution_method, inputs, arguments))
-        except InvalidValueError:
-            return None
+        return answers_of(self.attribution_method, self.model, inputs, arguments)
 
 
 def _seed_of(calibration: Any) -> int | None:

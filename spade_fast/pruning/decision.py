@@ -1,4 +1,4 @@
-"""`Decision`: the classes that the dense network and a trace predict for the trace's sample."""
+"""`Decision`: the classes, or other answers, that the dense network and a trace give for the trace's sample."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from spade_fast._util.checks import is_number
 from spade_fast._util.errors import InvalidValueError
 from spade_fast.targets.network_outputs import class_probabilities, described, logits_of
+from spade_fast.targets.target import Target
 
 _lock = threading.RLock()  # the global random state is set by one thread at a time
 
@@ -22,6 +23,9 @@ _lock = threading.RLock()  # the global random state is set by one thread at a t
 @dataclass(frozen=True)
 class Decision:
     """The classes that the dense network and a trace predict for the trace's sample.
+
+    If a target asks for something else, its answers take the place of the classes: the two of `class_against`, the
+    tokens of a position, the classes of some pixels.
 
     Attributes
     ----------
@@ -96,6 +100,24 @@ def repeatable(network: Callable[..., Any], *inputs: Any, **named_inputs: Any) -
     with _lock, torch.random.fork_rng({one.device for one in tensors if one.is_cuda}):
         torch.manual_seed(0)
         return network(*inputs, **named_inputs)
+
+
+def answer_probabilities(target: Target | None, output: Any) -> Tensor:
+    """Return the probabilities of all answers to what a target asks of an output: of the classes, unless it says so.
+
+    Raises
+    ------
+    ValueError
+        As :func:`probabilities`, or the target's answers are not finite numbers ``[1, answers]``.
+    """
+    if target is None or target.answers is None:
+        return probabilities(output)
+    found = target.answers(output)
+    if found.dim() != 2 or len(found) != 1 or not bool(torch.isfinite(found).all()):
+        raise InvalidValueError(
+            f"target {target}: answers must be finite numbers [1, answers], got {list(found.shape)}"
+        )
+    return found.detach()[0].cpu()
 
 
 def probabilities(output: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.hashes import hash_tensors
-from spade_fast._util.modes import undisturbed
+from spade_fast._util.modes import evaluation_mode, undisturbed
 from spade_fast._util.progress import Progress
 from spade_fast._util.ranges import stage
 from spade_fast._util.signatures import with_fields_of
@@ -21,6 +21,7 @@ from spade_fast._util.versions import library_version
 from spade_fast.pruning.auto_sparsity import Search
 from spade_fast.pruning.calibration import Batches, Calibration
 from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
+from spade_fast.pruning.decision import Decision, answer_probabilities
 from spade_fast.pruning.dense_weights import count_weights
 from spade_fast.pruning.exchange import WeightsApplied, weights_held
 from spade_fast.pruning.goals import Goal, checked_output, naming, output_score, sample_goal, split_inputs
@@ -30,6 +31,9 @@ from spade_fast.pruning.module_kinds import named_parameters
 from spade_fast.pruning.session import Session, naming_sample, per_sample
 from spade_fast.pruning.solve import LayerReport
 from spade_fast.pruning.traces import Trace
+from spade_fast.targets.answers import reading
+from spade_fast.targets.class_names import class_names_of
+from spade_fast.targets.classification import as_target
 from spade_fast.targets.target import TargetLike
 
 if TYPE_CHECKING:
@@ -232,12 +236,24 @@ def _one_each(
                 with naming_sample(ids, s):
                     checked_output(session.model, given)
     results = [made for (made,) in traces_by_level(session, samples, ids, goals)]
-    for made, given in zip(results, inputs, strict=True):
+    for made, given, target in zip(results, inputs, targets, strict=True):
         if given is not None:
-            args, kwargs = split_inputs(given, session.model)
-            with suppress(InvalidValueError):  # the model does not return logits
-                made.record_decision(session.model, *args, **kwargs)
+            _record_decision(made, session.model, given, target)
     return results
+
+
+def _record_decision(made: Trace, model: nn.Module, inputs: Any, target: TargetLike | None) -> None:
+    """Record what the model decides on a sample, dense and with its trace, if the target tells what the answers are."""
+    asked = None if target is None else as_target(target, class_names_of(model))
+    if asked is None or asked.answers is None:
+        args, kwargs = split_inputs(inputs, model)
+        with suppress(InvalidValueError):  # the model does not return logits
+            made.record_decision(model, *args, **kwargs)
+        return
+    with evaluation_mode(model), reading(model, asked) as read:
+        dense = answer_probabilities(asked, read(checked_output(model, inputs)))
+        with made.applied(model):
+            made.decision = Decision.between(dense, answer_probabilities(asked, read(checked_output(model, inputs))))
 
 
 def traces_by_level(

@@ -17,11 +17,7 @@ from spade_fast.targets.network_outputs import (
     class_probabilities,
     of_class,
 )
-from spade_fast.targets.target import Target, class_number, function_target
-
-
-class ClassTarget(Target):
-    """A target that asks for a class, or for one against another: the network's decision matters to it."""
+from spade_fast.targets.target import Read, Target, class_number, function_target
 
 
 def class_score(index: int) -> Target:
@@ -54,7 +50,7 @@ def class_score(index: int) -> Target:
         logits = _logits(name, output)
         return of_class(name, class_probabilities(logits) if logits.shape[1] > 1 else logits, index)
 
-    return ClassTarget(name, lambda output: of_class(name, _logits(name, output), index), keep)
+    return Target(name, lambda output: of_class(name, _logits(name, output), index), keep, answers=_probabilities(name))
 
 
 def log_probability(index: int) -> Target:
@@ -84,13 +80,14 @@ def log_probability(index: int) -> Target:
     def read(output: Any) -> Tensor:
         return of_class(name, class_log_probabilities(_logits(name, output, several=True)), index)
 
-    return ClassTarget(name, read, lambda output: read(output).exp())
+    return Target(name, read, lambda output: read(output).exp(), answers=_probabilities(name))
 
 
 def class_against(index: int, other: int) -> Target:
     """Ask for the score of a class minus that of another: why the one rather than the other?
 
-    Automatic sparsity keeps the probability of the class among these two, the sigmoid of the difference.
+    Automatic sparsity keeps the probability of the class among these two, the sigmoid of the difference. The decision
+    is between them.
 
     Parameters
     ----------
@@ -116,11 +113,15 @@ def class_against(index: int, other: int) -> Target:
     def difference(values: Tensor) -> Tensor:
         return of_class(name, values, index) - of_class(name, values, other)
 
-    return ClassTarget(
-        name,
-        lambda output: difference(_logits(name, output, several=True)),
-        lambda output: difference(class_log_probabilities(_logits(name, output, several=True))).sigmoid(),
-    )
+    def keep(output: Any) -> Tensor:
+        return difference(class_log_probabilities(_logits(name, output, several=True))).sigmoid()
+
+    def answers(output: Any) -> Tensor:
+        kept, found = keep(output), torch.zeros_like(_logits(name, output), dtype=torch.float64)
+        found[:, index], found[:, other] = kept, 1 - kept
+        return found
+
+    return Target(name, lambda output: difference(_logits(name, output, several=True)), keep, answers=answers)
 
 
 def as_target(given: Any, names: Sequence[str] = ()) -> Target:
@@ -176,6 +177,10 @@ def _from_zero(index: int) -> int:
     if index < 0:
         raise InvalidValueError(f"target must be a class of at least 0, got {index}")
     return index
+
+
+def _probabilities(name: str) -> Read:
+    return lambda output: class_probabilities(_logits(name, output, several=True))
 
 
 def _logits(name: str, output: Any, several: bool = False) -> Tensor:

@@ -82,7 +82,8 @@ def neuron(layer: str, index: int | tuple[int | EllipsisType, ...]) -> Target:
 def pixels(mask: Tensor | np.ndarray, index: int) -> Target:
     """Ask for the mean score of a class over some pixels of a segmentation.
 
-    Automatic sparsity keeps the mean probability of the class over these pixels.
+    Automatic sparsity keeps the mean probability of the class over these pixels. The decision is for the class with the
+    largest one.
 
     Parameters
     ----------
@@ -121,14 +122,23 @@ def pixels(mask: Tensor | np.ndarray, index: int) -> Target:
             )
         return values
 
-    def mean(values: Tensor) -> Tensor:
-        return of_class(name, values, index)[:, where.to(values.device)].mean(1)
+    def means(values: Tensor) -> Tensor:
+        return values[:, :, where.to(values.device)].mean(2)
 
-    def keep(output: Any) -> Tensor:
+    def probabilities(output: Any) -> Tensor:
         values = logits(output)
-        return mean(class_probabilities(values) if values.shape[1] > 1 else values.sigmoid())
+        return means(class_probabilities(values) if values.shape[1] > 1 else values.sigmoid())
 
-    return Target(name, lambda output: mean(logits(output)), keep)
+    def answers(output: Any) -> Tensor:
+        found = probabilities(output)
+        return found if found.shape[1] > 1 else torch.cat([1 - found, found], 1)
+
+    return Target(
+        name,
+        lambda output: of_class(name, means(logits(output)), index),
+        lambda output: of_class(name, probabilities(output), index),
+        answers=answers,
+    )
 
 
 def box(index: int) -> Target:
@@ -178,7 +188,7 @@ def box(index: int) -> Target:
 def token(position: int, id: int) -> Target:
     """Ask for the score (logit) of a token at a position, of a language model or tagger.
 
-    Automatic sparsity keeps its probability.
+    Automatic sparsity keeps its probability. The decision is among the tokens at the position.
 
     Parameters
     ----------
@@ -213,6 +223,7 @@ def token(position: int, id: int) -> Target:
         name,
         lambda output: of_class(name, logits(output), id),
         lambda output: of_class(name, class_probabilities(logits(output)), id),
+        answers=lambda output: class_probabilities(logits(output)),
     )
 
 

@@ -36,7 +36,12 @@ class Target:
         Function of the output that returns what automatic sparsity keeps of each sample ``[S]``, above 0 for the dense
         network; by default what `read` returns.
     layer : str, optional
-        Name of a module of the network. `read` and `keep` get its output instead of the network's.
+        Name of a module of the network. The functions get its output instead of the network's.
+    answers : callable, optional
+        Function of the output that returns the probabilities of all answers to the question ``[S, answers]``, such as
+        of the classes or of a position's tokens. The most probable one is the network's *decision*, which a trace
+        should keep. By default the decision is among the classes, if the network returns logits ``[S, classes]``, and
+        no warning is given if a trace loses it.
 
     Examples
     --------
@@ -51,6 +56,7 @@ class Target:
     read: Read
     keep: Read | None = None
     layer: str | None = None
+    answers: Read | None = None
 
     def __call__(self, output: Any) -> Tensor:
         """Return the number of each sample ``[S]``."""

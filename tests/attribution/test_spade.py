@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from spade_fast import DecisionWarning, TraceAppliedError  # noqa: E402
 from spade_fast.attribution import Spade, prepare_for_attribution  # noqa: E402
 from spade_fast.inputs.augment import ImageAugmenter  # noqa: E402
 from spade_fast.pruning.tracing import trace  # noqa: E402
-from spade_fast.targets import class_against, neuron  # noqa: E402
+from spade_fast.targets import class_against, neuron, token  # noqa: E402
 from tests.networks import Small  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
@@ -264,9 +265,29 @@ def test_decisions_matter_where_classes_are_asked_for(model, images):
         for target in (neuron("conv1", 0), [neuron("conv1", 0)] * 3, lambda logits: logits[:, 0]):
             spade.attribute(images, target=target)
             assert not any(made.decision.kept for made in spade.traces)
-    for target, lost in ((class_against(1, 2), "3 of 3"), ([neuron("conv1", 0), 1, neuron("conv1", 0)], "1 of 3")):
-        with pytest.warns(DecisionWarning, match=f"{lost} traces lost the decision"):
+    with pytest.warns(DecisionWarning, match="1 of 3 traces lost the decision"):
+        spade.attribute(images, target=[neuron("conv1", 0), 1, neuron("conv1", 0)])
+
+
+def test_decisions_are_among_the_answers_to_the_target(model, images):
+    with torch.no_grad():
+        model.head.bias.zero_()[2] = 2.0  # all that is left without weights
+        scores = model(images)
+    spade = Spade(Saliency(model), AUGMENTER, sparsity=1.0, layers="head")
+    for target in (class_against(1, 2), class_against(2, 1)):
+        lost = int((scores[:, 1] > scores[:, 2]).sum())
+        with pytest.warns(DecisionWarning, match=f"{lost} of 3") if lost else nullcontext():
             spade.attribute(images, target=target)
+        for made, (one, two) in zip(spade.traces, scores[:, 1:3].tolist(), strict=True):
+            decision = made.decision
+            assert (decision.class_before, decision.class_after) == (1 if one > two else 2, 2)
+            assert decision.probability_before == pytest.approx(1 / (1 + math.exp(-abs(one - two))))
+            assert decision.probability_after == pytest.approx(1 / (1 + math.exp(-2)))
+    tagger = nn.Sequential(model, nn.Unflatten(1, (1, -1)))  # of one token per image
+    expected = [made.record_decision(model, one[None]) for made, one in zip(spade.traces, images, strict=True)]
+    spade = Spade(Saliency(tagger), AUGMENTER, sparsity=1.0, layers="0.head")
+    spade.attribute(images, target=token(0, 1))
+    assert [made.decision for made in spade.traces] == expected
 
 
 def test_decisions_with_further_arguments_and_of_other_outputs(images):

@@ -319,6 +319,13 @@ def test_questions_other_than_a_class(model, sample):
     kept = [(logits[1] - logits[4]).sigmoid(), logits.softmax(0)[2], neurons[3], logits.softmax(0)[2]]
     for made, expected in zip(trace_batch(model, [data] * 4, inputs=[sample] * 4, targets=targets), kept, strict=True):
         assert made.auto.dense == pytest.approx(float(expected), rel=1e-4)
+        decision, score = made.decision, made.auto.score
+        if targets[0].name == made.target:
+            assert decision.class_before == (1 if logits[1] > logits[4] else 4)
+            assert decision.class_after == (1 if score > 0.5 else 4)
+            assert decision.probability_after == pytest.approx(max(score, 1 - score), rel=1e-4)
+        else:
+            assert decision.class_before == int(logits.argmax())
     assert not any(module._forward_hooks for module in model.modules())
     model.config = type("Config", (), {"id2label": dict(enumerate("abcdef"))})()
     assert trace(model, data, inputs=sample, target="c").auto == trace(model, data, inputs=sample, target=2).auto

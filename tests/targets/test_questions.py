@@ -30,13 +30,17 @@ def test_pixels():
         torch.testing.assert_close(target({"out": maps}), (maps[:, 1, 1, 2] + maps[:, 1, 3, 4]) / 2)
         shares = maps.softmax(1)
         torch.testing.assert_close(target.kept(maps), (shares[:, 1, 1, 2] + shares[:, 1, 3, 4]) / 2)
-    torch.testing.assert_close(pixels(mask, 0).kept(maps[:, :1]), maps[:, 0][:, mask].sigmoid().mean(1))
+        torch.testing.assert_close(target.answers(maps), (shares[..., 1, 2] + shares[..., 3, 4]) / 2)
+    alone = maps[:, 0][:, mask].sigmoid().mean(1)
+    torch.testing.assert_close(pixels(mask, 0).kept(maps[:, :1]), alone)
+    torch.testing.assert_close(pixels(mask, 0).answers(maps[:, :1]), torch.stack([1 - alone, alone], 1))
 
 
 def test_tokens():
     logits = torch.randn(2, 4, 6, dtype=torch.float64)
     torch.testing.assert_close(token(-1, 5)((logits, None)), logits[:, 3, 5])
     torch.testing.assert_close(token(1, 0).kept({"logits": logits}), logits[:, 1].softmax(1)[:, 0])
+    torch.testing.assert_close(token(1, 0).answers({"logits": logits}), logits[:, 1].softmax(1))
 
 
 def test_boxes():
