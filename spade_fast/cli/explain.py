@@ -329,7 +329,9 @@ def _report(
         "notes": list(task.model.notes),
         "versions": versions(),
         "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
-        "predictions": {name: report_prediction(task.model, scores, target) for name, scores in networks.items()},
+        "predictions": {
+            name: report_prediction(task.model, scores, target, task.against) for name, scores in networks.items()
+        },
         "against": other,
         "noisy_probability": task.noisy,
         "page": PAGE,

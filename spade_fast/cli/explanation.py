@@ -37,6 +37,8 @@ class Explanation:
             line = f"{titles.get(name, name):>{width}}: {best['name']} {best['probability']:.1%}"
             if best["class"] != target["class"]:
                 line += f", {target['name']} {target['probability']:.1%}"
+            if prediction["against"] is not None:
+                line += f", {explained(self.report)} {prediction['against']:.1%}"
             if name in titles:
                 one = self.report["traces"][name]
                 found = "" if one["auto"] is None else f"λ {one['auto']['error']:.3g}, "
@@ -52,6 +54,7 @@ class Explanation:
         sentences += noise_warnings(self.report)
         for solver in self.report["settings"]["solvers"]:
             sentences += _on_decisions(solver, traces_of(solver, self.report), self.report["predictions"])
+            sentences += _on_the_other_class(solver, self.report)
         return sentences
 
 
@@ -69,7 +72,11 @@ def noise_warnings(report: Mapping[str, Any]) -> list[str]:
 def solver_warnings(solver: str, report: Mapping[str, Any]) -> list[str]:
     """Say which of a solver's traces lost the decision, and which kept less than was asked."""
     own = traces_of(solver, report)
-    return _on_decisions(solver, own, report["predictions"]) + _on_levels(solver, own, explained(report))
+    return [
+        *_on_decisions(solver, own, report["predictions"]),
+        *_on_the_other_class(solver, report),
+        *_on_levels(solver, own, explained(report)),
+    ]
 
 
 def explained(report: Mapping[str, Any]) -> str:
@@ -106,8 +113,8 @@ def trace_title(one: Mapping[str, Any], traces: Mapping[str, Mapping[str, Any]])
     return ", ".join(parts)
 
 
-def report_prediction(model: LoadedModel, scores: Tensor, target: int) -> dict[str, Any]:
-    """Return the explained class and the five most probable ones."""
+def report_prediction(model: LoadedModel, scores: Tensor, target: int, against: int | None) -> dict[str, Any]:
+    """Return the explained class, its probability among it and the other one, and the five most probable classes."""
     best = scores.sort(descending=True, stable=True)  # the first of equal ones, as argmax
     return {
         "target": {"class": target, "name": model.class_name(target), "probability": float(scores[target])},
@@ -115,6 +122,7 @@ def report_prediction(model: LoadedModel, scores: Tensor, target: int) -> dict[s
             {"class": index, "name": model.class_name(index), "probability": probability}
             for probability, index in zip(best.values[:5].tolist(), best.indices[:5].tolist(), strict=True)
         ],
+        "against": None if against is None else float(scores[target] / (scores[target] + scores[against])),
     }
 
 
@@ -148,6 +156,21 @@ def _on_decisions(
     return [
         f"{len(lost)} of {len(own)} {title} traces lost the decision: they predict {after} instead of {before}; the "
         "mean maps contain theirs, which do not explain the prediction"
+    ]
+
+
+def _on_the_other_class(solver: str, report: Mapping[str, Any]) -> list[str]:
+    """Say whether traces prefer the other one of two classes than the dense network does."""
+    predictions, own = report["predictions"], traces_of(solver, report)
+    dense = predictions["dense"]["against"]
+    turned = [name for name in own if dense is not None and (predictions[name]["against"] < 0.5) != (dense < 0.5)]
+    if not turned:
+        return []
+    number = "" if len(own) == 1 else f"{len(turned)} of {len(own)} "
+    plural = "traces decide" if len(own) > 1 else "decides"
+    return [
+        f"{number}{SOLVERS[solver]} {plural} {explained(report)} the other way round than the dense network; its maps "
+        "do not explain why"
     ]
 
 

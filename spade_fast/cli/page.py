@@ -28,6 +28,8 @@ class _Trace:
         Its solver, and what tells it from the other traces.
     target, top
         The explained class and the most probable classes, each with ``name`` and ``probability``.
+    against
+        Probability of the explained class among it and the other one, if there is one.
     decision_kept
         Whether it predicts the same class as the dense network.
     removed, removed_of_network
@@ -39,6 +41,7 @@ class _Trace:
     title: str
     target: Mapping[str, Any]
     top: Sequence[Mapping[str, Any]]
+    against: float | None
     decision_kept: bool
     removed: float
     removed_of_network: float
@@ -142,6 +145,7 @@ def _solver(solver: str, report: Mapping[str, Any]) -> _Solver:
             trace_title(one, own),
             report["predictions"][name]["target"],
             report["predictions"][name]["top"],
+            report["predictions"][name]["against"],
             one["decision_kept"],
             one["removed"],
             one["network_sparsity"],

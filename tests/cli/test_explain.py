@@ -363,7 +363,7 @@ def test_one_class_against_another(small, photo, tmp_path):
     report, page = json.loads((tmp_path / "out/report.json").read_text()), (tmp_path / "out/index.html").read_text()
     assert report["settings"]["target"] == 3 and report["against"] == {"class": 0, "name": "ant"}
     page = html.unescape(page)
-    assert "Why “dog” rather than “ant”?" in page and "Probability of “dog” against “ant” against λ" in page
+    assert "Why “dog” rather than “ant”?" in page and "Probability of “dog” against “ant” by λ" in page
     made = Trace.load(tmp_path / "out" / report["traces"]["sparsegpt"]["file"])
     loaded = load_model(small)
     image, _ = loaded.preprocess(Image.open(photo))
@@ -371,6 +371,10 @@ def test_one_class_against_another(small, photo, tmp_path):
         logits = loaded.module(image)[0]
     assert made.target == "class 3 against class 0"
     assert made.auto.dense == pytest.approx(float((logits[3] - logits[0]).sigmoid()), rel=1e-4)
+    shares = [report["predictions"][name]["against"] for name in ("dense", "sparsegpt")]
+    assert shares == pytest.approx([made.auto.dense, made.auto.score], rel=1e-4)
+    for share in shares:
+        assert f"“dog” against “ant”: {share:.1%}" in page and f"“dog” against “ant” {share:.1%}" in result.output
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])

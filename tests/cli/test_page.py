@@ -23,6 +23,7 @@ Image = pytest.importorskip("PIL.Image")
 from explaining import explain  # noqa: E402
 
 from spade_fast.attribution.drawing import Column, overlay  # noqa: E402
+from spade_fast.cli.explanation import solver_warnings  # noqa: E402
 from spade_fast.cli.page import render  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
@@ -68,7 +69,11 @@ class Parsed(HTMLParser):
 def prediction(best, target=0):
     chances = {best: 0.6, **{other: 0.2 for other in range(3) if other != best}}
     top = [{"class": one, "name": CLASSES[one], "probability": chance} for one, chance in chances.items()]
-    return {"target": {"class": target, "name": CLASSES[target], "probability": chances[target]}, "top": top}
+    return {
+        "target": {"class": target, "name": CLASSES[target], "probability": chances[target]},
+        "top": top,
+        "against": None,
+    }
 
 
 def layer(name, reached, error=0.1, note=""):
@@ -287,7 +292,7 @@ def test_curve_of_automatic_sparsity():
     identifiers = {attributes.get("id"): text for _, attributes, text in parsed.all("title", "desc")}
     for _, attributes, _ in parsed.all("svg"):
         title, description = attributes["aria-labelledby"].split()
-        assert attributes["role"] == "img" and "Probability of “ant” against λ" in identifiers[title]
+        assert attributes["role"] == "img" and "Probability of “ant” by λ" in identifiers[title]
         assert "3 trials" in identifiers[description] and "λ 0.1 with 50.0% to keep 50%" in identifiers[description]
     assert any("λ: largest relative output error allowed in a layer" in note for note in parsed.texts("p"))
     (caption, _) = [text for text in parsed.texts("figcaption") if "λ" in text]
@@ -573,3 +578,13 @@ def test_bars_differ_to_all_eyes(tmp_path, browser, eyes):
     keys = browser.find_elements("css selector", ".key")
     share, error = (pixels[int(y), int(x)] for x, y in (browser.execute_script(middle, key) for key in keys))
     assert np.abs(share - error).max() >= 20
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6])
+def test_a_trace_that_prefers_the_other_class_is_said(share):
+    report = make_report()
+    report["against"] = {"class": 2, "name": "cat"}
+    for name, one in report["predictions"].items():
+        one["against"] = 0.7 if name == "dense" else share
+    (said,) = solver_warnings("exact", report) or [""]
+    assert said.startswith("SPADE decides “ant” against “cat” the other way round") == (share < 0.5)
