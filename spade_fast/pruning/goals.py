@@ -95,7 +95,7 @@ def sample_goal(name: str, score: Score, sample: Any, copies: Sequence[Any] = ()
         if dense <= 0:
             raise InvalidValueError(
                 f"the dense network's score is {dense:g} for target {score.target}, of which no share can be kept: "
-                "choose another target, or give a sparsity"
+                "choose another target, one that says what to keep (Target.keep), or give a sparsity"
             )
     if not copies:
         return Goal(score.target, lambda: (score(sample),))
