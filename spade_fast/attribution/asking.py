@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.method_networks import network_with_layers
 from spade_fast.attribution.sample_arguments import innermost
@@ -20,7 +20,7 @@ from spade_fast.targets.answers import (
     replacing_output,
     without_gradient,
 )
-from spade_fast.targets.network_outputs import logits_of
+from spade_fast.targets.network_outputs import described, logits_of
 from spade_fast.targets.target import function_target
 
 with extra_for("Spade needs"):
@@ -113,8 +113,10 @@ def _with_those_inside(method: Attribution) -> list[Attribution]:
 
 
 def _logits(target: Any, output: Any) -> Any:
-    """Return the logits in an output, or the output itself without; ValueError if they lack a place of the target."""
+    """Return the logits in an output, or the output itself without; TypeError or ValueError if they lack the target."""
     logits = logits_of(output)
+    if logits is None and isinstance(target, int | tuple | list | Tensor) and not isinstance(output, int | float):
+        raise InvalidTypeError(f"the network returns {described(output)}: give a function of that as target")
     if logits is None:
         return output
     asked = target.flatten().tolist() if isinstance(target, Tensor) else target
