@@ -38,6 +38,11 @@ class Target:
     layer : str, optional
         Name of a module of the network. `read` and `keep` get its output instead of the network's.
 
+    Raises
+    ------
+    TypeError
+        An attribute has another type.
+
     Examples
     --------
     >>> import torch
@@ -51,6 +56,14 @@ class Target:
     read: Read
     keep: Read | None = None
     layer: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        for name, value in (("read", self.read), ("keep", self.keep or self.read)):
+            if not callable(value):
+                raise InvalidTypeError(f"{name} must be a function of the network's output, got {value!r}")
+        if not isinstance(self.name, str) or not isinstance(self.layer, str | None):
+            raise InvalidTypeError(f"name and layer must be text, got {self.name!r} and {self.layer!r}")
 
     def __call__(self, output: Any) -> Tensor:
         """Return the number of each sample ``[S]``."""
