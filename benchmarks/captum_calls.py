@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spade_fast import Spade
-from spade_fast.attribution.method_networks import rules_kept
+from spade_fast.attribution.method_networks import undone
 from spade_fast.attribution.sample_arguments import innermost
 
 RANDOM = (
@@ -83,7 +83,7 @@ class Calls:
             self._busy = True
             try:
                 states = torch.get_rng_state(), np.random.get_state()
-                with rules_kept(method):
+                with undone(method, ()):
                     result = original(method, *args, **kwargs)
                 after = torch.get_rng_state(), np.random.get_state()
                 self._again(method, result, args, kwargs, states)
