@@ -24,7 +24,7 @@ from spade_fast.targets.network_outputs import described, logits_of
 from spade_fast.targets.target import function_target
 
 with extra_for("Spade needs"):
-    from captum.attr import LRP
+    from captum.attr import LRP, LLMAttribution, LLMGradientAttribution
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -54,6 +54,9 @@ def asking(method: Attribution, model: nn.Module, arguments: Mapping[str, Any]) 
     target = arguments.get("target")
     if isinstance(target, list) and len(target) == 1 and callable(target[0]):
         target = target[0]
+    if isinstance(method, LLMAttribution | LLMGradientAttribution):  # whose targets are texts
+        yield dict(arguments)
+        return
     if not callable(target):
         called_with: list[Any] = []
 
