@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from spade_fast._util.errors import InvalidValueError
+from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast.attribution.method_networks import network_with_layers
-from spade_fast.attribution.method_samples import takes_tensors
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.targets.answers import (
     Answer,
@@ -21,11 +20,11 @@ from spade_fast.targets.answers import (
     replacing_output,
     without_gradient,
 )
-from spade_fast.targets.network_outputs import logits_of
+from spade_fast.targets.network_outputs import described, logits_of
 from spade_fast.targets.target import function_target
 
 with extra_for("Spade needs"):
-    from captum.attr import LRP
+    from captum.attr import LRP, LLMAttribution, LLMGradientAttribution
 
 if TYPE_CHECKING:
     from captum.attr import Attribution
@@ -55,7 +54,7 @@ def asking(method: Attribution, model: nn.Module, arguments: Mapping[str, Any]) 
     target = arguments.get("target")
     if isinstance(target, list) and len(target) == 1 and callable(target[0]):
         target = target[0]
-    if not takes_tensors(method):  # such a method reads the network's output itself
+    if isinstance(method, LLMAttribution | LLMGradientAttribution):  # whose targets are texts
         yield dict(arguments)
         return
     if not callable(target):
@@ -117,8 +116,10 @@ def _with_those_inside(method: Attribution) -> list[Attribution]:
 
 
 def _logits(target: Any, output: Any) -> Any:
-    """Return the logits in an output, or the output itself without; ValueError if they lack a place of the target."""
+    """Return the logits in an output, or the output itself without; TypeError or ValueError if they lack the target."""
     logits = logits_of(output)
+    if logits is None and isinstance(target, int | tuple | list | Tensor) and not isinstance(output, int | float):
+        raise InvalidTypeError(f"the network returns {described(output)}: give a function of that as target")
     if logits is None:
         return output
     asked = target.flatten().tolist() if isinstance(target, Tensor) else target

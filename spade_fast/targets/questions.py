@@ -35,7 +35,8 @@ def neuron(layer: str, index: int | tuple[int | EllipsisType, ...]) -> Target:
     Parameters
     ----------
     layer : str
-        Name of a module that runs once in a forward pass. If it returns a tuple, its first tensor is read.
+        Name of a module that runs once in a forward pass. If it returns a tuple, its first tensor is read; of an output
+        of Hugging Face, ``last_hidden_state``.
     index : int or tuple
         Its place in the layer's output for one sample, such as ``(5, 2, 3)`` in maps ``[S, C, h, w]``. If several
         numbers are there, their mean is taken: ``5`` is channel 5 of these maps, and ``(..., 5)`` feature 5 of tokens
@@ -69,12 +70,14 @@ def neuron(layer: str, index: int | tuple[int | EllipsisType, ...]) -> Target:
     name = f"neuron {shown if len(place) == 1 else f'({shown})'} of layer {layer!r}"
 
     def read(output: Any) -> Tensor:
-        values = floating(f"{name}: the layer's output", logits_of(output))
+        found = logits_of(output)
+        found = tokens_of(output) if found is None else found
+        values = floating(f"{name}: the layer's output", output if found is None else found)
         try:
-            found = values[(slice(None), *place)]
+            chosen = values[(slice(None), *place)]
         except IndexError as error:
             raise InvalidValueError(f"{name}: the layer returns {list(values.shape)}, with no such place") from error
-        return found.flatten(1).mean(1) if found.dim() > 1 else found
+        return chosen.flatten(1).mean(1) if chosen.dim() > 1 else chosen
 
     return Target(name, read, layer=layer)
 

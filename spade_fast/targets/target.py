@@ -43,6 +43,11 @@ class Target:
         should keep. By default the decision is among the classes, if the network returns logits ``[S, classes]``, and
         no warning is given if a trace loses it.
 
+    Raises
+    ------
+    TypeError
+        An attribute has another type.
+
     Examples
     --------
     >>> import torch
@@ -57,6 +62,14 @@ class Target:
     keep: Read | None = None
     layer: str | None = None
     answers: Read | None = None
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        for name, value in (("read", self.read), ("keep", self.keep or self.read)):
+            if not callable(value):
+                raise InvalidTypeError(f"{name} must be a function of the network's output, got {value!r}")
+        if not isinstance(self.name, str) or not isinstance(self.layer, str | None):
+            raise InvalidTypeError(f"name and layer must be text, got {self.name!r} and {self.layer!r}")
 
     def __call__(self, output: Any) -> Tensor:
         """Return the number of each sample ``[S]``."""

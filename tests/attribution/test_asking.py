@@ -228,6 +228,14 @@ def test_integers_of_numpy():
     assert torch.equal(spade.attribute(IMAGES, target=np.int64(1))[0], expected[0])
 
 
+def test_classes_of_outputs_without_logits():
+    net = network()
+    spade = Spade(attr.Saliency(lambda x: {"scores": net(x)}), [BATCH], model=net, **SETTINGS)
+    for target in (1, [1, 2]):
+        with pytest.raises(TypeError, match="the network returns dict with the entries scores: give a func"):
+            spade.attribute(IMAGES, target=target)
+
+
 def test_bad_targets():
     net = network()
     before = {name: value.clone() for name, value in net.state_dict().items()}

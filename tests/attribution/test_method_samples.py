@@ -303,6 +303,17 @@ def test_texts() -> None:
         Spade(method, batches, sparsity=0.5, draws=2)
 
 
+def test_texts_by_gradients() -> None:
+    torch.manual_seed(0)
+    model, tokenizer = NextLetter().eval(), Letters()
+    model.device = torch.device("cpu")
+    method = LLMGradientAttribution(LayerIntegratedGradients(model, model.embed), tokenizer)
+    text, batches = TextTokenInput("spade", tokenizer), torch.randint(26, (30, 7))
+    found = Spade(method, [batches], sparsity=0.5, layers="linear").attribute(text, target="fast")
+    with trace(model, [batches], sparsity=0.5, layers="linear").applied(model):
+        torch.testing.assert_close(found.seq_attr, method.attribute(text, target="fast").seq_attr)
+
+
 def test_what_a_sample_is() -> None:
     def count(network: Any, inputs: Any, more: Any = None) -> int:
         return len(samples_of(Saliency(network), inputs, {"additional_forward_args": more}))

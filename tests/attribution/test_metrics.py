@@ -252,6 +252,24 @@ def test_curves_replace_one_pixel_at_a_time(shape, levels, baseline, batch_size,
             assert_equal(insertion[index], expected, tolerance=1e-9)
 
 
+def test_curves_of_classes_of_outputs_that_are_not_tensors():
+    images, maps = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.rand(2, 4, 5)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(60, 4)).double()
+    expected = metrics.insertion_curve(plain, images, maps, [1, 2], steps=3)
+
+    class Structured(nn.Module):
+        def __init__(self, key):
+            super().__init__()
+            self.plain, self.key = plain, key
+
+        def forward(self, images):
+            return {self.key: self.plain(images)}
+
+    assert torch.equal(metrics.insertion_curve(Structured("logits"), images, maps, [1, 2], steps=3), expected)
+    with pytest.raises(TypeError, match="the model's output must be a floating-point tensor, got dict"):
+        metrics.insertion_curve(Structured("scores"), images, maps, [1, 2], steps=3)
+
+
 def test_curves_of_functions_are_what_is_kept_of_them():
     images, maps = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.rand(2, 4, 5)
     model = nn.Sequential(nn.Flatten(), nn.Linear(60, 4)).double()
@@ -363,7 +381,6 @@ def test_bad_arguments_of_curves():
     refuses(ValueError, "targets must be classes from 0 to 3", targets=torch.tensor([-1, 0]))
     refuses(ValueError, "the model's output has NaN", model=nn.Sequential(nn.Flatten(), Times(NAN)))
     refuses(ValueError, r"the model's output must have shape \[samples, classes\]", model=Times(1.0))
-    refuses(TypeError, "the model's output must be a floating-point tensor, got tuple", model=Pair())
 
 
 class Times(nn.Module):
@@ -373,11 +390,6 @@ class Times(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
-
-
-class Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
 
 
 def test_auc_is_the_mean_of_the_polyline():

@@ -91,6 +91,10 @@ def test_neurons_read_the_output_of_a_layer():
     torch.testing.assert_close(neuron("0", (1, 2, 3))(maps), maps[:, 1, 2, 3])
     torch.testing.assert_close(neuron("0", 1)((maps, None)), maps[:, 1].mean((1, 2)))
     torch.testing.assert_close(neuron("0", (..., 4))(maps), maps[..., 4].mean((1, 2)))
+    tokens = maps.flatten(2)
+    torch.testing.assert_close(neuron("0", (1, 2))({"last_hidden_state": tokens}), tokens[:, 1, 2])
+    with pytest.raises(TypeError, match=r"the layer.s output must be a .* tensor, got dict with the entries a"):
+        neuron("0", 1)({"a": maps})
     assert neuron("block.0", 2).layer == "block.0"
 
 

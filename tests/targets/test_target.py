@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from spade_fast._util.errors import UserError
 from spade_fast.targets import Target
 from spade_fast.targets.target import checked_numbers
 
@@ -17,6 +18,18 @@ def test_own_targets():
     output = torch.tensor([[1.0, 3.0]])
     assert TARGET(output).tolist() == TARGET.kept(output).tolist() == [2.0] and str(TARGET) == "brightness"
     assert Target("a", TARGET.read, keep=lambda output: output[:, 0]).kept(output).tolist() == [1.0]
+
+
+def test_attributes_of_the_wrong_type():
+    for given, message in (
+        (("mean", 3), "read must be a function of the network's output, got 3"),
+        (("mean", len, 3), "keep must be a function of the network's output, got 3"),
+        ((len, len), "name and layer must be text"),
+        (("mean", len, None, 3), "name and layer must be text, got 'mean' and 3"),
+    ):
+        with pytest.raises(TypeError, match=message) as caught:
+            Target(*given)
+        assert isinstance(caught.value, UserError)
 
 
 def test_one_number_per_sample():

@@ -16,6 +16,7 @@ from spade_fast._util.modes import undisturbed
 from spade_fast.attribution.metrics.decisions import LOGITS, class_probabilities
 from spade_fast.attribution.metrics.function_targets import kept_by_network, targets_of_each
 from spade_fast.pruning.calibration import images_per_batch
+from spade_fast.targets.network_outputs import logits_of
 from spade_fast.targets.target import TargetLike
 
 _BLUR = 1 / 20  # standard deviation of the blurred baseline, as a share of the shorter side
@@ -195,7 +196,9 @@ def _curve(
             if classes is None:
                 found.append(kept_by_network(model, shown, [functions[index] for index in sample.tolist()]))
             else:
-                logits = finite_floats("the model's output", model(shown), LOGITS)
+                output = model(shown)
+                logits = logits_of(output)
+                logits = finite_floats("the model's output", output if logits is None else logits, LOGITS)
                 found.append(class_probabilities(logits, classes[sample]))
     return torch.cat(found).view(samples, steps + 1)
 
