@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_fast import ops
@@ -79,6 +80,8 @@ class GramCollector(TorchDispatchMode):
         True while this class is at work, to distinguish its errors from those of the model.
     """
 
+    supports_higher_order_operators = True  # such as flex_attention, which call functions; they are not looked into
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # Compiled code never runs under a dispatch mode; marking this one would import the compiler, which is slow.
@@ -114,6 +117,12 @@ class GramCollector(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = list(_tensors((*args, *kwargs.values())))
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
+        if isinstance(func, HigherOrderOperator):
+            for tracked, _ in found:
+                if isinstance(tracked, _Tracked):
+                    self._refuse(tracked.layer.name, func)
+            self._note([tracked for tracked, _ in found if isinstance(tracked, _Watched)])
+            return func(*args, **kwargs)
         uses: list[tuple[_Tracked, Tensor]] = []
         added: list[str] = []
         for tracked, tensor in found:

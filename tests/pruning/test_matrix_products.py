@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from spade_fast import FallbackError, FallbackWarning, MemoryLimitError, Trace, trace, trace_batch, tune
@@ -374,6 +376,18 @@ class Positions(nn.Module):
         for weight, bias in zip(self.weights, self.biases, strict=True):
             x = F.linear(x, weight, bias)
         return x + self.head(self.queries)
+
+
+def test_functions_of_functions():
+    if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):
+        return
+    model = Bare((4, 4), lambda x, w: flex_attention(*[(x @ w)[None, None]] * 3)[0, 0])
+    branches = Bare((4, 4), lambda x, w: torch.cond(x.sum() > 0, torch.mm, lambda x, w: -x @ w, (x, w)))
+    x = torch.randn(9, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # they are not compiled
+        assert_close(calibrated(model, x).grams["w"], gram(x))
+        assert calibrated(branches, x).unsupported == {"w": "its weight is used by cond"}
 
 
 def test_biases_are_no_layers_and_inputs_no_weights():
