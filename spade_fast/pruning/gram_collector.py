@@ -98,9 +98,9 @@ class GramCollector(TorchDispatchMode):
         self.used: dict[str, None] = {}
         self.seconds = 0.0
         self.collecting = False
-        # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage.
+        # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage. Copies
+        # of weights stay here until another one gets the address of their memory.
         self._tracked: dict[int, list[_Tracked | _Watched]] = defaultdict(list)
-        self._copies: list[_Tracked] = []
         self._sums = WeightSums(model) if any(layer.bare for layer in layers) else None
         self._dtypes: dict[str, torch.dtype] = {}  # of Gram matrices
         for layer in layers:
@@ -178,27 +178,15 @@ class GramCollector(TorchDispatchMode):
         self.grams.pop(name, None)
 
     def _track(self, tracked: _Tracked | _Watched) -> None:
-        self._tracked[tracked.address].append(tracked)
-
-    def _untrack(self, tracked: _Tracked | _Watched) -> None:
-        self._tracked[tracked.address].remove(tracked)
-
-    def _track_copy(self, copy: _Tracked) -> None:
-        """Treat a copy of a weight as the weight itself, as long as its memory exists."""
-        copies, self._copies = self._copies, [copy]
-        for one in copies:
-            if one.freed:
-                self._untrack(one)
-            else:
-                self._copies.append(one)
-        self._track(copy)
+        others = [one for one in self._tracked[tracked.address] if not one.freed]
+        self._tracked[tracked.address] = [*others, tracked]
 
     def _note(self, used: Iterable[_Watched]) -> None:
         """Record the first use of weights, which need not be watched from then on."""
         for watched in used:
             if watched.name not in self.used:
                 self.used[watched.name] = None
-                self._untrack(watched)
+                self._tracked[watched.address].remove(watched)
 
     def _follow_cast(self, tracked: _Tracked, tensor: Tensor, cast: Tensor) -> bool:
         """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself.
@@ -219,7 +207,7 @@ class GramCollector(TorchDispatchMode):
             return False
         like = cast.as_strided(shape, weight.stride())
         chosen = None if tracked.chosen is None else tracked.chosen[first:]
-        self._track_copy(_Tracked(tracked.layer, like, tracked.first + first, chosen))
+        self._track(_Tracked(tracked.layer, like, tracked.first + first, chosen))
         return True
 
     def _follow_choice(
@@ -231,7 +219,7 @@ class GramCollector(TorchDispatchMode):
         numbers = chosen_experts(tracked.weight(tensor), tensor, function, args)
         if numbers is None:
             return False
-        self._track_copy(_Tracked(tracked.layer, copies, chosen=numbers + tracked.first))
+        self._track(_Tracked(tracked.layer, copies, chosen=numbers + tracked.first))
         return True
 
     def _overlapping(self, tensor: Tensor) -> list[_Tracked | _Watched]:
