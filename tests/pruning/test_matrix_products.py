@@ -195,6 +195,20 @@ def test_copies_are_not_kept():
     assert len(copies) == 4
 
 
+def test_linear_modules_with_a_stack_of_matrices():
+    class Stack(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 5, bias=False)
+            self.weight = nn.Parameter(torch.randn(3, 5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.mT
+
+    model, x = nn.Sequential(Stack()), torch.randn(3, 7, 4)
+    assert_close(calibrated(model, x).grams["0"], gram(*x))
+    assert trace(model, x, sparsity=0.5, strict=True).layers == ("0",)
+
+
 def test_grouped_products():
     if not hasattr(torch, "_grouped_mm"):
         return
