@@ -160,6 +160,8 @@ class GramCollector(TorchDispatchMode):
     def _add(self, uses: Sequence[tuple[_Tracked, Tensor]], function: Any, args: Sequence[Any], result: Any) -> None:
         """Add the inputs of one call to the Gram matrices of its weights, or note that this is impossible."""
         fused = fused_inputs(args, result) if function is _aten.mkldnn_rnn_layer else []
+        if fused:  # in which a weight that is tied to another of the layer has the inputs of both
+            uses = list({(tracked, id(tensor)): (tracked, tensor) for tracked, tensor in uses}.values())
         modules = [tracked for tracked, _ in uses if not tracked.layer.bare]
         for tracked, tensor in uses:
             alone = len(uses) == 1 or [tracked] == modules  # bare parameters beside it are its inputs
