@@ -41,6 +41,7 @@ _BIAS_ARGUMENTS: dict[Any, int] = {
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), 0),
     _aten.convolution: 2,
 }
+_LOOKUPS = (_aten.index, _aten.index_select, _aten.gather, _aten.embedding, _aten._embedding_bag)
 
 
 def gram_dtype(weight: Tensor) -> torch.dtype:
@@ -102,6 +103,9 @@ class GramCollector(TorchDispatchMode):
         # of weights stay here until another one gets the address of their memory.
         self._tracked: dict[int, list[_Tracked | _Watched]] = defaultdict(list)
         self._sums = WeightSums(model) if any(layer.bare for layer in layers) else None
+        # Vectors, such as [C, 1, 1], that are not matrices but scales, as of a norm: they are no layers.
+        self._vectors = {layer.name for layer in layers if layer.bare and sum(size > 1 for size in layer.shape) < 2}
+        self._scales: set[str] = set()
         self._dtypes: dict[str, torch.dtype] = {}  # of Gram matrices
         for layer in layers:
             weight = layer.weight(model).detach()
@@ -176,6 +180,10 @@ class GramCollector(TorchDispatchMode):
                 self._refuse(tracked.layer.name, function)
 
     def _refuse(self, name: str, function: Any) -> None:
+        scaling = function not in (*_PRODUCTS_AND_CONVOLUTIONS, *_LOOKUPS)
+        if name in self._vectors and name not in self.layers and scaling:
+            self._scales.add(name)
+            return
         self.unsupported.setdefault(name, f"its weight is used by {function}")
         self.grams.pop(name, None)
 
@@ -236,7 +244,7 @@ class GramCollector(TorchDispatchMode):
     def _collect(self, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
         """Add the inputs of one call; return False if the call is not a product of the whole weight with its inputs."""
         name = tracked.layer.name
-        if name in self.unsupported or tensor.dtype != tracked.dtype:
+        if name in self.unsupported or name in self._scales or tensor.dtype != tracked.dtype:
             return False
         for layer in self._forms(tracked.layer, function, args):
             if tracked.chosen is not None and not layer.experts:

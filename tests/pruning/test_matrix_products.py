@@ -392,6 +392,19 @@ class Positions(nn.Module):
         return x + self.head(self.queries)
 
 
+def test_vectors_are_scales_or_matrices():
+    x = torch.randn(9, 4)
+    scale = Bare((1, 4), lambda x, w: x * w)
+    matrix = Bare((1, 4), F.linear)
+    first = Bare((1, 4), lambda x, w: F.linear(x * w, w))
+    last = Bare((1, 4), lambda x, w: F.linear(x, w) * w)
+    assert not calibrated(scale, x).unsupported and not calibrated(scale, x).grams
+    assert_close(calibrated(matrix, x).grams["w"], gram(x))
+    assert calibrated(first, x).unsupported == {"w": "its weight is used by aten.mm"}
+    assert calibrated(last, x).unsupported == {"w": "its weight is used by aten.mul"}
+    assert not calibrated(first, x).grams and not calibrated(last, x).grams
+
+
 def test_functions_of_functions():
     if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):
         return
