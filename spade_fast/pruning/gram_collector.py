@@ -174,7 +174,7 @@ class GramCollector(TorchDispatchMode):
                 continue
             if alone and self._follow_choice(tracked, tensor, function, args, result):
                 continue
-            if inputs and all(self._collect(tracked, tensor, _aten.mm, (given, tensor.t())) for given in inputs):
+            if inputs and all(self._collect(tracked, tensor, _aten.mm, (tensor, given.t())) for given in inputs):
                 continue
             if not alone or not self._collect(tracked, tensor, function, args):
                 self._refuse(tracked.layer.name, function)
@@ -271,7 +271,10 @@ class GramCollector(TorchDispatchMode):
                 add_convolution(gram, replace(call, x=_summable(call.x, gram)))
             return call is not None
         if function in _PRODUCTS:
-            found = product_inputs(layer, weight, tensor, *(args[i] for i in _PRODUCTS[function]))
+            left, right = (args[i] for i in _PRODUCTS[function])
+            if tensor is not left and tensor is not right:  # it is added to the product
+                return False
+            found = product_inputs(layer, weight, tensor, left, right)
         elif function is _aten._grouped_mm:
             found = grouped_inputs(layer, weight, tensor, args)
         else:

@@ -392,6 +392,16 @@ class Positions(nn.Module):
         return x + self.head(self.queries)
 
 
+def test_a_weight_that_is_added_to_a_product_is_not_a_factor():
+    """Even if the product has a factor of the same shape and memory order."""
+
+    class Sum(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, torch.addmm(self.weight, torch.ones(4, 4), torch.ones(4, 4).T))
+
+    assert calibrated(Sum(4, 4), torch.randn(9, 4)).unsupported == {"weight": "its weight is used by aten.addmm"}
+
+
 def test_vectors_are_scales_or_matrices():
     x = torch.randn(9, 4)
     scale = Bare((1, 4), lambda x, w: x * w)
