@@ -151,7 +151,8 @@ class GramCollector(TorchDispatchMode):
         if uses and not func.is_view:
             start = time.perf_counter()
             self.collecting = True
-            self._add(uses, func.overloadpacket, args, result)
+            scale = [kwargs["alpha"]] if "alpha" in kwargs else []  # of the product in addmm and the like
+            self._add(uses, func.overloadpacket, (*args, *scale), result)
             self.collecting = False
             self.seconds += time.perf_counter() - start
         if self._sums is not None:
@@ -272,17 +273,20 @@ class GramCollector(TorchDispatchMode):
             return call is not None
         if function in _PRODUCTS:
             left, right = (args[i] for i in _PRODUCTS[function])
+            scale = args[3] if len(args) > 3 else 1
             if tensor is not left and tensor is not right:  # it is added to the product
                 return False
             found = product_inputs(layer, weight, tensor, left, right)
         elif function is _aten._grouped_mm:
+            scale = 1
             found = grouped_inputs(layer, weight, tensor, args)
         else:
             return False
         for first, inputs in (one for given in found or [] for one in tracked.by_expert(*given)):
             if inputs.numel() > 0:
                 gram = self._gram(layer, inputs.device)[first : first + len(inputs)]
-                ops.gram_linear_(gram, _summable(inputs, gram))
+                scaled = inputs if scale == 1 else inputs.to(gram.dtype) * scale
+                ops.gram_linear_(gram, _summable(scaled, gram))
         return found is not None
 
     def _gram(self, layer: Layer, device: torch.device) -> Tensor:

@@ -304,6 +304,11 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor], Tensor], Use, Callable[[Tensor], Ten
     "sparse inputs, from the left": (itself, lambda x, w: w @ x.flatten(0, 1).to_sparse().T, itself),
     "a view of another type": (itself, lambda x, w: F.linear(x, w.view(torch.int64).view(torch.float64)), itself),
     "inputs of another class": (itself, lambda x, w: F.linear(x.as_subclass(Named), w).as_subclass(Tensor), itself),
+    "a scaled product and another": (
+        itself,
+        lambda x, w: torch.addmm(x[0] @ w.T, x[1], w.T, alpha=3),
+        lambda x: torch.cat([x[0], 3 * x[1]]),
+    ),
     "nested inputs": (itself, lambda x, w: F.linear(nested(x, torch.jagged), w).values(), itself),
     "linear and convolution": (
         lambda w: w[..., None, None],
