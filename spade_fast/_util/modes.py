@@ -16,6 +16,7 @@ from torch import Tensor, nn
 _blocks: Counter[int] = Counter()
 _modes: dict[int, bool] = {}
 _lock = threading.Lock()
+_COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
 _COMMON = frozenset(vars(nn.Module()))
 
 
@@ -91,8 +92,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def run_uncompiled() -> AbstractContextManager[object]:
-    """Return a context manager that runs compiled modules uncompiled; nothing is compiled without torch._dynamo."""
-    return _uncompiled.block() if "torch._dynamo" in sys.modules else nullcontext()
+    """Return a context manager that runs compiled modules uncompiled; nothing is compiled without torch._dynamo.
+
+    It takes a second to import, and is not if it need not be. `flex_attention` imports it when it is called.
+    """
+    return _uncompiled.block() if _COMPILERS & sys.modules.keys() else nullcontext()
 
 
 class _OverlappingBlocks:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_fast import ops
@@ -40,6 +41,7 @@ _BIAS_ARGUMENTS: dict[Any, int] = {
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), 0),
     _aten.convolution: 2,
 }
+_LOOKUPS = (_aten.index, _aten.index_select, _aten.gather, _aten.embedding, _aten._embedding_bag)
 
 
 def gram_dtype(weight: Tensor) -> torch.dtype:
@@ -79,6 +81,8 @@ class GramCollector(TorchDispatchMode):
         True while this class is at work, to distinguish its errors from those of the model.
     """
 
+    supports_higher_order_operators = True  # such as flex_attention, which call functions; they are not looked into
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # Compiled code never runs under a dispatch mode; marking this one would import the compiler, which is slow.
@@ -95,10 +99,13 @@ class GramCollector(TorchDispatchMode):
         self.used: dict[str, None] = {}
         self.seconds = 0.0
         self.collecting = False
-        # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage.
+        # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage. Copies
+        # of weights stay here until another one gets the address of their memory.
         self._tracked: dict[int, list[_Tracked | _Watched]] = defaultdict(list)
-        self._copies: list[_Tracked] = []
         self._sums = WeightSums(model) if any(layer.bare for layer in layers) else None
+        # Vectors, such as [C, 1, 1], that are not matrices but scales, as of a norm: they are no layers.
+        self._vectors = {layer.name for layer in layers if layer.bare and sum(size > 1 for size in layer.shape) < 2}
+        self._scales: set[str] = set()
         self._dtypes: dict[str, torch.dtype] = {}  # of Gram matrices
         for layer in layers:
             weight = layer.weight(model).detach()
@@ -114,6 +121,12 @@ class GramCollector(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = list(_tensors((*args, *kwargs.values())))
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
+        if isinstance(func, HigherOrderOperator):
+            for tracked, _ in found:
+                if isinstance(tracked, _Tracked):
+                    self._refuse(tracked.layer.name, func)
+            self._note([tracked for tracked, _ in found if isinstance(tracked, _Watched)])
+            return func(*args, **kwargs)
         uses: list[tuple[_Tracked, Tensor]] = []
         added: list[str] = []
         for tracked, tensor in found:
@@ -138,7 +151,8 @@ class GramCollector(TorchDispatchMode):
         if uses and not func.is_view:
             start = time.perf_counter()
             self.collecting = True
-            self._add(uses, func.overloadpacket, args, result)
+            scale = [kwargs["alpha"]] if "alpha" in kwargs else []  # of the product in addmm and the like
+            self._add(uses, func.overloadpacket, (*args, *scale), result)
             self.collecting = False
             self.seconds += time.perf_counter() - start
         if self._sums is not None:
@@ -151,6 +165,8 @@ class GramCollector(TorchDispatchMode):
     def _add(self, uses: Sequence[tuple[_Tracked, Tensor]], function: Any, args: Sequence[Any], result: Any) -> None:
         """Add the inputs of one call to the Gram matrices of its weights, or note that this is impossible."""
         fused = fused_inputs(args, result) if function is _aten.mkldnn_rnn_layer else []
+        if fused:  # in which a weight that is tied to another of the layer has the inputs of both
+            uses = list({(tracked, id(tensor)): (tracked, tensor) for tracked, tensor in uses}.values())
         modules = [tracked for tracked, _ in uses if not tracked.layer.bare]
         for tracked, tensor in uses:
             alone = len(uses) == 1 or [tracked] == modules  # bare parameters beside it are its inputs
@@ -159,37 +175,29 @@ class GramCollector(TorchDispatchMode):
                 continue
             if alone and self._follow_choice(tracked, tensor, function, args, result):
                 continue
-            if inputs and all(self._collect(tracked, tensor, _aten.mm, (given, tensor.t())) for given in inputs):
+            if inputs and all(self._collect(tracked, tensor, _aten.mm, (tensor, given.t())) for given in inputs):
                 continue
             if not alone or not self._collect(tracked, tensor, function, args):
                 self._refuse(tracked.layer.name, function)
 
     def _refuse(self, name: str, function: Any) -> None:
+        scaling = function not in (*_PRODUCTS_AND_CONVOLUTIONS, *_LOOKUPS)
+        if name in self._vectors and name not in self.layers and scaling:
+            self._scales.add(name)
+            return
         self.unsupported.setdefault(name, f"its weight is used by {function}")
         self.grams.pop(name, None)
 
     def _track(self, tracked: _Tracked | _Watched) -> None:
-        self._tracked[tracked.address].append(tracked)
-
-    def _untrack(self, tracked: _Tracked | _Watched) -> None:
-        self._tracked[tracked.address].remove(tracked)
-
-    def _track_copy(self, copy: _Tracked) -> None:
-        """Treat a copy of a weight as the weight itself, as long as its memory exists."""
-        copies, self._copies = self._copies, [copy]
-        for one in copies:
-            if one.freed:
-                self._untrack(one)
-            else:
-                self._copies.append(one)
-        self._track(copy)
+        others = [one for one in self._tracked[tracked.address] if not one.freed]
+        self._tracked[tracked.address] = [*others, tracked]
 
     def _note(self, used: Iterable[_Watched]) -> None:
         """Record the first use of weights, which need not be watched from then on."""
         for watched in used:
             if watched.name not in self.used:
                 self.used[watched.name] = None
-                self._untrack(watched)
+                self._tracked[watched.address].remove(watched)
 
     def _follow_cast(self, tracked: _Tracked, tensor: Tensor, cast: Tensor) -> bool:
         """Treat a weight's copy in another dtype, as autocast makes it, as the weight itself.
@@ -210,7 +218,7 @@ class GramCollector(TorchDispatchMode):
             return False
         like = cast.as_strided(shape, weight.stride())
         chosen = None if tracked.chosen is None else tracked.chosen[first:]
-        self._track_copy(_Tracked(tracked.layer, like, tracked.first + first, chosen))
+        self._track(_Tracked(tracked.layer, like, tracked.first + first, chosen))
         return True
 
     def _follow_choice(
@@ -222,7 +230,7 @@ class GramCollector(TorchDispatchMode):
         numbers = chosen_experts(tracked.weight(tensor), tensor, function, args)
         if numbers is None:
             return False
-        self._track_copy(_Tracked(tracked.layer, copies, chosen=numbers + tracked.first))
+        self._track(_Tracked(tracked.layer, copies, chosen=numbers + tracked.first))
         return True
 
     def _overlapping(self, tensor: Tensor) -> list[_Tracked | _Watched]:
@@ -237,7 +245,7 @@ class GramCollector(TorchDispatchMode):
     def _collect(self, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
         """Add the inputs of one call; return False if the call is not a product of the whole weight with its inputs."""
         name = tracked.layer.name
-        if name in self.unsupported or tensor.dtype != tracked.dtype:
+        if name in self.unsupported or name in self._scales or tensor.dtype != tracked.dtype:
             return False
         for layer in self._forms(tracked.layer, function, args):
             if tracked.chosen is not None and not layer.experts:
@@ -264,15 +272,21 @@ class GramCollector(TorchDispatchMode):
                 add_convolution(gram, replace(call, x=_summable(call.x, gram)))
             return call is not None
         if function in _PRODUCTS:
-            found = product_inputs(layer, weight, tensor, *(args[i] for i in _PRODUCTS[function]))
+            left, right = (args[i] for i in _PRODUCTS[function])
+            scale = args[3] if len(args) > 3 else 1
+            if tensor is not left and tensor is not right:  # it is added to the product
+                return False
+            found = product_inputs(layer, weight, tensor, left, right)
         elif function is _aten._grouped_mm:
+            scale = 1
             found = grouped_inputs(layer, weight, tensor, args)
         else:
             return False
         for first, inputs in (one for given in found or [] for one in tracked.by_expert(*given)):
             if inputs.numel() > 0:
                 gram = self._gram(layer, inputs.device)[first : first + len(inputs)]
-                ops.gram_linear_(gram, _summable(inputs, gram))
+                scaled = inputs if scale == 1 else inputs.to(gram.dtype) * scale
+                ops.gram_linear_(gram, _summable(scaled, gram))
         return found is not None
 
     def _gram(self, layer: Layer, device: torch.device) -> Tensor:

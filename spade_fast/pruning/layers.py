@@ -260,7 +260,11 @@ def _weight_names(module: nn.Module) -> Iterator[str]:
         yield from (name for name in module._flat_weights_names if name.startswith("weight"))
     elif isinstance(module, nn.RNNCellBase):
         yield from ("weight_ih", "weight_hh")
-    elif isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or _is_transposed_linear(module):
+    elif isinstance(module, nn.Linear):
+        weight = module._parameters.get("weight")
+        if weight is None or weight.dim() == 2:  # a subclass may have a stack of matrices, which is bare
+            yield "weight"
+    elif isinstance(module, _CONVOLUTIONS) or _is_transposed_linear(module):
         yield "weight"
 
 

@@ -229,11 +229,11 @@ class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.token, self.positions = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 9, 4))
-        self.scale = nn.Parameter(torch.ones(1, 4))
+        self.scale = nn.Parameter(torch.ones(2, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.cat([self.token.expand(len(x), -1, -1), x[:, None]], 1)
-        return (x + self.positions[:, :2])[:, 0] * self.scale
+        return (x + self.positions[:, :2])[:, 0] * self.scale[0]
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -241,7 +241,7 @@ def test_what_is_only_added_or_concatenated_is_a_bias(inference, data):
     model = Net(Tokens())
     with torch.inference_mode(inference), pytest.warns(FallbackWarning, match=r"pruned: part\.scale \([^,]*\)$"):
         made = trace(model, data, sparsity=0.5)
-    assert list(notes(made)) == ["part.scale"] and made.header["network_weights"] == 24 + 32 + 4 + 36 + 4
+    assert list(notes(made)) == ["part.scale"] and made.header["network_weights"] == 24 + 32 + 4 + 36 + 8
 
 
 def test_memory_limit_and_zeros_of_dense_weights(data):

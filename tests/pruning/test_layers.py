@@ -279,6 +279,7 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Uses(lambda m, x: x + m.w[x[:, 0].long() % 3], (3, 6)),
         "w",
     ),
+    "scales such as `[C, 1, 1]`": (lambda: Uses(lambda m, x: (x[..., None, None] * m.w)[..., 0, 0], (6, 1, 1)), "w"),
     "position embeddings, class tokens": (lambda: Uses(positions, (1, 6)), "w"),
     "biases, also of experts or attention (`bias_k`)": (
         lambda: Uses(biases, (3, 6), attention=nn.MultiheadAttention(6, 2, add_bias_kv=True, add_zero_attn=True)),

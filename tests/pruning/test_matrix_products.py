@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from spade_fast import FallbackError, FallbackWarning, MemoryLimitError, Trace, trace, trace_batch, tune
@@ -193,6 +195,20 @@ def test_copies_are_not_kept():
     assert len(copies) == 4
 
 
+def test_linear_modules_with_a_stack_of_matrices():
+    class Stack(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 5, bias=False)
+            self.weight = nn.Parameter(torch.randn(3, 5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.mT
+
+    model, x = nn.Sequential(Stack()), torch.randn(3, 7, 4)
+    assert_close(calibrated(model, x).grams["0"], gram(*x))
+    assert trace(model, x, sparsity=0.5, strict=True).layers == ("0",)
+
+
 def test_grouped_products():
     if not hasattr(torch, "_grouped_mm"):
         return
@@ -288,6 +304,11 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor], Tensor], Use, Callable[[Tensor], Ten
     "sparse inputs, from the left": (itself, lambda x, w: w @ x.flatten(0, 1).to_sparse().T, itself),
     "a view of another type": (itself, lambda x, w: F.linear(x, w.view(torch.int64).view(torch.float64)), itself),
     "inputs of another class": (itself, lambda x, w: F.linear(x.as_subclass(Named), w).as_subclass(Tensor), itself),
+    "a scaled product and another": (
+        itself,
+        lambda x, w: torch.addmm(x[0] @ w.T, x[1], w.T, alpha=3),
+        lambda x: torch.cat([x[0], 3 * x[1]]),
+    ),
     "nested inputs": (itself, lambda x, w: F.linear(nested(x, torch.jagged), w).values(), itself),
     "linear and convolution": (
         lambda w: w[..., None, None],
@@ -374,6 +395,41 @@ class Positions(nn.Module):
         for weight, bias in zip(self.weights, self.biases, strict=True):
             x = F.linear(x, weight, bias)
         return x + self.head(self.queries)
+
+
+def test_a_weight_that_is_added_to_a_product_is_not_a_factor():
+    """Even if the product has a factor of the same shape and memory order."""
+
+    class Sum(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, torch.addmm(self.weight, torch.ones(4, 4), torch.ones(4, 4).T))
+
+    assert calibrated(Sum(4, 4), torch.randn(9, 4)).unsupported == {"weight": "its weight is used by aten.addmm"}
+
+
+def test_vectors_are_scales_or_matrices():
+    x = torch.randn(9, 4)
+    scale = Bare((1, 4), lambda x, w: x * w)
+    matrix = Bare((1, 4), F.linear)
+    first = Bare((1, 4), lambda x, w: F.linear(x * w, w))
+    last = Bare((1, 4), lambda x, w: F.linear(x, w) * w)
+    assert not calibrated(scale, x).unsupported and not calibrated(scale, x).grams
+    assert_close(calibrated(matrix, x).grams["w"], gram(x))
+    assert calibrated(first, x).unsupported == {"w": "its weight is used by aten.mm"}
+    assert calibrated(last, x).unsupported == {"w": "its weight is used by aten.mul"}
+    assert not calibrated(first, x).grams and not calibrated(last, x).grams
+
+
+def test_functions_of_functions():
+    if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):
+        return
+    model = Bare((4, 4), lambda x, w: flex_attention(*[(x @ w)[None, None]] * 3)[0, 0])
+    branches = Bare((4, 4), lambda x, w: torch.cond(x.sum() > 0, torch.mm, lambda x, w: -x @ w, (x, w)))
+    x = torch.randn(9, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # they are not compiled
+        assert_close(calibrated(model, x).grams["w"], gram(x))
+        assert calibrated(branches, x).unsupported == {"w": "its weight is used by cond"}
 
 
 def test_biases_are_no_layers_and_inputs_no_weights():

@@ -130,6 +130,20 @@ def test_all_forms(kind, given, both):
             check(calibrate(model, batches, found), expected)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("tied", ["weight_hh_l0", "weight_ih_l1", "weight_ih_l0_reverse"])
+def test_tied_weights_of_one_module(kind, tied):
+    module, x = kind(4, 4, num_layers=2, bidirectional="reverse" in tied), torch.randn(5, 3, 4)
+    setattr(module, tied, module.weight_ih_l0)
+    state = [torch.zeros(4, 4), torch.zeros(4, 4)]
+    expected = inputs_of(module, [x[:, n] for n in range(3)], [(state[0], state[1])] * 3)
+    expected["weight_ih_l0"] = torch.cat([expected["weight_ih_l0"], expected.pop(tied)])
+    found = find_layers(module)[0]
+    with torch.inference_mode():
+        check(calibrate(module, x, found), expected)
+    check(calibrate(module, x, found), expected)
+
+
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
 def test_cells(cell):
     class Steps(nn.Module):
