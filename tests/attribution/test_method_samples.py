@@ -293,10 +293,6 @@ def test_texts() -> None:
     dense = Spade(method, batches, sparsity=0).attribute(text, **arguments)
     torch.testing.assert_close(dense.seq_attr, method.attribute(text, **arguments).seq_attr)
     assert not torch.allclose(dense.seq_attr, found.seq_attr)
-    method = LLMGradientAttribution(LayerIntegratedGradients(model, model.embed), tokenizer)
-    dense = Spade(method, batches, sparsity=0).attribute(text, "fast")
-    torch.testing.assert_close(dense.seq_attr, method.attribute(text, "fast").seq_attr)
-    method = LLMAttribution(FeatureAblation(model), tokenizer)
     with pytest.raises(ValueError, match="needs the samples as tensors: give a number for LLMAttribution"):
         Spade(method, batches)
     with pytest.raises(ValueError, match="the results of LLMAttribution have no mean: ask for one draw"):
