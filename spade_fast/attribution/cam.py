@@ -205,8 +205,8 @@ def last_feature_layer(model: nn.Module, image: Tensor, target: Any) -> nn.Modul
     Raises
     ------
     ValueError
-        The network has no such module; the places of its tokens in the image are unknown; or the order of the module's
-        dimensions is unknown.
+        The network has no such module; the places of its tokens in the image are unknown, or the target does not depend
+        on them; or the order of the module's dimensions is unknown.
     """
     names = {module: name for name, module in model.named_modules() if module is not model}
     containers = {module for module in names if any(True for _ in module.children())}
@@ -281,6 +281,8 @@ def _last_influence(norms: list[tuple[nn.Module, Tensor]], layouts: Layouts, tar
     The tokens whose places are unknown count as well, as there must be none behind those that are chosen.
     """
     gradients = torch.autograd.grad(target.sum(), [output for _, output in norms], allow_unused=True)
+    if not any(gradient is not None and gradient.any() for gradient in gradients):
+        raise InvalidValueError("its target depends on no tokens: all gradients are 0, as before a layer of zeros")
     for (module, output), gradient in reversed(list(zip(norms, gradients, strict=True))):
         if gradient is None or not gradient.any():
             continue

@@ -59,7 +59,7 @@ def other_weights(model: nn.Module, known: Iterable[object]) -> Iterator[DenseWe
                 yield DenseWeight(weight_name(prefix, name), tuple(weight.shape), reason, kind)
         for name, parameter in module.named_parameters(recurse=False):
             key = storage_key(parameter)
-            if parameter.dim() > 1 and parameter.numel() > 0 and key not in seen:
+            if parameter.dim() > 1 and parameter.numel() > 0 and key not in seen and not is_bias(name):
                 seen.add(key)
                 kind, reason = _kind_and_reason(module, parameter)
                 yield DenseWeight(weight_name(prefix, name), tuple(parameter.shape), reason, kind, parameter)
@@ -78,6 +78,11 @@ def count_weights(model: nn.Module) -> int:
         parameters[id(computed.module), computed.name] = value.numel() if value.dim() > 1 else 0
     quantised = (weights for module in model.modules() if (weights := _quantised_weights(module)) is not None)
     return sum(parameters.values()) + sum(weight.numel() for weights in quantised for weight in weights.values())
+
+
+def is_bias(name: str) -> bool:
+    """Whether a parameter is called a bias; those of experts and of norms may have several dimensions."""
+    return name == "bias" or name.endswith("_bias")
 
 
 def weight_name(prefix: str, parameter: str) -> str:

@@ -15,7 +15,7 @@ from spade_fast._util.checks import nearest
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError, UnknownLayerError
 from spade_fast._util.module_names import uncompiled
 from spade_fast.pruning.computed_weights import ComputedWeight, computed_names, computed_weight, computed_weights
-from spade_fast.pruning.dense_weights import DenseWeight, obstacle, other_weights, storage_key, weight_name
+from spade_fast.pruning.dense_weights import DenseWeight, is_bias, obstacle, other_weights, storage_key, weight_name
 from spade_fast.pruning.module_kinds import original_module
 
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -289,5 +289,5 @@ def _bare_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         return
     computed = {name: ComputedWeight(module, name).value() for name in computed_names(module)}
     for name, weight in {**dict(module.named_parameters(recurse=False)), **computed}.items():
-        if weight.dim() > 1 and weight.numel() > 0 and not obstacle(weight):
+        if weight.dim() > 1 and weight.numel() > 0 and not obstacle(weight) and not is_bias(name):
             yield name, weight

@@ -197,6 +197,13 @@ def test_tokens_that_are_shuffled_on_the_way() -> None:
         last_feature_layer(Shuffled().eval(), IMAGE, 2)
 
 
+def test_a_head_of_zeros_is_said() -> None:
+    model = torchvision_vit().eval()
+    model.get_parameter("heads.head.weight").data.zero_()
+    with pytest.raises(ValueError, match="target depends on no tokens: all gradients are 0"):
+        last_feature_layer(model, torch.rand(1, 3, 16, 16), 2)
+
+
 def test_grad_cam_is_that_of_captum_on_maps() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(5)).eval()

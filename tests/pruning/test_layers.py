@@ -275,9 +275,9 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "0",
     ),
     "weights computed in other ways": (Doubled, "weight"),
-    "biases of experts that inputs choose by index": (
-        lambda: Uses(lambda m, x: x + m.w[x[:, 0].long() % 3], (3, 6)),
-        "w",
+    "what is called `bias` or `..._bias`": (
+        lambda: Uses(lambda m, x: x + m.w_bias[x[:, 0].long() % 3], w_bias=(3, 6)),
+        "w_bias",
     ),
     "scales such as `[C, 1, 1]`": (lambda: Uses(lambda m, x: (x[..., None, None] * m.w)[..., 0, 0], (6, 1, 1)), "w"),
     "position embeddings, class tokens": (lambda: Uses(positions, (1, 6)), "w"),
