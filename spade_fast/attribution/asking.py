@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.extras import extra_for
-from spade_fast.attribution.method_networks import network_with_layers
+from spade_fast.attribution.method_networks import find_network, network_with_layers
 from spade_fast.attribution.sample_arguments import innermost
 from spade_fast.targets.answers import (
     Answer,
@@ -73,6 +73,16 @@ def asking(method: Attribution, model: nn.Module, arguments: Mapping[str, Any]) 
         answer = Answer(asked, read)
         with _answers(method, answer), naming_missing_gradients(answer.without_gradient):
             yield {**arguments, "target": None}
+
+
+@contextmanager
+def answering_functions(method: Attribution, target: Any) -> Iterator[Any]:
+    """Let a method explain a target function outside of `Spade` too, during a ``with`` block; yield Captum's target."""
+    if not callable(target):
+        yield target
+        return
+    with asking(method, find_network(method), {"target": target}) as asked:
+        yield asked["target"]
 
 
 def _check_takes_functions(method: Attribution) -> None:

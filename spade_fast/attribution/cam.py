@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
+from spade_fast.attribution.asking import answering_functions
 from spade_fast.attribution.layouts import LAST, Layouts
 from spade_fast.targets.answers import answering
 from spade_fast.targets.network_outputs import described
@@ -50,9 +51,9 @@ class _ClassActivationMap(LayerAttribution, GradientAttribution):
 
         hook = self.layer.register_forward_hook(check)
         try:
-            with Layouts(inputs, more) as layouts:
+            with answering_functions(self, target) as asked, Layouts(inputs, more) as layouts:
                 gradients, values = compute_layer_gradients_and_eval(
-                    self.forward_func, self.layer, inputs, target, more, attribute_to_layer_input=at_input
+                    self.forward_func, self.layer, inputs, asked, more, attribute_to_layer_input=at_input
                 )
         finally:
             hook.remove()
@@ -121,6 +122,7 @@ class GradCam(_ClassActivationMap):
     ) -> Tensor:
         """Compute the layer's map ``[N, 1, h, w]``, without its negative parts if `relu_attributions`.
 
+        Arguments are those of Captum's `LayerGradCam`; `target` may also be a function of the network's output.
         ValueError is raised if the layer's output is neither a feature map nor tokens whose places the network tells.
         """
         maps, gradients = self._maps(inputs, target, additional_forward_args, attribute_to_layer_input)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spade_fast._util.extras import extra_for
+from spade_fast.attribution.asking import answering_functions
 from spade_fast.attribution.relevance_rules import run_with_rules
 from spade_fast.targets.network_outputs import floating
 
@@ -77,6 +78,8 @@ class LRP(InputXGradient):
     def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
         """Compute the relevance of the inputs; arguments and result are those of Captum's `InputXGradient`.
 
+        `target` may also be a function of the network's output, such as those of `spade_fast.targets`.
+
         The relevance sums to the target's output minus what is absorbed: by biases and all other terms that do not
         depend on the inputs, such as position embeddings; by softmax, which has more than its inputs' contributions
         (the bias of its Taylor decomposition); and by convolutions at outputs without any positive product to receive
@@ -84,7 +87,8 @@ class LRP(InputXGradient):
         """
         for one in inputs if isinstance(inputs, tuple) else (inputs,):
             floating("inputs of LRP (embedded tokens, where these are integers)", one)
-        return super().attribute(inputs, target, additional_forward_args)
+        with answering_functions(self, target) as asked:
+            return super().attribute(inputs, asked, additional_forward_args)
 
     def check(self, *inputs: Tensor) -> None:
         """Raise ValueError if the network calls, for these inputs, a function without a rule."""

@@ -136,6 +136,21 @@ def test_neurons_and_probabilities():
     )
 
 
+def test_the_own_methods_take_functions_outside_of_spade():
+    net = network()
+    for method in (LRP(net), GradCam(net, net[0]), LayerCam(net, net[0]), LRP(lambda x: net(x))):
+        if isinstance(method.forward_func, nn.Module):
+            expected = [method.attribute(IMAGES, target=one) for one in (3, 1)]
+            torch.testing.assert_close(method.attribute(IMAGES, target=class_score(3)), expected[0])
+            if isinstance(method, LRP | GradCam):  # linear in the target
+                difference = method.attribute(IMAGES, target=class_against(3, 1))
+                torch.testing.assert_close(difference, expected[0] - expected[1], atol=1e-5, rtol=1e-4)
+        else:
+            with pytest.raises(TypeError, match="LRP was built on a function"):
+                method.attribute(IMAGES, target=class_score(3))
+        assert not any(part._forward_hooks for part in net.modules())
+
+
 def test_a_target_for_each_sample_and_what_automatic_sparsity_keeps():
     def calibration(sample: Tensor, name: str) -> Tensor:
         return sample + 0.05 * torch.rand(16, *sample.shape[1:], dtype=sample.dtype)
