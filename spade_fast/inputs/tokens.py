@@ -28,12 +28,12 @@ _CONTENT = ("unk_token_id", "mask_token_id")
 class TokenAugmenter(Augmenter):
     """Makes the texts on which the trace of one text is calibrated: its tokens, with words left out or masked.
 
-    Each word is left out with one probability, or replaced by the mask token with another. Special tokens stay, and so
-    does padding, and at least one word. Texts are drawn independently, and text `i` depends only on
-    ``(seed, sample id, i)``, not on `n`, the batch size, the device or torch's global random state.
+    Each word is left out with one probability, or replaced by the mask token with another. Special tokens stay, and at
+    least one word. Padding, where an attention mask tells it, is left out. Texts are drawn independently, and text `i`
+    depends only on ``(seed, sample id, i)``, not on `n`, the batch size, the device or torch's global random state.
 
     What follows a word that is left out moves up, and nothing is padded: texts of one length form a batch, shorter ones
-    first. So attention masks hold no new zeros, networks need none, and no layer is calibrated on padding.
+    first. So attention masks are all ones, networks need none, and no layer is calibrated on padding.
 
     Parameters
     ----------
@@ -138,9 +138,11 @@ class _Texts(Augmentations[Any]):
         self._ids = _checked_ids(sample, self._entries, self._key)
         self._mask_id = augmenter.mask_id
         mask = self._entries.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.shape != self._ids.shape:
+        mask = mask if isinstance(mask, Tensor) else torch.ones_like(self._ids)
+        if mask.shape != self._ids.shape:
             shapes = f"{list(self._ids.shape)} and {list(mask.shape)}"
             raise InvalidValueError(f"input_ids and attention_mask must have the same shape, got {shapes}")
+        self._text = mask[0].cpu() != 0  # the rest is padding
         words = self._words(augmenter)
         numbers = {word: place for place, word in enumerate(sorted({one for one in words if one is not None}))}
         if len(numbers) < 2:
@@ -157,7 +159,7 @@ class _Texts(Augmentations[Any]):
         of_token = torch.tensor([-1 if word is None else numbers[word] for word in words])
         changed = changed[:, of_token] & (of_token >= 0)
         dropped = changed & (draws < augmenter.drop)[:, of_token]
-        self._kept, self._masked = ~dropped, changed & ~dropped
+        self._kept, self._masked = self._text & ~dropped, changed & ~dropped
         lengths = self._kept.sum(1).tolist()
         batches = [
             batch
@@ -177,10 +179,8 @@ class _Texts(Augmentations[Any]):
             words = [
                 None if number is None else (text or 0, number) for number, text in zip(numbers, of_text, strict=True)
             ]
-        mask = self._entries.get("attention_mask")
-        attended = mask[0].tolist() if isinstance(mask, Tensor) else [1] * len(ids)
-        tokens = zip(words, ids, attended, strict=True)
-        return [word if one not in augmenter.special_ids and seen else None for word, one, seen in tokens]
+        tokens = zip(words, ids, self._text.tolist(), strict=True)
+        return [word if one not in augmenter.special_ids and is_text else None for word, one, is_text in tokens]
 
     def _batch(self, indices: Sequence[int]) -> Any:
         count = len(indices)
@@ -193,7 +193,10 @@ class _Texts(Augmentations[Any]):
                 continue
             # Positions are those of a text, not of its tokens, which move up.
             moved = key == "position_ids" and value.dim() == 2
-            made[key] = repeated(key, value[:, : places.shape[1]], count) if moved else value[0][places]
+            if moved:
+                made[key] = repeated(key, value[:, self._text.to(value.device)][:, : places.shape[1]], count)
+            else:
+                made[key] = value[0][places]
             if key == self._key and self._mask_id is not None:
                 masked = self._masked[chosen].to(self._ids.device).gather(1, places)
                 made[key] = made[key].masked_fill(masked, self._mask_id)

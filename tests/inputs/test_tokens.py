@@ -58,7 +58,7 @@ def test_everything_follows_its_token() -> None:
         assert torch.equal(batch["token_type_ids"], 7 * batch["input_ids"])
         places = batch["bbox"][..., 0]
         assert torch.equal(given["input_ids"][0][places], batch["input_ids"]) and batch["bbox"].shape[1:] == (length, 4)
-        assert batch["attention_mask"].sum(1).tolist() == [length - 3] * count, "padding stays, and nothing else is 0"
+        assert bool(batch["attention_mask"].all()) and int(places.max()) == 11, "padding is left out"
         for name in ("decoder_input_ids", "pixel_values", "labels"):
             assert torch.equal(batch[name], given[name].expand_as(batch[name])) and len(batch[name]) == count
 
@@ -117,6 +117,14 @@ def test_positions_are_those_of_the_shorter_text() -> None:
     for batch in augmenter(n=40)(given):
         count, length = batch["input_ids"].shape
         assert torch.equal(batch["position_ids"], torch.arange(2, 2 + length).expand(count, length))
+
+
+def test_padding_before_the_text() -> None:
+    given = {name: value.flip(1) for name, value in sample(*range(10, 16), padding=3).items()}
+    given["position_ids"] = torch.tensor([[9, 9, 9, 0, 1, 2, 3, 4, 5, 6, 7]])
+    for batch in augmenter(n=20)(given):
+        assert bool(batch["attention_mask"].all()) and PAD not in batch["input_ids"]
+        assert batch["position_ids"][0].tolist() == list(range(batch["input_ids"].shape[1]))
 
 
 def test_unknown_words_are_words(tokenizer: Any) -> None:
