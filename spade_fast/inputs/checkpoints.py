@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -90,12 +91,17 @@ def _is_state_dict(value: Any) -> bool:
 
 def _renamed(given: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
     """Take away what wrappers of the network added to all names, if that makes them names of the network."""
-    found = {name.replace(_COMPILED, ""): tensor for name, tensor in given.items()}
+    found = OrderedDict((name.replace(_COMPILED, ""), tensor) for name, tensor in given.items())
+    dropped = ""
     while not any(name in own for name in found):
         prefix = next(iter(found)).partition(".")[0] + "."
         if not all(name.startswith(prefix) for name in found):
             return given
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+        found, dropped = OrderedDict((name.removeprefix(prefix), one) for name, one in found.items()), dropped + prefix
+    # Versions of modules, by their names, which torch keeps beside the tensors; a wrapper's own come before.
+    versions = getattr(given, "_metadata", {}).items()
+    own_names = {f"{name}.".replace(_COMPILED, "").removeprefix(dropped).rstrip("."): one for name, one in versions}
+    vars(found)["_metadata"] = own_names or None
     return found
 
 

@@ -38,7 +38,10 @@ def library_network(name: str) -> LoadedModel:
 
 
 def torchvision_network(name: str, architecture: str, weights: str = "DEFAULT") -> LoadedModel:
-    """Make a classifier of torchvision with weights that it downloads, those of a file, or random ones (``none``)."""
+    """Make a classifier of torchvision with weights that it downloads, those of a file, or random ones (``none``).
+
+    Without torchvision's weights, the preprocessing is that of its default ones.
+    """
     try:
         from torchvision import models
     except ImportError as error:
@@ -51,29 +54,23 @@ def torchvision_network(name: str, architecture: str, weights: str = "DEFAULT") 
         near = nearest(architecture, classifiers)
         hint = f": did you mean {near[0]!r}? It" if near else "; it"
         raise InvalidValueError(f"torchvision has no classifier {architecture!r}{hint} has {', '.join(classifiers)}")
-    if weights == "none" or Path(weights).suffix:
-        with _same_random_weights():
-            module = models.get_model(architecture, weights=None)
-        loaded = LoadedModel(name, module, class_names=imagenet_class_names())
-        if weights == "none":
-            return loaded
-        load_weights(module, Path(weights))
-        return assumed(loaded)
     choices = models.get_model_weights(architecture)
-    if weights not in choices.__members__:
+    is_own = weights == "none" or bool(Path(weights).suffix)
+    if not is_own and weights not in choices.__members__:
         raise InvalidValueError(
             f"torchvision has no weights {weights!r} for {architecture}; it has {', '.join(choices.__members__)}"
         )
-    choice = choices[weights]
-    transform = choice.transforms()
+    choice = choices["DEFAULT" if is_own else weights]
     try:
-        module = models.get_model(architecture, weights=choice)
+        with _same_random_weights():
+            module = models.get_model(architecture, weights=None if is_own else choice)
     except OSError as error:
         raise InputError(
             f"torchvision cannot download the weights of {architecture} ({error}): give a file as "
             f"torchvision:{architecture}:FILE.pth, or none for random weights"
         ) from error
-    return LoadedModel(
+    transform = choice.transforms()
+    loaded = LoadedModel(
         name,
         module,
         tuple(transform.mean),
@@ -81,8 +78,12 @@ def torchvision_network(name: str, architecture: str, weights: str = "DEFAULT") 
         transform.resize_size[0],
         transform.crop_size[0],
         transform.interpolation.value,
-        tuple(choice.meta["categories"]),
+        imagenet_class_names() if is_own else tuple(choice.meta["categories"]),
     )
+    if not is_own or weights == "none":
+        return loaded
+    load_weights(module, Path(weights))
+    return assumed(loaded)
 
 
 def timm_network(name: str, architecture: str, weights: str = "") -> LoadedModel:

@@ -35,7 +35,7 @@ def class_index(given: int | str, names: Sequence[str], allowed: str) -> int:
     if isinstance(given, int) or given.removeprefix("-").isdecimal():
         return int(given)
     if not names:
-        raise InvalidValueError(f"no names of the network's classes are known: give {allowed} instead of {given!r}")
+        raise InvalidValueError(f"the network brings no class names: give {allowed} instead of {given!r}")
     wanted = plain(given)
     found = [index for index, name in enumerate(names) if wanted and wanted in map(plain, [name, *name.split(",")])]
     exact = [index for index in found if names[index].casefold() == given.casefold()]

@@ -273,7 +273,7 @@ def test_bad_targets():
         refuse(ValueError, "target must be a class from 0 to 4, got (7|-6)", target)
     refuse(ValueError, r"target must be a class from 0 to 4, got -1", [1, -1])
     refuse(ValueError, r"target \(0, 1\) does not fit the output \[2, 5\]", (0, 1))
-    refuse(ValueError, "the network has no class names", "cat")
+    refuse(ValueError, "the network brings no class names", "cat")
     for target in (2.0, True, [1, 2.0], [1, None], (1.0,), {1}, b"1", np.array([0.5, 1.0])[:1], torch.tensor([True])):
         refuse(TypeError, "target must be the index or name of a class, or a function", target)
     refuse(TypeError, r"target must be integers, the indices of classes, got torch\.float32", torch.tensor([1.0, 2.0]))

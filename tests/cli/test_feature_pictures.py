@@ -260,7 +260,11 @@ def test_the_figure_has_gaps_between_pictures(small, tmp_path):
         ("1", {"--steps": "0"}, "steps must be at least 1, got 0"),
         ("1", {"--seed": "-1"}, "seed must lie between 0 and"),
         ("1", {"--neuron": None}, "a neuron needs a layer"),
-        ("dog", {"--model": "small_network:norm"}, "the network has no class names: give its index instead of 'dog'"),
+        (
+            "dog",
+            {"--model": "small_network:norm"},
+            "the network brings no class names: give its index instead of 'dog'",
+        ),
         (
             "1",
             {"--model": "small_network:norm", "--trace": "one.safetensors"},

@@ -71,6 +71,20 @@ def test_a_prefix_that_the_network_has_too_is_kept(tmp_path):
     assert torch.equal(model.module[3].weight, STATE["3.weight"])
 
 
+@pytest.mark.parametrize("wrap", [lambda one: one, nn.DataParallel, torch.compile])
+def test_versions_of_modules_are_kept(tmp_path, wrap):
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+            assert local_metadata["version"] == 2
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+    model = nn.Sequential(Versioned(2, 2))
+    torch.save({"state_dict": wrap(model).state_dict()}, tmp_path / "weights.pth")
+    load_weights(nn.Sequential(Versioned(2, 2)), tmp_path / "weights.pth")
+
+
 def test_what_modules_translate_is_loaded(tmp_path):
     old = {name: tensor for name, tensor in STATE.items() if name != "1.num_batches_tracked"}
     torch.save(old, tmp_path / "weights.pth")

@@ -80,6 +80,15 @@ def test_random_weights_are_the_same_every_time(timm):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_preprocessing_of_torchvision_networks_with_own_weights(tmp_path):
+    models = pytest.importorskip("torchvision.models", reason="needs torchvision")
+    torch.save(models.mnasnet0_75().state_dict(), tmp_path / "weights.pth")
+    with pytest.warns(AssumptionWarning, match="assumed resize 232, crop 224"):
+        assert load_model(f"torchvision:mnasnet0_75:{tmp_path / 'weights.pth'}").resize == 232
+    loaded = load_model("torchvision:mnasnet0_75:none")
+    assert (loaded.resize, loaded.crop, loaded.notes) == (232, 224, ())
+
+
 def test_weights_of_timm_networks(timm, tmp_path):
     network = timm.create_model("test_resnet")
     torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pth")

@@ -49,7 +49,7 @@ def test_not_found(given, message):
 
 
 def test_no_names_and_many_names():
-    with pytest.raises(InvalidValueError, match="has no class names: give a class from 0 to 9 instead of 'cat'"):
+    with pytest.raises(InvalidValueError, match="brings no class names: give a class from 0 to 9 instead of 'cat'"):
         class_index("cat", (), "a class from 0 to 9")
     with pytest.raises(InvalidValueError, match=r"'dog 9' \(9\) and 90 more\?"):
         class_index("dog", [f"dog {number}" for number in range(100)], "an index")
