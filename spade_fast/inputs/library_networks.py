@@ -137,7 +137,8 @@ def hugging_face_network(name: str, location: str) -> LoadedModel:
         processor = AutoImageProcessor.from_pretrained(location)
         module, loading = AutoModelForImageClassification.from_pretrained(location, output_loading_info=True)
     except OSError as error:
-        raise InputError(f"transformers cannot load {location!r}: {first_line(error)}") from error
+        what = "not an image classifier" if Path(location).is_dir() else "not a folder, nor in reach on the hub"
+        raise InputError(f"transformers cannot load {location!r}, {what}: {first_line(error)}") from error
     except (ValueError, KeyError, RuntimeError) as error:
         raise InvalidValueError(f"transformers cannot load {location!r}: {first_line(error)}") from error
     missing = sorted(loading["missing_keys"])

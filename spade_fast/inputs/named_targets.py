@@ -24,6 +24,10 @@ def named_class(option: str, given: int | str, model: LoadedModel, classes: int)
                 f"{option} must be {allowed} or a name, in batches also that of a function, 'module:callable', got "
                 f"{given!r}"
             ) from error
+    if names_function(given):
+        raise InvalidValueError(
+            f"{option} must be {allowed} or a name; a function, {given!r}, is what batches take, and Spade in Python"
+        )
     index = class_index(given, model.class_names, allowed)
     if not 0 <= index < classes:
         raise InvalidValueError(f"{option} must be {allowed}, got {index}")

@@ -251,6 +251,7 @@ def test_command_writes_and_prints_paths(small, photo, tmp_path):
         ({"--target": "-1"}, "target must be a class from 0 to 3, got -1"),
         ({"--target": "dog", "--model": "small_network:norm"}, "no class names: give a class from 0 to 3 instead of"),
         ({"--target": "4"}, "target must be a class from 0 to 3"),
+        ({"--target": "small_network:rather"}, "target must be a class from 0 to 3 or a name; a function"),
         ({"--against": "dig"}, "the network has no class 'dig': did you mean 'dog' (3)?"),
         ({"--target": "dog", "--against": "3"}, "target and against are both “dog”: give two classes"),
         ({"--out": "photo.png/out"}, "cannot write into the output folder"),
