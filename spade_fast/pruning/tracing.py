@@ -245,15 +245,16 @@ def _one_each(
 def _record_decision(made: Trace, model: nn.Module, inputs: Any, target: TargetLike | None) -> None:
     """Record what the model decides on a sample, dense and with its trace, if the target tells what the answers are."""
     asked = None if target is None else as_target(target, class_names_of(model))
-    if asked is None or asked.answers is None:
-        args, kwargs = split_inputs(inputs, model)
-        with suppress(InvalidValueError):  # the model does not return logits
+    with suppress(InvalidValueError):  # the model does not return logits of several classes
+        if asked is None or asked.answers is None:
+            args, kwargs = split_inputs(inputs, model)
             made.record_decision(model, *args, **kwargs)
-        return
-    with evaluation_mode(model), reading(model, asked) as read:
-        dense = answer_probabilities(asked, read(checked_output(model, inputs)))
-        with made.applied(model):
-            made.decision = Decision.between(dense, answer_probabilities(asked, read(checked_output(model, inputs))))
+            return
+        with evaluation_mode(model), reading(model, asked) as read:
+            dense = answer_probabilities(asked, read(checked_output(model, inputs)))
+            with made.applied(model):
+                pruned = answer_probabilities(asked, read(checked_output(model, inputs)))
+        made.decision = Decision.between(dense, pruned)
 
 
 def traces_by_level(

@@ -331,6 +331,13 @@ def test_questions_other_than_a_class(model, sample):
     assert trace(model, data, inputs=sample, target="c").auto == trace(model, data, inputs=sample, target=2).auto
 
 
+def test_a_single_logit_has_no_decision(sample):
+    model = nn.Sequential(nn.Linear(sample.shape[1], 1, bias=False))
+    model[0].weight.data.mul_(model(sample).sign())
+    made = trace(model, calibration_of(sample), inputs=sample, target=0)
+    assert made.decision is None and made.auto.dense == pytest.approx(float(model(sample)))
+
+
 def test_the_dense_network_is_scored_while_no_trace_can_be_applied(model, sample):
     other, refused = trace(model, calibration_of(sample), sparsity=0.9), []
 
