@@ -325,6 +325,7 @@ def _report(
         },
         "reading": task.photo.notes(task.model.ground),
         "left_out": task.left_out,
+        "empty": [method for method, found in zip(task.methods, columns[0].maps, strict=True) if not found.any()],
         "preprocessing": task.model.preprocessing,
         "notes": list(task.model.notes),
         "versions": versions(),

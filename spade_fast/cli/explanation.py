@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from spade_fast._util.text import listed
+from spade_fast.attribution.methods import METHODS
 from spade_fast.cli.columns import ExplainedTrace
 from spade_fast.cli.trace_photo import lost_decision
 from spade_fast.inputs.networks import LoadedModel
@@ -51,11 +52,18 @@ class Explanation:
     def warnings(self) -> list[str]:
         """Return what to know of methods left out, of noise that destroys the class, and of decisions lost."""
         sentences = [f"left out: {reason}" for reason in self.report["left_out"].values()]
-        sentences += noise_warnings(self.report)
+        sentences += empty_maps(self.report) + noise_warnings(self.report)
         for solver in self.report["settings"]["solvers"]:
             sentences += _on_decisions(solver, traces_of(solver, self.report), self.report["predictions"])
             sentences += _on_the_other_class(solver, self.report)
         return sentences
+
+
+def empty_maps(report: Mapping[str, Any]) -> list[str]:
+    """Name the methods whose maps of the dense network are zero everywhere."""
+    names = listed([METHODS[method].title for method in report["empty"]])
+    target = report["predictions"]["dense"]["target"]["name"]
+    return [f"maps of the dense network are zero everywhere: nothing changes “{target}” ({names})"] if names else []
 
 
 def noise_warnings(report: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,15 @@ from spade_fast._util.extras import extra_for
 from spade_fast.attribution.drawing import COLOURS, Column, overlay
 from spade_fast.cli.columns import row_titles
 from spade_fast.cli.error_limits import ErrorLimits, plot_limits
-from spade_fast.cli.explanation import equal_levels, explained, noise_warnings, solver_warnings, trace_title, traces_of
+from spade_fast.cli.explanation import (
+    empty_maps,
+    equal_levels,
+    explained,
+    noise_warnings,
+    solver_warnings,
+    trace_title,
+    traces_of,
+)
 from spade_fast.cli.html_pages import data_url, render_template
 from spade_fast.pruning.config import SOLVERS
 
@@ -129,6 +137,7 @@ def render(report: Mapping[str, Any], photo: np.ndarray, columns: Sequence[Colum
         dense=report["predictions"]["dense"],
         solvers=solvers,
         kept=explained(report),
+        empty_maps=empty_maps(report),
         noise_warnings=noise_warnings(report),
         predictions=predictions,
         columns=columns,

@@ -338,7 +338,7 @@ def test_default_methods_that_do_not_apply_are_left_out(small, photo, tmp_path):
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["settings"]["methods"] == ["saliency", "integrated-gradients"]
-    assert list(report["left_out"]) == ["guided-gradcam", "gradcam"]
+    assert list(report["left_out"]) == ["guided-gradcam", "gradcam"] and report["empty"] == []
     page = (tmp_path / "out" / "index.html").read_text()
     for title, reason in zip(("Guided Grad-CAM", "Grad-CAM"), report["left_out"].values(), strict=True):
         assert reason.startswith(f"{title} cannot be used on Sequential: it has no layer whose output is a feature map")

@@ -93,6 +93,7 @@ def make_report(dense=0, exact=0, sparsegpt=0, target=0, layers=None, **settings
             **settings,
         },
         "reading": ["The photo was turned upright."],
+        "empty": [],
         "left_out": {"lime": "LIME cannot be used on <this>"},
         "preprocessing": {"resize": 256, "crop": [224, 224], "mean": [0.5, 0.5, 0.5]},
         "against": None,
@@ -183,6 +184,13 @@ def test_assumptions_are_shown_beside_the_network():
     assert "demo returns <one> logit." in caption
     facts = [text for _, _, text in parsed.all("dd")]
     assert "224, 224" in facts and "0.5, 0.5, 0.5" in facts
+
+
+def test_maps_of_zeros_are_said():
+    report = {**make_report(), "empty": ["saliency"]}
+    said = [text for text in Parsed(make_page(report)).texts("p", style="warning") if "zero everywhere" in text]
+    assert said == ["Warning: maps of the dense network are zero everywhere: nothing changes “ant” (Saliency)."]
+    assert "zero everywhere" not in make_page()
 
 
 def test_methods_that_were_left_out_are_named():
