@@ -81,6 +81,9 @@ bench-batch: build  ## throughput, overhead and memory of batches, in about a qu
 	$(BIN)/python benchmarks/batch.py measure
 	$(BIN)/python benchmarks/batch.py report
 
+bench-traces: build  ## whole FastSPADE traces of three networks beside the published ones: benchmarks/results/whole_traces.md
+	$(BIN)/python benchmarks/whole_traces.py measure
+
 bench-pictures: build  ## feature visualisation beside Horama, in ten minutes: benchmarks/results/visualization.md
 	$(BIN)/pip install -q horama einops
 	$(BIN)/python benchmarks/visualization.py measure
@@ -127,5 +130,5 @@ notebook: build  ## run examples/spade.ipynb at full size, in minutes, and save 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build out *.egg-info spade_fast/ops/*.so spade_fast/ops/built_with.json
 
-.PHONY: help build demo test docs lint format bench bench-all bench-compare bench-scaling bench-batch bench-pictures cuda-check gpu trojan trojan-study triggers mosaics insertion recognition breeds facets choice notebook clean
+.PHONY: help build demo test docs lint format bench bench-all bench-compare bench-scaling bench-batch bench-traces bench-pictures cuda-check gpu trojan trojan-study triggers mosaics insertion recognition breeds facets choice notebook clean
 .DEFAULT_GOAL := help
