@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import warnings
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from spade_fast import FallbackError, FallbackWarning, trace, trace_batch
 from spade_fast.inputs.augment import ImageAugmenter
-from spade_fast.pruning.calibration import calibrate
+from spade_fast.pruning.calibration import Calibration, calibrate
 from spade_fast.pruning.config import PruneConfig, parse_bytes
 from spade_fast.pruning.goals import Goal, output_score, sample_goal
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
@@ -155,6 +156,27 @@ def test_solvers_share_a_calibration(model, sparsity, limit, passes):
     if passes > 1:
         with pytest.warns(FallbackWarning, match="to stay within memory_limit"):
             first.warn()
+
+
+@pytest.mark.parametrize("solvers", [1, 2])
+def test_gram_matrices_are_freed_layer_by_layer(model, images, monkeypatch, solvers):
+    grams, held = list[weakref.ref[Tensor]](), list[int]()
+
+    def noted(*args, **kwargs) -> Calibration:
+        calibration = calibrate(*args, **kwargs)
+        grams.extend(map(weakref.ref, calibration.grams.values()))
+        return calibration
+
+    monkeypatch.setattr("spade_fast.pruning.session.calibrate", noted)
+
+    def count(stage: str, *_: int) -> None:
+        if stage == "solve":
+            held.append(sum(gram() is not None for gram in grams))
+
+    first = Session(model, PruneConfig(sparsity=0.5, layers=LAYERS), count)
+    sessions = [first, first.with_solver("sparsegpt", None)][:solvers]
+    traces_by_solver(sessions, [images], ["0"], [None])
+    assert len(grams) == 4 and held == [3, 2, 1, 0]
 
 
 def test_solvers_share_their_fallbacks(model, images):
