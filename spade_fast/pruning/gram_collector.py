@@ -276,7 +276,7 @@ class GramCollector(TorchDispatchMode):
         if function is _aten.convolution:
             call = _convolution_call(layer, weight, tensor, args)
             if call is not None and call.x.numel() > 0:
-                geometry = {**vars(call), "x": None}
+                geometry = {**vars(call), "x": call.x.stride()}
                 self._add_product(layer, Call(call.x, geometry), call.x.device, partial(add_convolution, call=call))
             return call is not None
         if function in _PRODUCTS:
@@ -292,8 +292,8 @@ class GramCollector(TorchDispatchMode):
             return False
         for first, inputs in (one for given in found or [] for one in tracked.by_expert(*given)):
             if inputs.numel() > 0:
-                given = Call(inputs, scale) if len(inputs) == layer.groups else None
-                self._add_product(layer, given, inputs.device, partial(add_rows, first, inputs, scale))
+                whole = Call(inputs, (inputs.stride(), scale)) if len(inputs) == layer.groups else None
+                self._add_product(layer, whole, inputs.device, partial(add_rows, first, inputs, scale))
         return found is not None
 
     def _add_product(

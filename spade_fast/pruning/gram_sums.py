@@ -15,7 +15,11 @@ _COMPARED_FIRST = 8  # entries of the diagonal
 
 @dataclass(frozen=True)
 class Call:
-    """The input of a layer in one call, and all else that decides which product of it is added to the Gram matrix."""
+    """The input of a layer in one call.
+
+    The `geometry` is all else that decides which product of it is added to the Gram matrix, and how: also the strides
+    of the input, on which roundings may depend.
+    """
 
     x: Tensor
     geometry: Any

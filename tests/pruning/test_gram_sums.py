@@ -68,7 +68,7 @@ def test_projections_of_one_input_share_products(monkeypatch, precision):
     assert products == [10, 10, 10, 8, 6]  # that they share is known after their first call
 
 
-def resize(x: Tensor, place: int) -> Tensor:
+def take_new_memory(x: Tensor, place: int) -> Tensor:
     """Return new memory, at the address of the old if the allocator has it, with other values."""
     shape = x.shape
     del x
@@ -99,7 +99,7 @@ def write_without_versions(x: Tensor, place: int) -> Tensor:
         return x.clone().mul_(place + 1)
 
 
-CHANGES = [resize, write_slice, write_in_numpy, write_data, write_for_last, write_without_versions]
+CHANGES = [take_new_memory, write_slice, write_in_numpy, write_data, write_for_last, write_without_versions]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -171,6 +171,22 @@ def test_branches_of_convolutions(monkeypatch):
     assert len(products) == 7 + 2 * 5
 
 
+def test_inputs_in_other_memory_layouts_have_products_of_their_own(monkeypatch):
+    class Layouts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(4, 3, 3), nn.Conv2d(4, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) + self.other(x.contiguous(memory_format=torch.channels_last))
+
+    batches = torch.randn(6, 4, 8, 8).split(2)
+    assert_as_alone(Layouts(), batches)
+    products = count_products(monkeypatch, "gram_conv2d_")
+    calibrated(Layouts(), batches)
+    assert len(products) == 6
+
+
 def test_bidirectional_recurrent_layers_share_their_inputs():
     grams = assert_as_alone(nn.LSTM(6, 5, bidirectional=True), [torch.randn(4, 3, 6) for _ in range(3)])
     assert grams["weight_ih_l0"] is grams["weight_ih_l0_reverse"]
@@ -189,15 +205,18 @@ def test_a_weight_used_otherwise_leaves_the_others():
     assert torch.equal(found.grams["key"], plain["key"]) and found.grams["value"] is found.grams["key"]
 
 
-@pytest.mark.filterwarnings("ignore:damped more than requested")
+@pytest.mark.filterwarnings("ignore:damped more than requested", "ignore:calibrated in parts")
 @pytest.mark.parametrize("solver", ["exact", "sparsegpt"])
 @pytest.mark.parametrize("positions", [20, 1])  # a single one can only be solved with more damping
-def test_traces_of_layers_that_share_are_those_of_each_alone(solver, positions):
+@pytest.mark.parametrize("limit", [None, 2 * 4 * 6**2])  # in bytes, two Gram matrices
+def test_traces_of_layers_that_share_are_those_of_each_alone(solver, positions, limit):
     """Solvers use Gram matrices as scratch space."""
     model, batches = Attention(), [torch.randn(positions, 6)] * 2
-    together = trace(model, batches, solver=solver, sparsity=0.5, damping=0.0)
+    options = {"solver": solver, "sparsity": 0.5, "damping": 0.0}
+    together = trace(model, batches, memory_limit=limit, **options)
+    assert together.header["passes"] == (1 if limit is None else 2)
     for report in together.reports:
-        alone = trace(model, batches, layers=report.name, solver=solver, sparsity=0.5, damping=0.0)
+        alone = trace(model, batches, layers=report.name, **options)
         assert torch.equal(together.weight(report.name), alone.weight(report.name))
         assert (report.retries > 0) == (positions == 1)
 
