@@ -130,4 +130,4 @@ class GramSums:
         gram = new.gram
         key = (gram.shape, gram.dtype, *gram[0].diagonal()[:_COMPARED_FIRST].tolist())
         other = self._first.setdefault(key, new)
-        return other if torch.equal(other.gram, gram) else new
+        return other if other is not new and torch.equal(other.gram, gram) else new
