@@ -18,7 +18,7 @@ from spade_fast._util.checks import check_names, integer
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import require
 from spade_fast._util.files import REPORT, whole_folder
-from spade_fast._util.progress import Progress, no_progress, titled
+from spade_fast._util.progress import Progress, no_progress
 from spade_fast.attribution.drawing import Column, draw
 from spade_fast.attribution.methods import METHODS, Question, attribution_map, unusable_methods
 from spade_fast.attribution.prepare import prepare_for_attribution
@@ -38,7 +38,7 @@ from spade_fast.pruning.config import AUTO, SOLVERS, PruneConfig
 from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.goals import LEAST_WITH_NOISE, NOISY_COPIES, Goal, output_score, sample_goal
 from spade_fast.pruning.session import Session
-from spade_fast.pruning.tracing import traces_by_level
+from spade_fast.pruning.tracing import traces_by_solver
 from spade_fast.targets.classification import class_against
 from spade_fast.targets.target import Target
 
@@ -129,9 +129,9 @@ def explain_photo(
             with _timed(seconds, "dense: SmoothGrad"):
                 smooth_maps = _maps(task, smooth, "Dense: SmoothGrad", progress)
         traces = []
-        for solver in solvers:
-            for draw_number in range(draws):
-                traces += _explain_draw(task, solver, draw_number, seconds, progress)
+        for draw_number in range(draws):
+            traces += _explain_draw(task, draw_number, seconds, progress)
+        traces.sort(key=lambda one: list(task.configs).index(one.solver))
         for one in traces:
             one.trace.save(folder / f"trace-{one.name}.safetensors")
         columns = make_columns(task.model, task.target, task.scores, maps, smooth_maps, traces)
@@ -174,15 +174,18 @@ class _Task:
         """Shares to keep, with a trace for each; None for the one trace of a sparsity that is not automatic."""
         return self.config.keeps if self.config.sparsity == AUTO else (None,)
 
+    @property
+    def solvers(self) -> str:
+        """Name all solvers together."""
+        return " and ".join(SOLVERS[solver] for solver in self.configs)
+
     def cost(self) -> str:
         """Say how many calibrations, traces and maps there will be."""
-        traces = self.draws * len(self.levels)
-        solvers = " and ".join(SOLVERS[solver] for solver in self.configs)
+        traces = self.draws * len(self.levels) * len(self.configs)
         copies = "" if self.smooth is None else f" of {_count('noisy copy', self.smooth.copies)}"
-        each = ", each" if len(self.configs) > 1 else ""
         work = {"calibration": self.draws, "trace": traces, "map": traces * len(self.methods)}
         return (
-            f"{solvers}{each}: {_count('draw', self.draws)} x {_count('level', len(self.levels))}: "
+            f"{self.solvers}: {_count('draw', self.draws)} x {_count('level', len(self.levels))}: "
             f"{', '.join(_count(what, number) for what, number in work.items())}{copies}{self._noise()}"
         )
 
@@ -230,8 +233,7 @@ def _prepare(
         raise InvalidValueError(next(iter(left_out.values())))
     usable = [one for one in methods or DEFAULT_METHODS if one not in left_out]
     configs = {solver: replace(config, solver=solver) for solver in solvers}
-    for one in configs.values():
-        Session(prepared, one, None)  # checks layers and sparsities
+    Session(prepared, config, None)  # checks layers and sparsities
     augmenter = setup.augmenter(model, config.seed, 0.0 if smooth is None else smooth.noise)
     augmenter(pixels)  # checks what it needs
     copies = () if smooth is None else augmenter.noisy(pixels, name, NOISY_COPIES).split(1)
@@ -266,27 +268,40 @@ def _prepare(
     )
 
 
-def _explain_draw(
-    task: _Task, solver: str, number: int, seconds: dict[str, float], progress: Progress
-) -> list[ExplainedTrace]:
-    """Make the traces of one calibration, one per level, and their maps."""
-    title, network, pixels = SOLVERS[solver], task.question.model, task.question.image
-    stages = titled(progress, title if task.draws == 1 else f"{title}, draw {number}")
-    sample_id = draw_id(task.name, number)
-    session = Session(network, task.configs[solver], stages)
-    (made,) = traces_by_level(session, [task.augmenter(pixels, sample_id)], [sample_id], [task.goal])
+def _explain_draw(task: _Task, number: int, seconds: dict[str, float], progress: Progress) -> list[ExplainedTrace]:
+    """Make the traces of one calibration, one per solver and level, and their maps."""
+    network, pixels, sample_id = task.question.model, task.question.image, draw_id(task.name, number)
+    first, *others = [(solver, _stages(task, solver, number, progress)) for solver in task.configs]
+    session = Session(network, task.configs[first[0]], first[1])
+    sessions = [session, *(session.with_solver(*other) for other in others)]
+    made = traces_by_solver(sessions, [task.augmenter(pixels, sample_id)], [sample_id], [task.goal])
     session.warn()
-    for stage, spent in made[0].header["seconds"].items():
-        seconds[f"{title}: {stage}"] = seconds.get(f"{title}: {stage}", 0.0) + spent
     explained = []
-    for level, (keep, one) in enumerate(zip(task.levels, made, strict=True)):
-        with _timed(seconds, f"{title}: attribution"), one.applied(network):
-            scores = predict(network, pixels)
-            maps = _maps(task, task.smooth, f"{title}: attribution", progress)
-        one.decision = Decision.between(task.scores, scores)
-        name = task.trace_name(solver, level, number)
-        explained.append(ExplainedTrace(name, solver, keep, number, one, scores, maps))
+    for place, (solver, (levels,)) in enumerate(zip(task.configs, made, strict=True)):
+        title = SOLVERS[solver]
+        for stage, spent in levels[0].header["seconds"].items():
+            shared = stage not in ("solve", "search")
+            if place == 0 or not shared:
+                name = f"{task.solvers if shared else title}: {stage}"
+                seconds[name] = seconds.get(name, 0.0) + spent
+        for level, (keep, one) in enumerate(zip(task.levels, levels, strict=True)):
+            with _timed(seconds, f"{title}: attribution"), one.applied(network):
+                scores = predict(network, pixels)
+                maps = _maps(task, task.smooth, f"{title}: attribution", progress)
+            one.decision = Decision.between(task.scores, scores)
+            name = task.trace_name(solver, level, number)
+            explained.append(ExplainedTrace(name, solver, keep, number, one, scores, maps))
     return explained
+
+
+def _stages(task: _Task, solver: str, number: int, progress: Progress) -> Progress:
+    """Return a callback that names the stages of a solver, and the calibration after all of them."""
+
+    def report(stage: str, done: int, total: int) -> None:
+        title = task.solvers if stage == "calibrate" else SOLVERS[solver]
+        progress(f"{title if task.draws == 1 else f'{title}, draw {number}'}: {stage}", done, total)
+
+    return report
 
 
 def _draw(folder: Path, task: _Task, columns: Sequence[Column]) -> None:

@@ -32,7 +32,8 @@ class Calibration:
     ----------
     grams : dict of Tensor ``[G, C, C]``
         For each layer that the data reached, the sum of ``x xᵀ`` over the positions and images of its inputs x. It is
-        symmetric, in float64 for float64 weights and otherwise float32, on the device of the layer's inputs.
+        symmetric, in float64 for float64 weights and otherwise float32, on the device of the layer's inputs. Layers
+        that had the same inputs share a tensor, so only one of them can be solved at a time.
     images
         Number of images.
     layers : dict of Layer

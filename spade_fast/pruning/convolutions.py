@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spade_fast import ops
+from spade_fast.pruning.gram_sums import summable
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def add_convolution(gram: Tensor, call: ConvolutionCall) -> None:
     two classes are zero. The work is that of an ordinary convolution over the input with the kernel divided among the
     classes; nothing is stuffed with zeros.
     """
+    call = replace(call, x=summable(call.x, gram))
     if call.transposed:
         _add_transposed(gram, call)
         return

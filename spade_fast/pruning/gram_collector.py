@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +19,19 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spade_fast import ops
 from spade_fast._util.errors import MemoryLimitError
 from spade_fast.pruning.convolutions import ConvolutionCall, add_convolution
 from spade_fast.pruning.dense_weights import DTYPES
+from spade_fast.pruning.gram_sums import Call, GramSums
 from spade_fast.pruning.layers import Layer
-from spade_fast.pruning.matrix_products import Inputs, chosen_experts, grouped_inputs, product_inputs, same_view
+from spade_fast.pruning.matrix_products import (
+    Inputs,
+    add_rows,
+    chosen_experts,
+    grouped_inputs,
+    product_inputs,
+    same_view,
+)
 from spade_fast.pruning.recurrent_calls import fused_inputs, without_cudnn
 from spade_fast.pruning.weight_sums import WeightSums
 
@@ -66,8 +73,8 @@ class GramCollector(TorchDispatchMode):
     Attributes
     ----------
     grams : dict of Tensor ``[G, C, C]``
-        Sum of ``x xᵀ`` for each layer used so far; values below the diagonal are unspecified until `ops.mirror_upper_`
-        is called.
+        Sum of ``x xᵀ`` for each layer used so far, one tensor for layers with equal inputs; values below the diagonal
+        are unspecified until `ops.mirror_upper_` is called.
     layers : dict of Layer
         Layers used so far; for a bare parameter, as what it is used.
     unsupported
@@ -92,7 +99,8 @@ class GramCollector(TorchDispatchMode):
         self, model: nn.Module, layers: Sequence[Layer], watched: Mapping[str, Tensor], memory_limit: int | None = None
     ) -> None:
         super().__init__()
-        self.grams: dict[str, Tensor] = {}
+        self._products = GramSums()
+        self.grams = self._products.grams
         self.layers: dict[str, Layer] = {}
         self._memory_limit = memory_limit
         self.unsupported: dict[str, str] = {}
@@ -186,7 +194,7 @@ class GramCollector(TorchDispatchMode):
             self._scales.add(name)
             return
         self.unsupported.setdefault(name, f"its weight is used by {function}")
-        self.grams.pop(name, None)
+        self._products.drop(name)
 
     def _track(self, tracked: _Tracked | _Watched) -> None:
         others = [one for one in self._tracked[tracked.address] if not one.freed]
@@ -268,8 +276,8 @@ class GramCollector(TorchDispatchMode):
         if function is _aten.convolution:
             call = _convolution_call(layer, weight, tensor, args)
             if call is not None and call.x.numel() > 0:
-                gram = self._gram(layer, call.x.device)
-                add_convolution(gram, replace(call, x=_summable(call.x, gram)))
+                geometry = {**vars(call), "x": call.x.stride()}
+                self._add_product(layer, Call(call.x, geometry), call.x.device, partial(add_convolution, call=call))
             return call is not None
         if function in _PRODUCTS:
             left, right = (args[i] for i in _PRODUCTS[function])
@@ -284,13 +292,14 @@ class GramCollector(TorchDispatchMode):
             return False
         for first, inputs in (one for given in found or [] for one in tracked.by_expert(*given)):
             if inputs.numel() > 0:
-                gram = self._gram(layer, inputs.device)[first : first + len(inputs)]
-                scaled = inputs if scale == 1 else inputs.to(gram.dtype) * scale
-                ops.gram_linear_(gram, _summable(scaled, gram))
+                whole = Call(inputs, (inputs.stride(), scale)) if len(inputs) == layer.groups else None
+                self._add_product(layer, whole, inputs.device, partial(add_rows, first, inputs, scale))
         return found is not None
 
-    def _gram(self, layer: Layer, device: torch.device) -> Tensor:
-        if layer.name not in self.grams:
+    def _add_product(
+        self, layer: Layer, call: Call | None, device: torch.device, add: Callable[[Tensor], None]
+    ) -> None:
+        def zeros() -> Tensor:
             dtype = self._dtypes[layer.name]
             size = layer.groups * layer.columns**2 * dtype.itemsize
             if layer.bare and self._memory_limit is not None and size > self._memory_limit:
@@ -299,15 +308,10 @@ class GramCollector(TorchDispatchMode):
                     f"than the memory_limit of {self._memory_limit} bytes: leave it out of `layers`"
                 )
             shape = (layer.groups, layer.columns, layer.columns)
-            with torch.inference_mode(
-                False
-            ):  # otherwise it could not be updated outside the model's own inference mode
-                self.grams[layer.name] = torch.zeros(shape, dtype=dtype, device=device)
-        return self.grams[layer.name]
+            with torch.inference_mode(False):  # otherwise it could not be updated outside the model's inference mode
+                return torch.zeros(shape, dtype=dtype, device=device)
 
-
-def _summable(inputs: Tensor, gram: Tensor) -> Tensor:
-    return inputs if inputs.dtype == torch.bfloat16 and gram.dtype == torch.float32 else inputs.to(gram.dtype)
+        self._products.add(layer.name, call, zeros, add)
 
 
 class _Bytes:

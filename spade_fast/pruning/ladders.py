@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spade_fast.pruning.calibration import Calibration
-from spade_fast.pruning.layers import Layer
 from spade_fast.pruning.pruned_layer import PrunedLayer
-from spade_fast.pruning.session import Session
+from spade_fast.pruning.session import Gathered, Session
 from spade_fast.pruning.solve import LayerReport, solve_sparsities
 
 # The sparsities between which automatic sparsity chooses, beside 0. Ladders of 4 to 11 levels made equally good maps: a
@@ -39,19 +37,16 @@ class Solved:
     skipped: dict[int, LayerReport]
 
 
-def solve_ladders(
-    session: Session, layer: Layer, calibrations: Sequence[Calibration], sparsities: Sequence[float]
-) -> Solved:
-    """Solve a layer at several sparsities for all samples in one go, and free its Gram matrices."""
-    given = session.gather(layer, calibrations)
+def solve_ladders(session: Session, given: Gathered, sparsities: Sequence[float]) -> Solved:
+    """Solve a layer at several sparsities for all samples in one go."""
     layer = given.layer
     skipped = {s: session.dense_layer_report(layer, note) for s, note in given.skipped.items()}
     ladders: dict[int, Ladder] = {}
-    dtype = layer.weight(session.model).dtype
+    dtype, how = layer.weight(session.model).dtype, session.solver_options(layer)
     for part in given.parts:
         dense = session.dense_layer_report(layer)
         ladders.update((s, [Level(dense, None)]) for s in part.samples)
-        for pruned, reports in solve_sparsities(**part.options, sparsities=sparsities):
+        for pruned, reports in solve_sparsities(**part.options, **how, sparsities=sparsities):
             for s, solution, of_part in zip(part.samples, pruned, reports, strict=True):
                 session.note_damping(of_part)
                 every, report = part.whole(solution, of_part)

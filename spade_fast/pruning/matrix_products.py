@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spade_fast import ops
+from spade_fast.pruning.gram_sums import summable
 from spade_fast.pruning.layers import Layer
 
 # The number of an expert, counted from the first of the given weight, and the inputs ``[experts, N, C]`` from there on.
@@ -63,6 +65,13 @@ def grouped_inputs(layer: Layer, weight: Tensor, factor: Tensor, args: Sequence[
         return None
     ends = [0, *rest[0].tolist()]
     return [(e, rows[None, start:end]) for e, (start, end) in enumerate(pairwise(ends))]
+
+
+def add_rows(first: int, inputs: Tensor, scale: float, grams: Tensor) -> None:
+    """Add the inputs ``[experts, N, C]``, times a factor, of experts from `first` on to Gram matrices ``[G, C, C]``."""
+    gram = grams[first : first + len(inputs)]
+    scaled = inputs if scale == 1 else inputs.to(gram.dtype) * scale
+    ops.gram_linear_(gram, summable(scaled, gram))
 
 
 def chosen_experts(weight: Tensor, given: Tensor, function: Any, args: Sequence[Any]) -> Tensor | None:

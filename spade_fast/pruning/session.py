@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import operator
 import warnings
@@ -55,7 +56,7 @@ class Part:
     dense : Tensor ``[G, R, C]``
         The weight.
     options
-        Arguments of :func:`spade_fast.pruning.solve.solve_layer` except the sparsity.
+        Arguments of :func:`spade_fast.pruning.solve.solve_layer` except the sparsity and what the solver decides.
     """
 
     layer: Layer
@@ -136,6 +137,18 @@ class Session:
         for name in self.skipped:
             self._fall_back_to_dense(name)
 
+    def with_solver(self, solver: str, progress: Progress | None) -> Session:
+        """Return a session for the same layers with another solver; both record their fallbacks in one place."""
+        other = copy.copy(self)
+        other.config, other.progress = replace(self.config, solver=solver), progress or no_progress
+        other.skipped = {name: other.dense_report(name) for name in self.skipped}
+        return other
+
+    def solver_options(self, layer: Layer) -> dict[str, Any]:
+        """Return the arguments of :func:`spade_fast.pruning.solve.solve_layer` that say how a layer is solved."""
+        config = self.config
+        return {"solver": config.solver, "block": self._block(layer), "damping": config.damping}
+
     @property
     def _memory_limit(self) -> int | None:
         limit = self.config.memory_limit
@@ -208,8 +221,6 @@ class Session:
             if missing and (experts or not layer.bare):
                 detail = f" ({missing} of {layer.groups} {'experts' if layer.bare else 'parts'})" if experts else ""
                 self.fall_back("skipped because the calibration data did not reach them", f"{layer.name}{detail}")
-        if any(reached.values()):
-            check_block(layer, self._block(layer))
         parts = [self._part(layer, calibrations, samples, experts) for experts, samples in reached.items()]
         return Gathered(layer, parts, skipped)
 
@@ -225,15 +236,7 @@ class Session:
             chosen = torch.tensor(experts, device=hessians.device)
             hessians, weight, zeros = hessians[:, chosen], dense[chosen], None
             own = replace(layer, groups=len(experts), shape=tuple(weight.shape))
-        options = {
-            "layer": own,
-            "weight": weight,
-            "hessians": hessians,
-            "solver": self.config.solver,
-            "block": self._block(layer),
-            "damping": self.config.damping,
-            "zeros": zeros,
-        }
+        options = {"layer": own, "weight": weight, "hessians": hessians, "zeros": zeros}
         return Part(layer, samples, experts, dense, options)
 
     def _checked_weight(self, layer: Layer) -> Tensor:

@@ -38,9 +38,10 @@ class Trace:
         One per requested layer, and per other requested weight that stays dense, with a note that says why.
     header : dict
         ``sample_id``, ``settings`` (the fields of :class:`PruneConfig`), ``images``, ``passes``, ``seconds`` (by
-        stage), ``library_version``, ``weights`` (the hash of each parameter of the dense model) and ``network_weights``
-        (the number of weights of the whole network: the elements of all parameters of two or more dimensions). Also
-        ``decision``, once it is recorded, and ``auto`` and ``target``, what automatic sparsity found and kept.
+        stage; all traces that come from one calibration have its seconds), ``library_version``, ``weights`` (the hash
+        of each parameter of the dense model) and ``network_weights`` (the number of weights of the whole network: the
+        elements of all parameters of two or more dimensions). Also ``decision``, once it is recorded, and ``auto`` and
+        ``target``, what automatic sparsity found and kept.
 
     Examples
     --------

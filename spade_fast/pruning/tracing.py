@@ -272,54 +272,83 @@ def traces_by_level(
     list of list of Trace
         For each sample, a trace for each share to keep; one trace if the sparsity is not automatic.
     """
-    with session.exact_types():
-        plan = session.plan(samples)
-        header = {
-            "settings": session.config.record(),
-            "passes": len(plan.passes),
-            "library_version": library_version(),
-            "weights": hash_tensors(named_parameters(session.model)),
-            "network_weights": count_weights(session.model),
-        }
-    results: list[list[Trace]] = []
-    solved, to_solve = 0, len(session.layers) * len(plan.chunks)
-    for chunk in plan.chunks:
-        builders = [_Builder(session, {**header, "sample_id": ids[s]}) for s in chunk]
-        with session.exact_types():
-            for layers, calibrations in session.calibrated(plan, chunk, samples, ids):
-                for builder, calibration in zip(builders, calibrations, strict=True):
-                    builder.count(calibration)
-                for layer in layers:
-                    _solve(session, layer, calibrations, builders)
-                    solved += 1
-                    session.progress("solve", solved, to_solve)
-        for s, builder in zip(chunk, builders, strict=True):
-            goal = goals[s]
-            with naming_sample(ids, s):
-                results.append([builder.trace()] if goal is None else builder.search(goal))
-            if goal is not None:
-                session.progress("search", len(results), len(samples))
+    (results,) = traces_by_solver([session], samples, ids, goals)
     return results
 
 
-def _solve(session: Session, layer: Layer, calibrations: Sequence[Calibration], builders: Sequence[_Builder]) -> None:
-    """Solve one layer for all samples whose data reached it, and free its Gram matrices."""
+def traces_by_solver(
+    sessions: Sequence[Session], samples: Sequence[Batches], ids: Sequence[str], goals: Sequence[Goal | None]
+) -> list[list[list[Trace]]]:
+    """Trace samples with several solvers, all from one calibration.
+
+    Each solver's traces are what :func:`traces_by_level` returns for it. The seconds of the calibration, which each of
+    them needs, are in the headers of all; the first session reports its progress.
+
+    Parameters
+    ----------
+    sessions
+        A session, and what its :meth:`Session.with_solver` returns.
+    """
+    first = sessions[0]
+    with first.exact_types():
+        plan = first.plan(samples)
+        facts = {
+            "passes": len(plan.passes),
+            "library_version": library_version(),
+            "weights": hash_tensors(named_parameters(first.model)),
+            "network_weights": count_weights(first.model),
+        }
+    results: list[list[list[Trace]]] = [[] for _ in sessions]
+    solved, to_solve = 0, len(first.layers) * len(plan.chunks)
+    for chunk in plan.chunks:
+        builders = [[_Builder(session, facts, ids[s]) for s in chunk] for session in sessions]
+        with first.exact_types():
+            for layers, calibrations in first.calibrated(plan, chunk, samples, ids):
+                for of_session in builders:
+                    for builder, calibration in zip(of_session, calibrations, strict=True):
+                        builder.count(calibration)
+                for layer in layers:
+                    _solve(sessions, layer, calibrations, builders)
+                    solved += 1
+                    for session in sessions:
+                        session.progress("solve", solved, to_solve)
+        for session, of_session, made in zip(sessions, builders, results, strict=True):
+            for s, builder in zip(chunk, of_session, strict=True):
+                goal = goals[s]
+                with naming_sample(ids, s):
+                    made.append([builder.trace()] if goal is None else builder.search(goal))
+                if goal is not None:
+                    session.progress("search", len(made), len(samples))
+    return results
+
+
+def _solve(
+    sessions: Sequence[Session],
+    layer: Layer,
+    calibrations: Sequence[Calibration],
+    builders: Sequence[Sequence[_Builder]],
+) -> None:
+    """Solve one layer for all samples whose data reached it, with each solver, and free its Gram matrices."""
     start = time.perf_counter()
-    levels = LEVELS if session.auto else [session.sparsity[layer.name]]
-    solved = solve_ladders(session, layer, calibrations, levels)
-    spent = (time.perf_counter() - start) / max(1, len(solved.ladders))
-    for s, report in solved.skipped.items():
-        builders[s].reports[layer.name] = report
-    for s, ladder in solved.ladders.items():
-        builders[s].ladders[layer.name] = ladder
-        builders[s].seconds["solve"] += spent
+    given = sessions[0].gather(layer, calibrations)
+    for session, of_session in zip(sessions, builders, strict=True):
+        levels = LEVELS if session.auto else [session.sparsity[layer.name]]
+        solved = solve_ladders(session, given, levels)
+        end = time.perf_counter()
+        for s, report in solved.skipped.items():
+            of_session[s].reports[layer.name] = report
+        for s, ladder in solved.ladders.items():
+            of_session[s].ladders[layer.name] = ladder
+            of_session[s].seconds["solve"] += (end - start) / len(solved.ladders)
+        start = end
 
 
 class _Builder:
     """Collects the ladders, reports and times of one sample, and makes its traces."""
 
-    def __init__(self, session: Session, header: Mapping[str, Any]) -> None:
-        self.session, self.header = session, header
+    def __init__(self, session: Session, facts: Mapping[str, Any], sample_id: str) -> None:
+        self.session = session
+        self.header = {"settings": session.config.record(), **facts, "sample_id": sample_id}
         self.ladders: dict[str, Ladder] = {}
         self.reports: dict[str, LayerReport] = dict(session.skipped)
         self.seconds: dict[str, float] = defaultdict(float)

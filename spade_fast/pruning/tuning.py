@@ -265,8 +265,10 @@ def solve_samples(
         for chunk in plan.chunks:
             for layers, calibrations in session.calibrated(plan, chunk, samples, ids):
                 for layer in layers:
-                    for s, ladder in solve_ladders(session, layer, calibrations, sparsities).ladders.items():
+                    given = session.gather(layer, calibrations)
+                    for s, ladder in solve_ladders(session, given, sparsities).ladders.items():
                         solved[chunk[s]][layer.name] = ladder
+                    del given  # the Gram matrices
                     done += 1
                     session.progress("solve", done, to_do)
     return solved

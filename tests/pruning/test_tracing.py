@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import warnings
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +15,14 @@ from torch import Tensor, nn
 
 from spade_fast import FallbackError, FallbackWarning, trace, trace_batch
 from spade_fast.inputs.augment import ImageAugmenter
-from spade_fast.pruning.calibration import calibrate
-from spade_fast.pruning.config import parse_bytes
+from spade_fast.pruning.calibration import Calibration, calibrate
+from spade_fast.pruning.config import PruneConfig, parse_bytes
+from spade_fast.pruning.goals import Goal, output_score, sample_goal
 from spade_fast.pruning.layers import UnknownLayerError, find_layers
 from spade_fast.pruning.memory_plan import group_by_memory, samples_per_solve
+from spade_fast.pruning.session import Session
 from spade_fast.pruning.solve import solve_layer, solve_sparsities
+from spade_fast.pruning.tracing import traces_by_level, traces_by_solver
 
 SOLVERS = ["exact", "sparsegpt"]
 
@@ -106,6 +111,83 @@ def test_samples_together_are_as_alone(model, solver):
             assert torch.equal(made.mask(name), alone.mask(name))
             assert torch.allclose(made.weight(name), alone.weight(name), rtol=1e-3, atol=1e-4)
     assert [made.sample_id for made in trace_batch(model, samples, sparsity={"head": 1.0})] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(None, 1), (4 * 27**2, 3), (2 * 4 * 27**2 + 1, 3)])
+@pytest.mark.parametrize("sparsity", [0.5, "auto"])
+def test_solvers_share_a_calibration(model, sparsity, limit, passes):
+    """The traces are those of separate calls, bit for bit; the network runs once, and solvers restore what they use."""
+    model.eval()
+    samples = [torch.randn(20, 3, 7, 6) for _ in range(3)]
+    ids = ["a", "b", "c"]
+    scores = [output_score(model, sample[:1], None) for sample in samples]
+    goals = [sample_goal(*each) for each in zip(ids, scores, [one[:1] for one in samples], strict=True)]
+    asked: list[Goal | None] = [*goals] if sparsity == "auto" else [None] * 3
+    keep = (0.9, 0.5) if sparsity == "auto" else 0.9
+    steps: list[tuple[str, str, int, int]] = []
+    stages = {"augment", "forward", "gram", "solve"} | ({"search"} if sparsity == "auto" else set())
+
+    def session(solver: str) -> Session:
+        config = PruneConfig(sparsity=sparsity, keep=keep, solver=solver, layers=LAYERS, memory_limit=limit)
+        return Session(model, config, lambda *step: steps.append((solver, *step)))
+
+    alone = [traces_by_level(session(solver), samples, ids, asked) for solver in SOLVERS]
+    expected, before = [step for step in steps if step[:2] != (SOLVERS[1], "calibrate")], state(model)
+    steps.clear()
+    batches: list[int] = []
+    hook = model.head.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    first = session(SOLVERS[0])
+    both = [first, first.with_solver(SOLVERS[1], lambda *step: steps.append((SOLVERS[1], *step)))]
+    together = traces_by_solver(both, samples, ids, asked)
+    hook.remove()
+    assert batches.count(8) == 2 * 3 * passes  # batches of 8, 8 and 4; the search runs the network on single images
+    assert same_state(before, state(model)) and sorted(steps) == sorted(expected)
+    for solver, of_solver, of_alone in zip(SOLVERS, together, alone, strict=True):
+        for levels, others in zip(of_solver, of_alone, strict=True):
+            for made, other in zip(levels, others, strict=True):
+                assert all(torch.equal(made.weight(name), other.weight(name)) for name in other.layers)
+                plain = [[replace(one, seconds=0.0) for one in each.reports] for each in (made, other)]
+                assert plain[0] == plain[1] and made.layers == other.layers
+                assert {**made.header, "seconds": {}} == {**other.header, "seconds": {}}
+                assert made.header["settings"]["solver"] == solver and made.header["seconds"].keys() == stages
+    times = [[levels[0].header["seconds"] for levels in of_solver] for of_solver in together]
+    for one, other in zip(*times, strict=True):
+        assert all(one[name] == other[name] for name in ("augment", "forward", "gram")) and one["solve"] > 0
+    if passes > 1:
+        with pytest.warns(FallbackWarning, match="to stay within memory_limit"):
+            first.warn()
+
+
+@pytest.mark.parametrize("solvers", [1, 2])
+def test_gram_matrices_are_freed_layer_by_layer(model, images, monkeypatch, solvers):
+    grams, held = list[weakref.ref[Tensor]](), list[int]()
+
+    def noted(*args, **kwargs) -> Calibration:
+        calibration = calibrate(*args, **kwargs)
+        grams.extend(map(weakref.ref, calibration.grams.values()))
+        return calibration
+
+    monkeypatch.setattr("spade_fast.pruning.session.calibrate", noted)
+
+    def count(stage: str, *_: int) -> None:
+        if stage == "solve":
+            held.append(sum(gram() is not None for gram in grams))
+
+    first = Session(model, PruneConfig(sparsity=0.5, layers=LAYERS), count)
+    sessions = [first, first.with_solver("sparsegpt", None)][:solvers]
+    traces_by_solver(sessions, [images], ["0"], [None])
+    assert len(grams) == 4 and held == [3, 2, 1, 0]
+
+
+def test_solvers_share_their_fallbacks(model, images):
+    """One warning tells of both, whichever solver it came from."""
+    model.register_parameter("table", nn.Parameter(torch.randn(4, 4)))
+    first = Session(model, PruneConfig(sparsity=0.5), None)
+    second = first.with_solver("sparsegpt", None)
+    assert (first.config.solver, second.config.solver) == ("exact", "sparsegpt")
+    second.fall_back("kept less than asked for", "sample 'a'")
+    with pytest.warns(FallbackWarning, match="sample 'a'"):
+        first.warn()
 
 
 def test_one_solver_call_a_layer(model, monkeypatch):
