@@ -36,6 +36,11 @@ struct Sweep {
     }
   }
 
+  // A mask block that begins behind others must not end behind its panel: only the panel is brought up to date.
+  static bool takes_factor_of_hessian(int64_t mask_block, int64_t columns) {
+    return mask_block <= kSweepPanel || mask_block == columns;
+  }
+
   template <class T>
   int64_t stride(int64_t rows) const {
     return kernels_for<T>(in_use).sparsegpt_stride(rows);
@@ -56,6 +61,7 @@ struct Sweep {
           .zeros = call.zeros == nullptr ? nullptr : call.zeros + problem * call.columns * call.rows,
           .counts = call.counts + problem * ceil_div(call.columns, call.mask_block),
           .factor = call.factor + problem * call.columns * call.columns,
+          .sums = call.sums == nullptr ? nullptr : call.sums + problem * call.columns * call.stride,
           .weight = call.weight + problem * call.columns * call.stride,
           .losses = call.losses + problem * call.rows,
           .workspace = workspace,
