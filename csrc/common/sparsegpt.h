@@ -1,10 +1,11 @@
 // The front of sparsegpt. The device's part, an object for each call: sweep(SparseGptCall<T>) does the work,
 // stride<T>(rows) is the length at which it wants the columns of weights stored, and check_counts refuses counts where
-// it can look at their values. Factors of the Hessian itself are inverted first unless the device has a function
-// takes_factor_of_hessian, and that says yes.
+// it can look at their values. If it has copy_transposed, that takes the place of torch's copy. Factors of the Hessian
+// itself are inverted first unless the device has a function takes_factor_of_hessian, and that says yes.
 #pragma once
 
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/zeros.h>
@@ -67,6 +68,16 @@ bool takes_factor_of_hessian(int64_t mask_block, int64_t columns) {
   return false;
 }
 
+// Copies matrices [problems, rows, columns] into [problems, columns, rows].
+template <class Device>
+void copy_transposed(const Device& device, const at::Tensor& from, const at::Tensor& to) {
+  if constexpr (requires { device.copy_transposed(from, to); }) {
+    device.copy_transposed(from, to);
+  } else {
+    to.copy_(from.transpose(1, 2));
+  }
+}
+
 // U = L⁻ᵀ
 inline at::Tensor factor_of_inverse(const at::Tensor& lower) {
   const at::Tensor identity = at::eye(lower.size(1), lower.options());
@@ -91,17 +102,17 @@ std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at:
   if (weight.numel() == 0) return {weight.clone(), losses};
   const bool of_hessian = !of_inverse && takes_factor_of_hessian<Device>(width, columns);
   const at::Tensor taken = (of_inverse || of_hessian ? factor : factor_of_inverse(factor)).contiguous();
-  at::Tensor zeros;
-  if (keep_zeros) {
-    zeros = weight.transpose(1, 2).eq(0).contiguous();
-    if (m == 0) counts64 = counts_beside(zeros, counts64, width);
-  }
   return with_type(weight, [&](auto type) -> std::tuple<at::Tensor, at::Tensor> {
     using T = decltype(type);
     const int64_t stride = device.template stride<T>(rows);
     at::Tensor transposed = at::zeros({problems, columns, stride}, weight.options());
     at::Tensor view = transposed.narrow(2, 0, rows);
-    view.copy_(weight.transpose(1, 2));
+    copy_transposed(device, weight, view);
+    at::Tensor zeros;
+    if (keep_zeros) {
+      zeros = view.eq(0).contiguous();
+      if (m == 0) counts64 = counts_beside(zeros, counts64, width);
+    }
     at::Tensor sums = of_hessian ? at::zeros_like(transposed) : at::Tensor();
     device.sweep(SparseGptCall<T>{
         .problems = problems,
@@ -119,7 +130,9 @@ std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at:
         .weight = transposed.mutable_data_ptr<T>(),
         .losses = losses.mutable_data_ptr<T>(),
     });
-    return {view.transpose(1, 2).contiguous(), losses};
+    at::Tensor pruned = at::empty({problems, rows, columns}, weight.options());
+    copy_transposed(device, view, pruned);
+    return {pruned, losses};
   });
 }
 

@@ -41,6 +41,24 @@ struct Sweep {
     return mask_block <= kSweepPanel || mask_block == columns;
   }
 
+  void copy_transposed(const at::Tensor& from, const at::Tensor& to) const {
+    constexpr int64_t kBand = 64;  // rows of the target that are written together
+    const at::Tensor source = from.stride(2) == 1 ? from : from.contiguous();
+    const int64_t bands = ceil_div(to.size(1), kBand);
+    with_type(to, [&](auto type) {
+      using T = decltype(type);
+      share(to.size(0) * bands, [&](auto& next) {
+        for (int64_t i = next(); i >= 0; i = next()) {
+          const int64_t first = i % bands * kBand;
+          kernels_for<T>(in_use).transpose(source.const_data_ptr<T>() + i / bands * source.stride(0) + first,
+                                           source.stride(1), source.size(1), std::min(kBand, to.size(1) - first),
+                                           to.mutable_data_ptr<T>() + i / bands * to.stride(0) + first * to.stride(1),
+                                           to.stride(1));
+        }
+      });
+    });
+  }
+
   template <class T>
   int64_t stride(int64_t rows) const {
     return kernels_for<T>(in_use).sparsegpt_stride(rows);

@@ -12,10 +12,10 @@
 // works with U_PP as before.
 #pragma once
 
-#include "gram_pack.h"
 #include "select.h"
 #include "table.h"
 #include "tile.h"
+#include "transpose.h"
 
 namespace spade {
 namespace SPADE_ISA {
@@ -211,24 +211,6 @@ void sparsegpt_panel(const SparseGptTask<T>& task, int64_t begin, int64_t end) {
   for (int64_t i = 0; i < (end - begin) * task.stride; ++i) s.error[i] = s.before[i] - weight[i];
 }
 
-// packed[t][i] = source[i][t] for t < depth and i < width
-template <class T>
-inline void pack_transposed(const T* source, int64_t stride, int64_t depth, int64_t width, T* packed,
-                            int64_t packed_stride) {
-  constexpr int64_t lanes = VectorOf<T>::lanes;
-  for (int64_t i = 0; i < width; i += lanes) {
-    for (int64_t t = 0; t < depth; t += lanes) {
-      if (i + lanes <= width && t + lanes <= depth) {
-        transpose_square(source + i * stride + t, stride, 1, packed + t * packed_stride + i, packed_stride, lanes);
-        continue;
-      }
-      for (int64_t k = t; k < smaller(depth, t + lanes); ++k) {
-        for (int64_t l = i; l < smaller(width, i + lanes); ++l) packed[k * packed_stride + l] = source[l * stride + k];
-      }
-    }
-  }
-}
-
 // Applies what the panel [begin, end) left to columns [first, last) behind it. `packed` has room for
 // kSweepPanel * padded_stride(last - first + Tile::rows) values.
 template <class T>
@@ -239,7 +221,7 @@ void sparsegpt_trailing(const SparseGptTask<T>& task, int64_t begin, int64_t end
   const int64_t width = last - first;
   const int64_t stride = padded_stride<T>(width + Tile<T>::rows);
   if (task.sums != nullptr) {
-    pack_transposed(task.factor + first * task.columns + begin, task.columns, end - begin, width, packed, stride);
+    transpose(task.factor + first * task.columns + begin, task.columns, width, end - begin, packed, stride);
   }
   for (int64_t t = begin; t < end; ++t) {
     const T* u = task.factor + t * task.columns + first;

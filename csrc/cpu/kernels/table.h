@@ -87,6 +87,8 @@ struct KernelTable {
   void (*obs_path)(const ObsPathTask<T>&);
   int64_t (*obs_solution_workspace)(int64_t columns, int64_t levels, const int64_t* removed);
   bool (*obs_solution)(const ObsSolutionTask<T>&);
+  void (*transpose)(const T* source, int64_t source_stride, int64_t rows, int64_t columns, T* target,
+                    int64_t target_stride);
   int64_t (*sparsegpt_stride)(int64_t rows);
   int64_t (*sparsegpt_panel_end)(int64_t columns, int64_t mask_block, int64_t begin);
   int64_t (*sparsegpt_workspace)(int64_t rows, int64_t mask_block);
