@@ -20,8 +20,9 @@ _ENERGY_COLUMNS = 512
 # except zeros, and the result still shows which of them were removed.
 _NEGLIGIBLE = 1e-12
 # SparseGPT with the factor of the Hessian saves C³/3 operations of the factorisation, and adds R C times this to each
-# sweep (measured with one thread of an AMD EPYC of family 25, Zen 4).
+# sweep, which fills its vectors up to some rows (measured with one thread of an AMD EPYC of family 25, Zen 4).
 _ADDED_BY_SWEEP = 128
+_SWEPT_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _weights_after(
 def _takes_factor_of_hessian(problem: Problem, hessian: Tensor, sweeps: int) -> bool:
     """Whether the factor of the Hessian itself, which only SparseGPT on the CPU can use, takes less time in all."""
     columns = hessian.shape[-1]
-    added = sweeps * _ADDED_BY_SWEEP * problem.layer.rows * columns
+    added = sweeps * _ADDED_BY_SWEEP * max(problem.layer.rows, _SWEPT_ROWS) * columns
     return problem.solver == "sparsegpt" and hessian.device.type == "cpu" and added < columns**3 / 3
 
 

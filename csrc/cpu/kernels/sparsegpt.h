@@ -140,8 +140,12 @@ inline void choose_group(const SparseGptTask<T>& task, const SparseGptBuffers<T>
 template <class T>
 inline void invert_block(const SparseGptTask<T>& task, const SparseGptBuffers<T>& s, int64_t begin, int64_t end) {
   constexpr int64_t stride = kBlockStride<T>;
-  for (int64_t i = 0; i < kSweepPanel * stride; ++i) s.inverse[i] = s.block[i] = T(0);
-  for (int64_t i = 0; i < end - begin; ++i) {
+  const int64_t width = end - begin;
+  const int64_t read = smaller(stride, width + Tile<T>::cols);  // to whole tiles and vectors
+  for (int64_t i = 0; i < width; ++i) {
+    for (int64_t j = 0; j < read; ++j) s.inverse[i * stride + j] = s.block[i * stride + j] = T(0);
+  }
+  for (int64_t i = 0; i < width; ++i) {
     const T* l = task.factor + (begin + i) * task.columns + begin;
     T* row = s.inverse + i * stride;
     subtract_combination(row, i, l, s.inverse, stride, i);
