@@ -8,7 +8,7 @@ import published
 import textbook
 import torch
 from checks import assert_same_pruning
-from device import cuda_only, to_device
+from device import ON_CUDA, cuda_only, to_device
 from measuring import OURS, TEXTBOOK, THREADS, Case, by_implementation
 from shapes import BYTES, Weights
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ from spade_fast.ops import reference
 _SPARSITY, _DAMPING = 0.9, 0.01
 
 
+def _of_hessian(shape: Weights) -> bool:
+    """Whether the solver takes the factor of the Hessian itself."""
+    return not ON_CUDA and 384 * shape.rows < shape.columns**2
+
+
 def _sparsegpt(shape: Weights, ratio_goal: float | None) -> Case:
     matrix, weights = shape.columns**2, shape.problems * shape.rows * shape.columns
     at_hand = THREADS if shape.problems >= THREADS else 1
@@ -26,9 +31,9 @@ def _sparsegpt(shape: Weights, ratio_goal: float | None) -> Case:
         "sparsegpt",
         f"{shape.problems} x {shape.rows}x{shape.columns}, mask block {shape.block}",
         shape,
-        work=shape.problems * (2 * shape.columns**3 / 3 + shape.rows * shape.columns**2),
+        work=shape.problems * ((2 - _of_hessian(shape)) * shape.columns**3 / 3 + shape.rows * shape.columns**2),
         # Of both ops: the allocator may keep the memory of one while the other runs.
-        stated=BYTES * ((shape.problems + at_hand) * matrix + 2 * weights),
+        stated=BYTES * ((shape.problems + at_hand) * matrix + (2 + _of_hessian(shape)) * weights),
         ratio_goal=ratio_goal,
     )
 
@@ -51,8 +56,9 @@ def _removals(shape: Weights) -> Tensor:
 
 def _ours(weight: Tensor, hessian: Tensor, counts: Tensor, block: int) -> Tensor:
     damp = _DAMPING * hessian.diagonal(dim1=1, dim2=2).mean(1)
-    factor, _ = ops.inverse_cholesky(hessian, damp)
-    return ops.sparsegpt(weight, factor, counts, block, include_ties=True)[0]
+    of_hessian = _of_hessian(Weights(*weight.shape[1:], block))
+    factor, _ = (ops.reverse_cholesky if of_hessian else ops.inverse_cholesky)(hessian, damp)
+    return ops.sparsegpt(weight, factor, counts, block, include_ties=True, of_inverse=not of_hessian)[0]
 
 
 def _by_textbook(weight: Tensor, hessian: Tensor, block: int) -> Tensor:

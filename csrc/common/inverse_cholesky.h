@@ -1,4 +1,4 @@
-// The front of inverse_cholesky. Device::factor(hessian, damp) returns the factors and `info`.
+// The fronts of inverse_cholesky and reverse_cholesky. Device::factor(hessian, damp) returns the factors and `info`.
 #pragma once
 
 #include <ATen/ops/empty_like.h>
@@ -11,8 +11,7 @@
 namespace spade {
 
 template <class Device>
-std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
-  const char* op = "inverse_cholesky";
+std::tuple<at::Tensor, at::Tensor> factors(const char* op, const at::Tensor& hessian, const at::Tensor& damp) {
   RECORD_USER_SCOPE("spade_fast.factor");
   const c10::OptionalDeviceGuard device_guard(hessian.device());
   check_floating(op, "hessian", hessian);
@@ -24,6 +23,16 @@ std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, c
     return {at::empty_like(hessian), at::zeros({hessian.size(0)}, hessian.options().dtype(at::kInt))};
   }
   return Device::factor(hessian.contiguous(), damp.contiguous());
+}
+
+template <class Device>
+std::tuple<at::Tensor, at::Tensor> inverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
+  return factors<Device>("inverse_cholesky", hessian, damp);
+}
+
+template <class Device>
+std::tuple<at::Tensor, at::Tensor> reverse_cholesky(const at::Tensor& hessian, const at::Tensor& damp) {
+  return factors<Device>("reverse_cholesky", hessian, damp);
 }
 
 }  // namespace spade

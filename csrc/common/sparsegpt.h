@@ -1,10 +1,15 @@
 // The front of sparsegpt. The device's part, an object for each call: sweep(SparseGptCall<T>) does the work,
 // stride<T>(rows) is the length at which it wants the columns of weights stored, and check_counts refuses counts where
-// it can look at their values.
+// it can look at their values. If it has copy_transposed, that takes the place of torch's copy. Factors of the Hessian
+// itself are inverted first unless the device has a function takes_factor_of_hessian, and that says yes.
 #pragma once
 
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <tuple>
@@ -23,7 +28,8 @@ struct SparseGptCall {
   bool include_ties;
   const uint8_t* zeros;   // [problems][columns][rows] 1: zero before and after, whatever the scores; or null
   const int64_t* counts;  // [problems][mask blocks] other weights to remove
-  const T* factor;        // [problems][columns][columns]
+  const T* factor;        // [problems][columns][columns] of the inverse Hessian, or of the Hessian if there are `sums`
+  T* sums;                // [problems][columns][stride] in: 0, for the sweep to use; or null
   T* weight;              // [problems][columns][stride] in: dense, out: pruned
   T* losses;              // [problems][rows] in: 0, out: sum of the removals' losses
 };
@@ -53,10 +59,35 @@ inline at::Tensor counts_beside(const at::Tensor& zeros, const at::Tensor& count
   return counts.sub(of_columns.unflatten(1, {blocks, mask_block}).sum(2)).clamp_min(0);
 }
 
+// Whether the device's sweep takes the factor of the Hessian itself.
+template <class Device>
+bool takes_factor_of_hessian(int64_t mask_block, int64_t columns) {
+  if constexpr (requires { Device::takes_factor_of_hessian(mask_block, columns); }) {
+    return Device::takes_factor_of_hessian(mask_block, columns);
+  }
+  return false;
+}
+
+// Copies matrices [problems, rows, columns] into [problems, columns, rows].
+template <class Device>
+void copy_transposed(const Device& device, const at::Tensor& from, const at::Tensor& to) {
+  if constexpr (requires { device.copy_transposed(from, to); }) {
+    device.copy_transposed(from, to);
+  } else {
+    to.copy_(from.transpose(1, 2));
+  }
+}
+
+// U = L⁻ᵀ
+inline at::Tensor factor_of_inverse(const at::Tensor& lower) {
+  const at::Tensor identity = at::eye(lower.size(1), lower.options());
+  return at::linalg_solve_triangular(lower, identity.expand_as(lower), /*upper=*/false).mT();
+}
+
 template <class Device>
 std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at::Tensor& factor,
                                              const at::Tensor& counts, int64_t mask_block, int64_t n, int64_t m,
-                                             bool include_ties, bool keep_zeros) {
+                                             bool include_ties, bool keep_zeros, bool of_inverse) {
   RECORD_USER_SCOPE("spade_fast.sweep");
   const c10::OptionalDeviceGuard device_guard(weight.device());
   const int64_t width = check_sparsegpt(weight, factor, counts, mask_block, n, m);
@@ -69,18 +100,20 @@ std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at:
   if (m == 0) device.check_counts(counts64, rows, columns, width);
   at::Tensor losses = at::zeros({problems, rows}, weight.options());
   if (weight.numel() == 0) return {weight.clone(), losses};
-  const at::Tensor u = factor.contiguous();
-  at::Tensor zeros;
-  if (keep_zeros) {
-    zeros = weight.transpose(1, 2).eq(0).contiguous();
-    if (m == 0) counts64 = counts_beside(zeros, counts64, width);
-  }
+  const bool of_hessian = !of_inverse && takes_factor_of_hessian<Device>(width, columns);
+  const at::Tensor taken = (of_inverse || of_hessian ? factor : factor_of_inverse(factor)).contiguous();
   return with_type(weight, [&](auto type) -> std::tuple<at::Tensor, at::Tensor> {
     using T = decltype(type);
     const int64_t stride = device.template stride<T>(rows);
     at::Tensor transposed = at::zeros({problems, columns, stride}, weight.options());
     at::Tensor view = transposed.narrow(2, 0, rows);
-    view.copy_(weight.transpose(1, 2));
+    copy_transposed(device, weight, view);
+    at::Tensor zeros;
+    if (keep_zeros) {
+      zeros = view.eq(0).contiguous();
+      if (m == 0) counts64 = counts_beside(zeros, counts64, width);
+    }
+    at::Tensor sums = of_hessian ? at::zeros_like(transposed) : at::Tensor();
     device.sweep(SparseGptCall<T>{
         .problems = problems,
         .rows = rows,
@@ -92,11 +125,14 @@ std::tuple<at::Tensor, at::Tensor> sparsegpt(const at::Tensor& weight, const at:
         .include_ties = include_ties,
         .zeros = keep_zeros ? static_cast<const uint8_t*>(zeros.const_data_ptr()) : nullptr,
         .counts = counts64.const_data_ptr<int64_t>(),
-        .factor = u.const_data_ptr<T>(),
+        .factor = taken.const_data_ptr<T>(),
+        .sums = of_hessian ? sums.mutable_data_ptr<T>() : nullptr,
         .weight = transposed.mutable_data_ptr<T>(),
         .losses = losses.mutable_data_ptr<T>(),
     });
-    return {view.transpose(1, 2).contiguous(), losses};
+    at::Tensor pruned = at::empty({problems, rows, columns}, weight.options());
+    copy_transposed(device, view, pruned);
+    return {pruned, losses};
   });
 }
 

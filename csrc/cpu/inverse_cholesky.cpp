@@ -9,7 +9,11 @@ namespace spade {
 namespace {
 
 template <class T>
-void factor_problems(const at::Tensor& hessian, const at::Tensor& damp, at::Tensor& factor, at::Tensor& info) {
+using Factor = int64_t (*KernelTable<T>::*)(const ReversedTask<T>&, const Parallel&);
+
+template <class T>
+void factor_problems(Factor<T> kernel, const at::Tensor& hessian, const at::Tensor& damp, at::Tensor& factor,
+                     at::Tensor& info) {
   const int64_t columns = hessian.size(1);
   const T* h = hessian.const_data_ptr<T>();
   const T* d = damp.const_data_ptr<T>();
@@ -18,18 +22,23 @@ void factor_problems(const at::Tensor& hessian, const at::Tensor& damp, at::Tens
   const KernelTable<T>& table = kernels_for<T>();
   auto solve = [&](int64_t problem, T* workspace) {
     const int64_t offset = problem * columns * columns;
-    const InverseCholeskyTask<T> task{
+    const ReversedTask<T> task{
         .columns = columns, .hessian = h + offset, .damp = d[problem], .factor = u + offset, .workspace = workspace};
-    failed[problem] = static_cast<int32_t>(table.inverse_cholesky(task, kParallel));
+    failed[problem] = static_cast<int32_t>((table.*kernel)(task, kParallel));
   };
-  share_problems<T>(hessian.size(0), table.inverse_cholesky_workspace(columns), solve);
+  share_problems<T>(hessian.size(0), table.reversed_workspace(columns), solve);
 }
 
-struct InverseCholesky {
+template <bool Inverse>
+struct Cholesky {
   static std::tuple<at::Tensor, at::Tensor> factor(const at::Tensor& hessian, const at::Tensor& damp) {
     at::Tensor factor = at::empty_like(hessian);
     at::Tensor info = at::empty_like(damp, damp.options().dtype(at::kInt));
-    with_type(hessian, [&](auto type) { factor_problems<decltype(type)>(hessian, damp, factor, info); });
+    with_type(hessian, [&](auto type) {
+      using T = decltype(type);
+      const Factor<T> kernel = Inverse ? &KernelTable<T>::inverse_cholesky : &KernelTable<T>::reverse_cholesky;
+      factor_problems<T>(kernel, hessian, damp, factor, info);
+    });
     return {factor, info};
   }
 };
@@ -38,5 +47,6 @@ struct InverseCholesky {
 }  // namespace spade
 
 TORCH_LIBRARY_IMPL(spade_fast, CPU, m) {
-  m.impl("inverse_cholesky", &spade::inverse_cholesky<spade::InverseCholesky>);
+  m.impl("inverse_cholesky", &spade::inverse_cholesky<spade::Cholesky<true>>);
+  m.impl("reverse_cholesky", &spade::reverse_cholesky<spade::Cholesky<false>>);
 }

@@ -36,6 +36,29 @@ struct Sweep {
     }
   }
 
+  // A mask block that begins behind others must not end behind its panel: only the panel is brought up to date.
+  static bool takes_factor_of_hessian(int64_t mask_block, int64_t columns) {
+    return mask_block <= kSweepPanel || mask_block == columns;
+  }
+
+  void copy_transposed(const at::Tensor& from, const at::Tensor& to) const {
+    constexpr int64_t kBand = 64;  // rows of the target that are written together
+    const at::Tensor source = from.stride(2) == 1 ? from : from.contiguous();
+    const int64_t bands = ceil_div(to.size(1), kBand);
+    with_type(to, [&](auto type) {
+      using T = decltype(type);
+      share(to.size(0) * bands, [&](auto& next) {
+        for (int64_t i = next(); i >= 0; i = next()) {
+          const int64_t first = i % bands * kBand;
+          kernels_for<T>(in_use).transpose(source.const_data_ptr<T>() + i / bands * source.stride(0) + first,
+                                           source.stride(1), source.size(1), std::min(kBand, to.size(1) - first),
+                                           to.mutable_data_ptr<T>() + i / bands * to.stride(0) + first * to.stride(1),
+                                           to.stride(1));
+        }
+      });
+    });
+  }
+
   template <class T>
   int64_t stride(int64_t rows) const {
     return kernels_for<T>(in_use).sparsegpt_stride(rows);
@@ -56,6 +79,7 @@ struct Sweep {
           .zeros = call.zeros == nullptr ? nullptr : call.zeros + problem * call.columns * call.rows,
           .counts = call.counts + problem * ceil_div(call.columns, call.mask_block),
           .factor = call.factor + problem * call.columns * call.columns,
+          .sums = call.sums == nullptr ? nullptr : call.sums + problem * call.columns * call.stride,
           .weight = call.weight + problem * call.columns * call.stride,
           .losses = call.losses + problem * call.rows,
           .workspace = workspace,

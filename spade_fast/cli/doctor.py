@@ -76,6 +76,10 @@ def _checks(generator: torch.Generator, device: str) -> Iterator[Check]:
     expected, _ = reference.inverse_cholesky(hessian.double(), 0.01)
     yield _compare("inverse_cholesky", "values, info", factor, expected, bool((info == 0).all()))
 
+    lower, info = ops.reverse_cholesky(hessian, 0.01)
+    expected, _ = reference.reverse_cholesky(hessian.double(), 0.01)
+    yield _compare("reverse_cholesky", "values, info", lower, expected, bool((info == 0).all()))
+
     damped = hessian + 0.01 * torch.eye(_COLUMNS, device=device)
     inverse = factor.mT @ factor
     counts = torch.full((1, _ROWS), _COLUMNS // 2, device=device)

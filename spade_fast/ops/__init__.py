@@ -1,4 +1,4 @@
-"""Native ops: Gram matrices, inverse Cholesky factors, exact OBS and SparseGPT, each on a batch of problems."""
+"""Native ops: Gram matrices, Cholesky factors, exact OBS and SparseGPT, each on a batch of problems."""
 
 from spade_fast.ops import fakes  # noqa: F401  registers them
 from spade_fast.ops.functions import (
@@ -9,6 +9,7 @@ from spade_fast.ops.functions import (
     nm_path,
     obs_path,
     obs_solution,
+    reverse_cholesky,
     sparsegpt,
 )
 from spade_fast.ops.instruction_sets import set_simd_level, simd_level, simd_levels
@@ -21,6 +22,7 @@ __all__ = [
     "nm_path",
     "obs_path",
     "obs_solution",
+    "reverse_cholesky",
     "set_simd_level",
     "simd_level",
     "simd_levels",

@@ -138,7 +138,15 @@ def _(gram: Tensor) -> None:
 
 @torch.library.register_fake("spade_fast::inverse_cholesky")
 def _(hessian: Tensor, damp: Tensor) -> tuple[Tensor, Tensor]:
-    op = "inverse_cholesky"
+    return _factors("inverse_cholesky", hessian, damp)
+
+
+@torch.library.register_fake("spade_fast::reverse_cholesky")
+def _(hessian: Tensor, damp: Tensor) -> tuple[Tensor, Tensor]:
+    return _factors("reverse_cholesky", hessian, damp)
+
+
+def _factors(op: str, hessian: Tensor, damp: Tensor) -> tuple[Tensor, Tensor]:
     _floating(op, "hessian", hessian)
     _dims(op, "hessian", hessian, "[problems, columns, columns]")
     _shape(op, "hessian", hessian, (hessian.shape[0], hessian.shape[2], hessian.shape[2]))
@@ -197,6 +205,7 @@ def _(
     m: int,
     include_ties: bool,
     keep_zeros: bool,
+    of_inverse: bool,
 ) -> tuple[Tensor, Tensor]:
     op = "sparsegpt"
     _problem(op, weight, factor=factor)

@@ -71,6 +71,11 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor) -> float:
     return hessian.shape[0] * 2 * hessian.shape[1] ** 3 / 3
 
 
+def reverse_cholesky(hessian: Tensor, damp: Tensor) -> float:
+    """``C³ / 3``: a Cholesky factorisation."""
+    return hessian.shape[0] * hessian.shape[1] ** 3 / 3
+
+
 def obs_path(weight: Tensor, hinv: Tensor, block: int) -> float:
     """``C³ / 3`` per row: a pivoted Cholesky factorisation."""
     problems, rows, columns = weight.shape
@@ -101,6 +106,7 @@ _NATIVE: dict[str, tuple[str, _Formula]] = {
     "gram_linear_": ("gram", gram_linear),
     "gram_conv2d_": ("gram", gram_conv2d),
     "inverse_cholesky": ("factor", inverse_cholesky),
+    "reverse_cholesky": ("factor", reverse_cholesky),
     "obs_path": ("path", obs_path),
     "nm_path": ("path", nm_path),
     "obs_solution": ("solution", obs_solution),

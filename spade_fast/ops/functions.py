@@ -200,6 +200,50 @@ def inverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tenso
     return factor.to(hessian.device), info.to(hessian.device)
 
 
+def reverse_cholesky(hessian: Tensor, damp: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Compute the lower triangular factor ``L`` with ``LᵀL = H + damp I``, in half the time of `inverse_cholesky`.
+
+    Parameters
+    ----------
+    hessian : Tensor ``[B, C, C]``
+        Symmetric.
+    damp : float or Tensor ``[B]``
+        Added to the diagonal of each problem.
+
+    Returns
+    -------
+    factor : Tensor ``[B, C, C]``
+        Undefined for a problem whose `info` is not 0.
+    info : Tensor ``[B]``, int32
+        0, or the order of the leading minor (in reversed column order) that is not positive definite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A dtype or a shape is wrong.
+
+    Notes
+    -----
+    This is the Cholesky factorisation of the matrix in reversed order, with the factor's columns put back in order. The
+    factor of `inverse_cholesky` is the inverse of its transpose. Memory: one ``C x C`` matrix per problem in progress,
+    which is one problem at a time, or one per thread if there are at least as many problems as threads. There are
+    kernels for the CPU only; tensors on a GPU are processed there too.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spade_fast import ops
+    >>> factor, info = ops.reverse_cholesky(torch.tensor([[[4.0, 0.0], [0.0, 16.0]]]))
+    >>> factor
+    tensor([[[2., 0.],
+             [0., 4.]]])
+    """
+    (home,) = arguments.tensors("reverse_cholesky", hessian=hessian)
+    home = home.cpu() if home.is_cuda else home
+    factor, info = _ops.reverse_cholesky(home, arguments.damping("reverse_cholesky", damp, home))
+    return factor.to(hessian.device), info.to(hessian.device)
+
+
 def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tensor]:
     """Compute the pruning path of every row: the order in which exact OBS removes its weights, and each removal's loss.
 
@@ -348,6 +392,7 @@ def sparsegpt(
     m: int = 0,
     include_ties: bool = False,
     keep_zeros: bool = False,
+    of_inverse: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Prune with SparseGPT: one sweep over the columns; the columns to the right compensate for each removal.
 
@@ -355,7 +400,8 @@ def sparsegpt(
     ----------
     weight : Tensor ``[B, R, C]``
     factor : Tensor ``[B, C, C]``
-        Upper factors of the inverse Hessians, from `inverse_cholesky`.
+        Upper factors ``U`` of the inverse Hessians, from `inverse_cholesky`; or, with `of_inverse` False, lower factors
+        of the Hessians themselves, from `reverse_cholesky`.
     counts : Tensor ``[B, ceil(C / mask_block)]``, int32 or int64
         Number of weights to remove in each mask block, over all rows. Not used in n:m mode.
     mask_block : int
@@ -369,6 +415,8 @@ def sparsegpt(
     keep_zeros : bool
         Remove the weights that are zero in `weight` before all others, and keep them zero even where a count, or n, is
         smaller than their number. Otherwise compensation changes them like other weights.
+    of_inverse : bool
+        Which `factor` is given. The results are the same up to rounding.
 
     Returns
     -------
@@ -386,9 +434,11 @@ def sparsegpt(
     -----
     SparseGPT (arXiv 2301.00774, algorithm 1) with separate block sizes for its two purposes: masks are chosen per
     `mask_block`; trailing updates are applied about every 128 columns, which affects only speed and rounding. Memory:
-    one copy of `weight`, with `keep_zeros` one byte per weight, and 128 (R + C) values per problem in progress. On a
-    GPU, updates are applied about every 32 columns, all problems are in progress at once with (33 + 2 `mask_block`) R
-    values each, and counts that are out of range are clamped without an error.
+    one copy of `weight`, or two without `of_inverse`, with `keep_zeros` one byte per weight, and 128 (2 R + C + 300)
+    values per problem in progress. Factors of the Hessians are inverted first on a GPU, and for several mask blocks of
+    more than 128 columns: two more ``C x C`` matrices per problem. On a GPU, updates are applied about every 32
+    columns, all problems are in progress at once with (33 + 2 `mask_block`) R values each, and counts that are out of
+    range are clamped without an error.
 
     Examples
     --------
@@ -400,7 +450,7 @@ def sparsegpt(
     """
     given = arguments.tensors("sparsegpt", weight=weight, factor=factor, counts=counts)
     sizes = {"mask_block": mask_block, "n": n, "m": m}
-    flags = {"include_ties": include_ties, "keep_zeros": keep_zeros}
+    flags = {"include_ties": include_ties, "keep_zeros": keep_zeros, "of_inverse": of_inverse}
     pruned, losses = _ops.sparsegpt(
         *given,
         *(arguments.integer("sparsegpt", name, value) for name, value in sizes.items()),

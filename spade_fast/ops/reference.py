@@ -101,6 +101,29 @@ def inverse_cholesky(hessian: Tensor, damp: float | Tensor = 0.0) -> tuple[Tenso
     return factor, info
 
 
+def reverse_cholesky(hessian: Tensor, damp: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
+    """Compute the lower factor ``L`` with ``LᵀL = H + damp I``, as that of `inverse_cholesky` inverted and transposed.
+
+    Parameters
+    ----------
+    hessian : Tensor ``[B, C, C]``
+        Symmetric matrices.
+    damp : float or Tensor ``[B]``
+        Added to the diagonal.
+
+    Returns
+    -------
+    factor : Tensor ``[B, C, C]``
+        Lower triangular; NaN for problems that are not positive definite.
+    info : Tensor ``[B]``, int32
+        0 where the matrix is positive definite.
+    """
+    upper, info = inverse_cholesky(hessian, damp)
+    factor = torch.full_like(upper, math.nan)
+    factor[info == 0] = torch.linalg.inv(upper[info == 0]).mT.tril()
+    return factor, info
+
+
 def obs_path(weight: Tensor, hinv: Tensor, block: int = 1) -> tuple[Tensor, Tensor]:
     """Compute order and losses of greedy exact OBS removal (OBC, arXiv 2208.11580, algorithm 1).
 
@@ -240,6 +263,7 @@ def sparsegpt(
     m: int = 0,
     include_ties: bool = False,
     keep_zeros: bool = False,
+    of_inverse: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Prune with SparseGPT (arXiv 2301.00774, algorithm 1), one column after another.
 
@@ -247,7 +271,7 @@ def sparsegpt(
     ----------
     weight : Tensor ``[B, R, C]``
     factor : Tensor ``[B, C, C]``
-        Upper factors ``U`` with ``UᵀU = (H + damp I)⁻¹``.
+        Upper factors ``U`` with ``UᵀU = (H + damp I)⁻¹``; without `of_inverse` lower ones with ``LᵀL = H + damp I``.
     counts : Tensor ``[B, ceil(C / mask_block)]``, int64
         Number of weights to remove in each mask block, over all rows; ignored in n:m mode.
     mask_block : int
@@ -260,6 +284,8 @@ def sparsegpt(
         column, then by row.
     keep_zeros : bool
         Remove the weights that are zero in `weight` first, and all of them, even if they are more than `counts` or `n`.
+    of_inverse : bool
+        Which `factor` is given.
 
     Returns
     -------
@@ -272,6 +298,7 @@ def sparsegpt(
     columns = weight.shape[2]
     for b in range(weight.shape[0]):
         w, u = result[b], factor[b].double()
+        u = u if of_inverse else torch.linalg.inv(u).mT
         zeros = (w == 0) & keep_zeros
         scale = u.diagonal()
         for index, start in enumerate(range(0, columns, mask_block)):

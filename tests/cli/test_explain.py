@@ -511,7 +511,10 @@ def test_help_and_lists():
 def test_doctor(monkeypatch):
     result = invoke("doctor")
     assert result.exit_code == 0 and torch.__version__ in result.output and ops.simd_level() in result.output
-    for op in ("gram_linear_", "gram_conv2d_", "inverse_cholesky", "obs_path", "nm_path", "obs_solution", "sparsegpt"):
+    for op in (
+        *("gram_linear_", "gram_conv2d_", "inverse_cholesky", "reverse_cholesky"),
+        *("obs_path", "nm_path", "obs_solution", "sparsegpt"),
+    ):
         assert op in result.output
     right = ops.sparsegpt
 

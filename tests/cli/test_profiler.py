@@ -109,6 +109,7 @@ def test_operations_of_the_solvers_against_their_loops():
     solution = sum(cholesky_operations(min(2 * n, columns - 2 * n)) for n in counts.flatten().tolist() if n)
     for counted, expected in (
         (flops.inverse_cholesky(square, weight), problems * (factorisation + inversion)),
+        (flops.reverse_cholesky(square, weight), problems * factorisation),
         (flops.obs_path(weight, square, 1), problems * rows * factorisation),
         (flops.nm_path(weight, square, 1, 4), problems * rows * cholesky_operations(columns, columns // 4)),
         (flops.sparsegpt(weight, square, None, 1, 0, 0, False), problems * rows * sweep),

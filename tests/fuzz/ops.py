@@ -124,15 +124,18 @@ def draw_sparsegpt(rng: random.Random, dtype: torch.dtype) -> Arguments:
     mask_block = rng.randint(1, columns + 2)
     sizes = [rows * (min(columns, start + mask_block) - start) for start in range(0, columns, mask_block)]
     counts = [[rng.randint(0, size) for size in sizes] for _ in range(problems)]
+    of_inverse = rng.random() < 0.5
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
     return {
         "weight": weight,
-        "factor": torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True),
+        "factor": upper if of_inverse else torch.linalg.inv(upper).mT,
         "counts": torch.tensor(counts, dtype=torch.int64).reshape(problems, len(sizes)),
         "mask_block": mask_block,
         "n": rng.randint(0, m),
         "m": m,
         "include_ties": rng.random() < 0.3,
         "keep_zeros": rng.random() < 0.5,
+        "of_inverse": of_inverse,
     }
 
 
@@ -141,6 +144,7 @@ DRAWS: dict[str, Callable[[random.Random, torch.dtype], Arguments]] = {
     "gram_conv2d_": draw_conv2d,
     "mirror_upper_": draw_mirror,
     "inverse_cholesky": draw_factor,
+    "reverse_cholesky": draw_factor,
     "obs_path": draw_path,
     "nm_path": draw_nm,
     "obs_solution": draw_solution,
@@ -236,14 +240,15 @@ def compare(name: str, arguments: Arguments, before: Tensor | None, result: Any)
         return "" if torch.equal(result, upper + upper.triu(1).mT) else "is not the mirror image"
     if not exact:
         return ""  # masks may differ from those in float64; float64 shows the rest
-    if name == "inverse_cholesky" and result[0].numel() == 0:
+    if name.endswith("_cholesky") and result[0].numel() == 0:
         return ""
-    if name == "inverse_cholesky":
+    if name.endswith("_cholesky"):
         damp = given["damp"]
-        factor, info = reference.inverse_cholesky(given["hessian"], damp if isinstance(damp, Tensor) else float(damp))
+        oracle = getattr(reference, name)
+        factor, info = oracle(given["hessian"], damp if isinstance(damp, Tensor) else float(damp))
         hessian = given["hessian"]
         good = (info == 0) & (result[1] == 0)
-        same = torch.allclose(result[0][good].triu(), factor[good].triu(), rtol=1e-6, atol=1e-8)
+        same = torch.allclose(result[0][good], factor[good], rtol=1e-6, atol=1e-8)
         positive_damp = bool((damp >= 0).all()) if isinstance(damp, Tensor) else damp >= 0
         definite_too = positive_damp and definite(hessian)
         if definite_too and bool(result[1].any()):
@@ -266,10 +271,11 @@ def compare(name: str, arguments: Arguments, before: Tensor | None, result: Any)
 
 
 def definite(matrix: Tensor) -> bool:
-    """Whether matrices are well-conditioned, as Hessians are, or upper triangular with such a diagonal."""
+    """Whether matrices are well-conditioned, as Hessians are, or triangular with such a diagonal."""
     if matrix.numel() == 0:
         return True
-    if torch.equal(matrix, matrix.triu()) and not torch.equal(matrix, matrix.mT):
+    triangular = torch.equal(matrix, matrix.triu()) or torch.equal(matrix, matrix.tril())
+    if triangular and not torch.equal(matrix, matrix.mT):
         return bool((matrix.diagonal(dim1=1, dim2=2).abs() > 1e-3).all())
     if not torch.allclose(matrix, matrix.mT):
         return False

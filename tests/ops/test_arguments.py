@@ -26,6 +26,7 @@ SOUND: dict[str, dict[str, Any]] = {
     },
     "mirror_upper_": {"gram": torch.zeros(2, 4, 4)},
     "inverse_cholesky": {"hessian": EYE, "damp": 0.5},
+    "reverse_cholesky": {"hessian": EYE, "damp": 0.5},
     "obs_path": {"weight": torch.ones(1, 2, 4), "hinv": EYE, "block": 1},
     "nm_path": {"weight": torch.ones(1, 2, 4), "hinv": EYE, "n": 2, "m": 4},
     "obs_solution": {
@@ -45,6 +46,7 @@ SOUND: dict[str, dict[str, Any]] = {
         "m": 0,
         "include_ties": False,
         "keep_zeros": False,
+        "of_inverse": True,
     },
 }
 CALLS = [(op, name) for op, given in SOUND.items() for name in given]
@@ -70,7 +72,7 @@ def results(op: str, **changes: Any) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("op", "name"), [*READ, ("inverse_cholesky", "damp")])
+@pytest.mark.parametrize(("op", "name"), [*READ, ("inverse_cholesky", "damp"), ("reverse_cholesky", "damp")])
 def test_what_requires_grad_is_a_constant(op: str, name: str) -> None:
     value = torch.tensor(0.5) if name == "damp" else SOUND[op][name]
     for given in (value.clone().requires_grad_(), value.clone().requires_grad_() * 1):
@@ -172,7 +174,7 @@ def test_numpy_integers_and_single_sizes() -> None:
     assert torch.equal(call("gram_conv2d_", kernel_size=3), call("gram_conv2d_", kernel_size=[3, np.int32(3)]))
 
 
-@pytest.mark.parametrize("flag", ["include_ties", "keep_zeros"])
+@pytest.mark.parametrize("flag", ["include_ties", "keep_zeros", "of_inverse"])
 def test_flags(flag: str) -> None:
     with pytest.raises(TypeError, match=f"sparsegpt: {flag} must be a bool, got int"):
         call("sparsegpt", **{flag: 1})

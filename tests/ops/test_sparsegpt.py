@@ -18,6 +18,12 @@ def mask_counts(problems, rows, columns, mask_block, share):
     return torch.tensor([int(share * rows * size) for size in sizes], dtype=torch.int64).expand(problems, -1)
 
 
+def factor_of(hessian, of_inverse):
+    if of_inverse:
+        return ops.inverse_cholesky(hessian)[0]
+    return reference.reverse_cholesky(hessian)[0].to(hessian.dtype)
+
+
 SHAPES = [
     (1, 1, 1, 1),
     (2, 3, 7, 1),
@@ -29,25 +35,25 @@ SHAPES = [
 ]
 
 
-@in_turns(shape=SHAPES, share=[0.0, 0.5, 0.9, 1.0])
-def test_float64(backend, shape, share):
+@in_turns(shape=SHAPES, share=[0.0, 0.5, 0.9, 1.0], of_inverse=[True, False])
+def test_float64(backend, shape, share, of_inverse):
     problems, rows, columns, mask_block = shape
     weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed=columns)
-    factor, _ = ops.inverse_cholesky(hessian)
+    factor = factor_of(hessian, of_inverse)
     counts = mask_counts(problems, rows, columns, mask_block, share)
-    pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block)
-    truth, true_losses = reference.sparsegpt(weight, factor, counts, mask_block)
+    pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block, of_inverse=of_inverse)
+    truth, true_losses = reference.sparsegpt(weight, factor, counts, mask_block, of_inverse=of_inverse)
     torch.testing.assert_close(pruned, truth, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(losses, true_losses, rtol=1e-9, atol=1e-12)
     assert torch.equal((pruned == 0).sum((1, 2)), counts.sum(1))
 
 
-def test_float32_masks(backend):
+@pytest.mark.parametrize("of_inverse", [True, False])
+def test_float32_masks(backend, of_inverse):
     """Masks in float32 are those in float64 except for one weight in a thousand; the layer error is the same."""
     weight, hessian, _ = random_problem(2, 64, 256, seed=8)
-    factor, _ = ops.inverse_cholesky(hessian)
     counts = mask_counts(2, 64, 256, 1, 0.8)
-    pruned, _ = ops.sparsegpt(weight, factor, counts, 1)
+    pruned, _ = ops.sparsegpt(weight, factor_of(hessian, of_inverse), counts, 1, of_inverse=of_inverse)
     truth, _ = reference.sparsegpt(weight, reference.inverse_cholesky(hessian)[0], counts, 1)
     assert ((pruned == 0) != (truth == 0)).double().mean() <= 1e-3
     torch.testing.assert_close(
@@ -62,14 +68,13 @@ def test_losses_are_the_layer_error(backend):
     torch.testing.assert_close(losses, layer_errors(weight, pruned, hessian))
 
 
-@in_turns(pattern=[(2, 4), (4, 8), (1, 3), (0, 4), (4, 4)], groups=[1, 6, 40])
-def test_nm(backend, pattern, groups):
+@in_turns(pattern=[(2, 4), (4, 8), (1, 3), (0, 4), (4, 4)], groups=[1, 6, 40], of_inverse=[True, False])
+def test_nm(backend, pattern, groups, of_inverse):
     n, m = pattern
     weight, hessian, _ = random_problem(2, 5, m * groups, torch.float64, seed=groups)
-    factor, _ = ops.inverse_cholesky(hessian)
-    none = torch.zeros(2, 0, dtype=torch.int64)
-    pruned, losses = ops.sparsegpt(weight, factor, none, 128, n=n, m=m)
-    truth, true_losses = reference.sparsegpt(weight, factor, none, m * groups, n=n, m=m)
+    given = weight, factor_of(hessian, of_inverse), torch.zeros(2, 0, dtype=torch.int64)
+    pruned, losses = ops.sparsegpt(*given, 128, n=n, m=m, of_inverse=of_inverse)
+    truth, true_losses = reference.sparsegpt(*given, m * groups, n=n, m=m, of_inverse=of_inverse)
     torch.testing.assert_close(pruned, truth, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(losses, true_losses, rtol=1e-9, atol=1e-12)
     assert ((pruned.unflatten(2, (groups, m)) == 0).sum(3) == n).all()
@@ -82,22 +87,21 @@ def zeros_in(weight, share):
     return weight.masked_fill(zero, 0)
 
 
-@in_turns(shape=SHAPES[1:], share=[0.0, 0.3, 0.7], zeros=[0.1, 0.5])
-def test_kept_zeros(backend, shape, share, zeros):
+@in_turns(shape=SHAPES[1:], share=[0.0, 0.3, 0.7], zeros=[0.1, 0.5], of_inverse=[True, False])
+def test_kept_zeros(backend, shape, share, zeros, of_inverse):
     problems, rows, columns, mask_block = shape
     weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed=columns)
     weight = zeros_in(weight, zeros)
-    factor, _ = ops.inverse_cholesky(hessian)
-    counts = mask_counts(problems, rows, columns, mask_block, share)
-    pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block, keep_zeros=True)
-    truth, true_losses = reference.sparsegpt(weight, factor, counts, mask_block, keep_zeros=True)
+    given = weight, factor_of(hessian, of_inverse), mask_counts(problems, rows, columns, mask_block, share), mask_block
+    pruned, losses = ops.sparsegpt(*given, keep_zeros=True, of_inverse=of_inverse)
+    truth, true_losses = reference.sparsegpt(*given, keep_zeros=True, of_inverse=of_inverse)
     torch.testing.assert_close(pruned, truth, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(losses, true_losses, rtol=1e-9, atol=1e-12)
     assert not pruned[weight == 0].any()
     for block, start in enumerate(range(0, columns, mask_block)):
         before = (weight[..., start : start + mask_block] == 0).sum((1, 2))
         after = (pruned[..., start : start + mask_block] == 0).sum((1, 2))
-        assert torch.equal(after, torch.maximum(before, counts[:, block]))
+        assert torch.equal(after, torch.maximum(before, given[2][:, block]))
 
 
 @in_turns(pattern=[(2, 4), (1, 3), (0, 4), (4, 4)], zeros=[0.1, 0.6])
@@ -144,7 +148,8 @@ def test_ties(backend):
     assert torch.equal(pruned[0], torch.tensor([0.0, 0, 1]).repeat(4, 2))
 
 
-def test_random_shapes(backend):
+@pytest.mark.parametrize("of_inverse", [True, False])
+def test_random_shapes(backend, of_inverse):
     @examples(25, backend)
     @given(
         problems=st.integers(0, 3),
@@ -156,27 +161,29 @@ def test_random_shapes(backend):
     )
     def agrees(problems, rows, columns, mask_block, share, seed):
         weight, hessian, _ = random_problem(problems, rows, columns, torch.float64, seed)
-        factor, _ = ops.inverse_cholesky(hessian)
+        factor = factor_of(hessian, of_inverse)
         counts = mask_counts(problems, rows, columns, min(mask_block, max(columns, 1)), share)
-        pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block)
+        pruned, losses = ops.sparsegpt(weight, factor, counts, mask_block, of_inverse=of_inverse)
         assert pruned.shape == weight.shape and losses.shape == weight.shape[:2]
         if weight.numel():
-            truth, _ = reference.sparsegpt(weight, factor, counts, mask_block)
+            truth, _ = reference.sparsegpt(weight, factor, counts, mask_block, of_inverse=of_inverse)
             torch.testing.assert_close(pruned, truth, rtol=1e-8, atol=1e-10)
 
     agrees()
 
 
-def test_threads_do_not_matter():
+@pytest.mark.parametrize("of_inverse", [True, False])
+def test_threads_do_not_matter(of_inverse):
     weight, hessian, _ = random_problem(3, 20, 300, seed=2)
-    factor, _ = ops.inverse_cholesky(hessian)
+    factor = factor_of(hessian, of_inverse)
+    options = {"of_inverse": of_inverse}
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            whole = ops.sparsegpt(weight, factor, mask_counts(3, 20, 300, 1, 0.7), 1)[0]
-            alone = ops.sparsegpt(weight[1:2], factor[1:2], mask_counts(1, 20, 300, 1, 0.7), 1)[0]
+            whole = ops.sparsegpt(weight, factor, mask_counts(3, 20, 300, 1, 0.7), 1, **options)[0]
+            alone = ops.sparsegpt(weight[1:2], factor[1:2], mask_counts(1, 20, 300, 1, 0.7), 1, **options)[0]
             results += [whole[1:2], alone]
     finally:
         torch.set_num_threads(threads)
@@ -211,4 +218,4 @@ def test_opcheck():
     weight, hessian, _ = random_problem(2, 3, 12)
     factor, _ = ops.inverse_cholesky(hessian)
     counts = mask_counts(2, 3, 12, 3, 0.5).contiguous()
-    torch.library.opcheck(torch.ops.spade_fast.sparsegpt, (weight, factor, counts, 3, 0, 0, False, True))
+    torch.library.opcheck(torch.ops.spade_fast.sparsegpt, (weight, factor, counts, 3, 0, 0, False, True, True))

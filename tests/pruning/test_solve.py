@@ -17,21 +17,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spade_fast import ops
 from spade_fast.ops import reference
 from spade_fast.pruning import solve as solvers
+from spade_fast.pruning import solve_once
 from spade_fast.pruning.counts import count_zeros, removal_counts, smallest
 from spade_fast.pruning.layers import Layer, find_layers
 from spade_fast.pruning.solve import check_block, default_block, solve_layer, solve_sparsities
-from spade_fast.pruning.solve_once import Problem, solve_once
+from spade_fast.pruning.solve_once import Problem
 
 
 @pytest.fixture(params=["cpu", pytest.param("as on a GPU", marks=pytest.mark.emulated)], autouse=True)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs all tests also with emulated CUDA kernels and no look at values before a layer is done."""
     if request.param == "cpu":
-        yield
+        yield request.param
         return
     monkeypatch.setattr(solvers, "_reading_is_free", lambda device: False)
+    monkeypatch.setattr(solve_once, "_takes_factor_of_hessian", lambda *given: False)
     with running_on("emulated"):
-        yield
+        yield request.param
 
 
 def layer_of(module: nn.Module) -> Layer:
@@ -124,10 +126,19 @@ def sparsegpt_oracle(layer: Layer, weight: Tensor, gram: Tensor, counts: Tensor,
     return pruned.unflatten(-1, (channels, layer.taps)).transpose(-1, -2).flatten(-2)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+# Layers of so many columns that SparseGPT does without the inverse Hessian.
+WIDE = {
+    "wide linear": nn.Linear(140, 9),
+    "wide conv": nn.Conv2d(16, 8, 3),
+    "wide grouped": nn.Conv2d(80, 4, 3, groups=2),
+}
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *WIDE])
 @pytest.mark.parametrize("sparsity", [0.1, 0.55, 0.93])
-def test_sparsegpt_agrees_with_the_oracle(name, sparsity):
-    layer = layer_of(LAYERS[name])
+def test_sparsegpt_agrees_with_the_oracle(name, sparsity, device, monkeypatch):
+    layer = layer_of((LAYERS | WIDE)[name])
+    monkeypatch.setattr(ops, "inverse_cholesky" if name in WIDE and device == "cpu" else "reverse_cholesky", None)
     weight, grams = problem(layer)
     pruned, (report,) = solve(layer, weight, grams, sparsity=sparsity, solver="sparsegpt")
     mask_block = layer.columns if layer.rows < 8 else layer.taps
@@ -494,7 +505,7 @@ def test_weights_and_hessians_may_require_grad(solver, leaf):
         assert not pruned.requires_grad and torch.equal(pruned, right)
         assert [report.measured_error for report in reports] == [report.measured_error for report in said]
     once = Problem(layer, weight, solver, default_block(layer, solver), count_zeros(weight))
-    for solution in solve_once(once, grams, [layer.numel // 2], 0.01, read=True):
+    for solution in solve_once.solve_once(once, grams, [layer.numel // 2], 0.01, read=True):
         assert not solution.pruned.requires_grad and torch.equal(solution.pruned, expected[1][0])
     assert weight.requires_grad and grams.requires_grad and torch.equal(grams, before)
 

@@ -1,5 +1,6 @@
 // Runs every kernel of every instruction set on awkward sizes in exactly sized heap blocks, for AddressSanitizer and
 // UBSan. Exit code 0 and "ok" if nothing was reported and all results are finite.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -91,11 +92,12 @@ template <class T>
 void factors(const spade::KernelTable<T>& table, int64_t columns) {
   const std::vector<T> hessian = positive_definite<T>(columns);
   std::vector<T> factor(columns * columns);
-  Block<T> workspace(table.inverse_cholesky_workspace(columns));
-  if (table.inverse_cholesky({columns, hessian.data(), T(0.1), factor.data(), workspace.data()}, kSerial) != 0) {
-    std::exit(1);
+  Block<T> workspace(table.reversed_workspace(columns));
+  for (auto kernel : {table.inverse_cholesky, table.reverse_cholesky}) {
+    std::fill(factor.begin(), factor.end(), std::nan(""));
+    if (kernel({columns, hessian.data(), T(0.1), factor.data(), workspace.data()}, kSerial) != 0) std::exit(1);
+    expect_finite(factor, "inverse_cholesky or reverse_cholesky");
   }
-  expect_finite(factor, "inverse_cholesky");
 }
 
 template <class T>
@@ -117,7 +119,7 @@ void solutions(const spade::KernelTable<T>& table, int64_t columns, const std::v
 
 template <class T>
 void sweeps(const spade::KernelTable<T>& table, int64_t rows, int64_t columns, int64_t mask_block, int64_t n, int64_t m,
-            bool keep_zeros) {
+            bool keep_zeros, bool of_inverse) {
   std::vector<T> factor = positive_definite<T>(columns);
   const int64_t stride = table.sparsegpt_stride(rows);
   std::vector<T> weight(columns * stride, T(0));
@@ -135,6 +137,7 @@ void sweeps(const spade::KernelTable<T>& table, int64_t rows, int64_t columns, i
     counts[i] = rows * (std::min<int64_t>(columns, (i + 1) * mask_block) - i * mask_block) / 2;
   }
   std::vector<T> losses(rows, T(0));
+  std::vector<T> sums(columns * stride, T(0));
   Block<T> workspace(table.sparsegpt_workspace(rows, mask_block));
   const spade::SparseGptTask<T> task = {rows,
                                         columns,
@@ -146,6 +149,7 @@ void sweeps(const spade::KernelTable<T>& table, int64_t rows, int64_t columns, i
                                         keep_zeros ? zeros.data() : nullptr,
                                         counts.data(),
                                         factor.data(),
+                                        of_inverse ? nullptr : sums.data(),
                                         weight.data(),
                                         losses.data(),
                                         workspace.data()};
@@ -183,10 +187,15 @@ void all(const spade::KernelTable<T>& table) {
   for (int64_t rows : {1, 2, 7, 16, 33}) {
     for (int64_t columns : {1, 3, 9, 17, 130, 260}) {
       for (int64_t mask_block : {1, 2, 9, 140, 300})
-        for (bool keep_zeros : {false, true})
-          sweeps(table, rows, columns, std::min(mask_block, columns), 0, 0, keep_zeros);
+        for (bool keep_zeros : {false, true}) {
+          sweeps(table, rows, columns, std::min(mask_block, columns), 0, 0, keep_zeros, true);
+          if (mask_block == 140 && columns > mask_block) continue;
+          sweeps(table, rows, columns, std::min(mask_block, columns), 0, 0, keep_zeros, false);
+        }
     }
-    for (bool keep_zeros : {false, true}) sweeps(table, rows, 136, 4, 2, 4, keep_zeros);
+    for (bool keep_zeros : {false, true}) {
+      for (bool of_inverse : {false, true}) sweeps(table, rows, 136, 4, 2, 4, keep_zeros, of_inverse);
+    }
   }
 }
 

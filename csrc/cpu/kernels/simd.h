@@ -51,7 +51,7 @@ SPADE_INLINE Vec<T> broadcast(T x) {
 }
 
 template <class I>
-SPADE_INLINE I round_up(I n, I multiple) {
+constexpr SPADE_INLINE I round_up(I n, I multiple) {
   return ceil_div(n, multiple) * multiple;
 }
 
@@ -97,7 +97,7 @@ struct Tile {
 
 // A row length of at least n whose rows start in different cache sets: an odd number of cache lines.
 template <class T>
-SPADE_INLINE int64_t padded_stride(int64_t n) {
+constexpr SPADE_INLINE int64_t padded_stride(int64_t n) {
   const int64_t line = 64 / sizeof(T);
   return (ceil_div(n, line) | 1) * line;
 }

@@ -1,8 +1,11 @@
-// The upper factor U of an inverse, UᵀU = (H + damp·I)⁻¹, without the inverse.
+// Factors of a matrix H + damp·I by Cholesky factorisation of its reversal. With J the reversal, J H J = VᵀV.
 //
-// With J the reversal and J H J = V ᵀV, U = J V⁻ᵀ J. Eliminating the rows of [J H J | I] panel by panel gives V on the
-// left and V⁻ᵀ, lower triangular, on the right, both by the same product; they share one square, the columns behind the
-// current panel being V's. V itself is needed in the current panel only. Work: 2C³/3 floating-point operations.
+// inverse_cholesky: the upper factor U = J V⁻ᵀ J of the inverse, UᵀU = (H + damp·I)⁻¹, without the inverse. Eliminating
+// the rows of [J H J | I] panel by panel gives V on the left and V⁻ᵀ, lower triangular, on the right, both by the same
+// product; they share one square, the columns behind the current panel being V's. V itself is needed in the current
+// panel only. Work: 2C³/3 floating-point operations.
+//
+// reverse_cholesky: the lower factor L = J V J of the matrix itself, LᵀL = H + damp·I, so that U = L⁻ᵀ. Half the work.
 #pragma once
 
 #include "cholesky.h"
@@ -17,7 +20,7 @@ namespace SPADE_ISA {
 constexpr int64_t kUpdateRows = 48;
 
 template <class T>
-int64_t inverse_cholesky_workspace(int64_t columns) {
+int64_t reversed_workspace(int64_t columns) {
   Arena<T> arena{nullptr};
   take_system(arena, columns);
   return arena.used;
@@ -25,7 +28,7 @@ int64_t inverse_cholesky_workspace(int64_t columns) {
 
 // The damped matrix in reversed order: its upper triangle, zeros below it and around it.
 template <class T>
-inline void load_reversed(const InverseCholeskyTask<T>& task, const CholeskySystem<T>& s, int64_t i) {
+inline void load_reversed(const ReversedTask<T>& task, const CholeskySystem<T>& s, int64_t i) {
   const int64_t n = task.columns;
   T* row = s.matrix + i * s.stride;
   const int64_t diagonal = smaller(i, n);
@@ -39,7 +42,7 @@ inline void load_reversed(const InverseCholeskyTask<T>& task, const CholeskySyst
 }
 
 template <class T>
-inline void store_reversed(const InverseCholeskyTask<T>& task, const CholeskySystem<T>& s, int64_t i) {
+inline void store_reversed(const ReversedTask<T>& task, const CholeskySystem<T>& s, int64_t i) {
   const int64_t n = task.columns;
   const T* source = s.matrix + (n - 1 - i) * s.stride;
   T* row = task.factor + i * n;
@@ -70,7 +73,7 @@ inline void solve_columns(const CholeskySystem<T>& s, int64_t p, int64_t end, in
 
 // Returns 0, or the order of the leading minor of the reversed matrix that is not positive definite.
 template <class T>
-int64_t inverse_cholesky(const InverseCholeskyTask<T>& task, const Parallel& parallel) {
+int64_t inverse_cholesky(const ReversedTask<T>& task, const Parallel& parallel) {
   Arena<T> arena{task.workspace};
   CholeskySystem<T> s = take_system(arena, task.columns);
   const int64_t n = task.columns;
@@ -92,6 +95,45 @@ int64_t inverse_cholesky(const InverseCholeskyTask<T>& task, const Parallel& par
   for_chunks(parallel, 0, n, kUpdateRows, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) store_reversed(task, s, i);
   });
+  return 0;
+}
+
+// The same return value.
+template <class T>
+int64_t reverse_cholesky(const ReversedTask<T>& task, const Parallel& parallel) {
+  Arena<T> arena{task.workspace};
+  CholeskySystem<T> s = take_system(arena, task.columns);
+  const int64_t n = task.columns;
+  const int64_t depth = s.panel.depth;
+  for_chunks(parallel, 0, round_up<int64_t>(n, Tile<T>::rows), kUpdateRows, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) load_reversed(task, s, i);
+    for (int64_t i = first; i < smaller(n, last); ++i) {
+      for (int64_t j = i + 1; j < n; ++j) task.factor[i * n + j] = T(0);
+    }
+  });
+  for (int64_t p = 0; p < n; p += depth) {
+    s.panel.depth = smaller(depth, n - p);
+    const int64_t end = p + s.panel.depth;
+    const int64_t failed = factor_diagonal(s.panel, s.matrix, s.stride, p);
+    if (failed >= 0) return p + failed + 1;
+    // Row p + i of V, from column `first` on, is a part of a row of L from its end on.
+    auto store_row = [&](const T* v, int64_t i, int64_t first, int64_t width) {
+      T* row = task.factor + (n - 1 - p - i) * n + n - 1 - first;
+      for (int64_t j = 0; j < width; ++j) row[-j] = v[j];
+    };
+    for (int64_t i = 0; i < s.panel.depth; ++i) {
+      store_row(s.panel.block + i * (s.panel.stride + 1), i, p + i, s.panel.depth - i);
+    }
+    for_chunks(parallel, end, n, kStripColumns, [&](int64_t first, int64_t last) {
+      solve_columns(s, p, end, first);
+      for (int64_t i = 0; i < s.panel.depth; ++i) {
+        store_row(s.panel.at(first) + i * kStripColumns, i, first, last - first);
+      }
+    });
+    for_chunks(parallel, end, n, kUpdateRows, [&](int64_t first, int64_t last) {
+      update_trailing(s.panel, first, last, first / Tile<T>::cols * Tile<T>::cols, n, s.matrix, s.stride);
+    });
+  }
   return 0;
 }
 
