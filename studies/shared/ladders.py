@@ -102,7 +102,7 @@ def make_ladders(
                 for kind in sorted(kinds, key=lambda kind: kind in SOLVERS):  # the solver frees the Gram matrix
                     begin = time.perf_counter()
                     if kind in SOLVERS:
-                        ladder = solve_ladders(session, layer, calibrations, LEVELS).ladders[0]
+                        ladder = solve_ladders(session, session.gather(layer, calibrations), LEVELS).ladders[0]
                     else:
                         ladder = control_ladder(kind, layer, network.module, name, gram)
                     found[kind].ladders[layer.name] = ladder
