@@ -111,7 +111,7 @@ class GramCollector(TorchDispatchMode):
         # of weights stay here until another one gets the address of their memory.
         self._tracked: dict[int, list[_Tracked | _Watched]] = defaultdict(list)
         self._sums = WeightSums(model) if any(layer.bare for layer in layers) else None
-        # Vectors, such as [C, 1, 1], that are not matrices but scales, as of a norm: they are no layers.
+        # Vectors, such as [C, 1, 1], that are not matrices but scales, as of a norm, are not layers.
         self._vectors = {layer.name for layer in layers if layer.bare and sum(size > 1 for size in layer.shape) < 2}
         self._scales: set[str] = set()
         self._dtypes: dict[str, torch.dtype] = {}  # of Gram matrices
