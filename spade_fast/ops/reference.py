@@ -5,7 +5,7 @@ no blocking, no shared work.
 
 Inputs of any floating-point dtype are converted to float64, and results are float64. Columns of a convolution are
 ordered (kh, kw, in-channel). Among equal scores the lowest index is removed first. Shapes are written as in
-:mod:`spade_fast.ops.functions`.
+:mod:`spade_fast.ops.functions` and :mod:`spade_fast.ops.factors`.
 """
 
 from __future__ import annotations

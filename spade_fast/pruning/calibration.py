@@ -39,7 +39,7 @@ class Calibration:
     layers : dict of Layer
         The layers with Gram matrices, by name. A bare parameter is here what it was used as.
     unreached
-        Layers that the network did not use; bare parameters are no layers then.
+        Layers that the network did not use; bare parameters do not count as layers then.
     unsupported
         Layers whose weight was used (possibly among other uses) by an operation other than a convolution or matrix
         product with the whole weight, with the reason. They have no Gram matrix.

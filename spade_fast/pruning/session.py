@@ -79,7 +79,7 @@ class Part:
 class Gathered:
     """A layer, what of it is solved together, and for each sample that is left out, why it cannot be pruned.
 
-    Samples that do not use a bare parameter are neither in a part nor left out: it is no layer of theirs.
+    Samples that do not use a bare parameter are neither in a part nor left out: for them it is not a layer.
     """
 
     layer: Layer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-attr = pytest.importorskip("captum.attr")
+attr = pytest.importorskip("captum.attr", reason="needs captum")
 
 from spade_fast._util.errors import UserError  # noqa: E402
 from spade_fast.attribution import LRP, GradCam, LayerCam, Spade, prepare_for_attribution  # noqa: E402

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-pytest.importorskip("captum")
+pytest.importorskip("captum", reason="needs captum")
 
 from captum.attr import LayerGradCam
 
