@@ -120,7 +120,9 @@ def reverse_cholesky(hessian: Tensor, damp: float | Tensor = 0.0) -> tuple[Tenso
     """
     upper, info = inverse_cholesky(hessian, damp)
     factor = torch.full_like(upper, math.nan)
-    factor[info == 0] = torch.linalg.inv(upper[info == 0]).mT.tril()
+    identity = torch.eye(upper.shape[2], dtype=upper.dtype, device=upper.device)
+    for each in (info == 0).nonzero().flatten():
+        factor[each] = torch.linalg.solve_triangular(upper[each], identity, upper=True).mT
     return factor, info
 
 
@@ -298,7 +300,8 @@ def sparsegpt(
     columns = weight.shape[2]
     for b in range(weight.shape[0]):
         w, u = result[b], factor[b].double()
-        u = u if of_inverse else torch.linalg.inv(u).mT
+        if not of_inverse:
+            u = torch.linalg.solve_triangular(u, torch.eye(len(u), dtype=u.dtype, device=u.device), upper=False).mT
         zeros = (w == 0) & keep_zeros
         scale = u.diagonal()
         for index, start in enumerate(range(0, columns, mask_block)):
