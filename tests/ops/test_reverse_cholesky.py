@@ -28,12 +28,17 @@ def test_float64(backend, columns, damp):
 
 @on_each_level
 @pytest.mark.parametrize("seed", range(3))
-def test_float32_is_as_good_as_torch(seed, backend):
+def test_float32_is_as_good_as_elimination_column_by_column(seed, backend):
+    """torch.linalg.cholesky is no measure: its error depends on the number of threads."""
     _, hessian, _ = random_problem(1, 1, 200, seed=seed, damp=1e-2)
     exact = hessian.double()
-    theirs = torch.linalg.cholesky(hessian).double()
+    plain = hessian[0].clone()
+    for k in range(200):
+        plain[k:, k] /= plain[k, k].sqrt()
+        plain[k + 1 :, k + 1 :] -= torch.outer(plain[k + 1 :, k], plain[k + 1 :, k])
+    plain = plain.tril().double()
     factor = ops.reverse_cholesky(hessian)[0].double()
-    assert (factor.mT @ factor - exact).abs().max() <= 2 * (theirs @ theirs.mT - exact).abs().max()
+    assert (factor.mT @ factor - exact).abs().max() <= (plain @ plain.mT - exact).abs().max()
 
 
 @on_each_level
