@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 from spade_fast import ops
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
 from spade_fast._util.modes import undisturbed, without_autocast
+from spade_fast._util.nested import moved_to, tensors_in
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.ranges import stage
 from spade_fast.pruning.computed_weights import held_constant
 from spade_fast.pruning.gram_collector import GramCollector, gram_dtype
 from spade_fast.pruning.layers import Layer
 
-Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 Batches = Tensor | Iterable[Batch]
 
 
@@ -80,7 +83,8 @@ def calibrate(
         The dense model.
     batches
         Images ``[N, C, H, W]``, or an iterable of batches: tensors, sequences of positional arguments or mappings of
-        keyword arguments of the model. They are moved to the model's device; the first dimension counts images.
+        keyword arguments of the model, which may hold tensors at any depth. They are moved to the model's device. The
+        first dimension of the first tensor counts images; if that is in a list, the list does.
     layers
         Layers of the model (:func:`spade_fast.pruning.layers.find_layers`).
     watched : dict of Tensor
@@ -195,22 +199,17 @@ def _checked(batch: Batch, index: int, device: torch.device) -> Batch:
     if not isinstance(batch, (Tensor, Mapping, list, tuple)):
         given = type(batch).__name__
         raise InvalidTypeError(f"batch {index} must be a tensor or a list, tuple or mapping of tensors, got {given}")
-    first = next((value for value in _values(batch) if isinstance(value, Tensor)), None)
-    if first is None:
+    if not isinstance(batch, Tensor):
+        batch = dict(batch) if isinstance(batch, Mapping) else list(batch)
+    tensors = tensors_in(batch)
+    if not tensors:
         raise InvalidTypeError(f"batch {index} contains no tensor")
+    first = tensors[0]
     if first.dim() == 0:
         raise InvalidValueError(f"batch {index} has a tensor without dimensions; the first dimension must count images")
     if first.is_floating_point() and not bool(torch.isfinite(first).all()):
         raise InvalidValueError(f"batch {index} has NaN or infinite values")
-
-    def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: moved(value) for key, value in batch.items()}
-    return [moved(value) for value in batch]
+    return moved_to(device, batch)
 
 
 def _channels_last(batch: Batch) -> Batch:
@@ -220,19 +219,16 @@ def _channels_last(batch: Batch) -> Batch:
         is_image = isinstance(value, Tensor) and value.dim() == 4
         return value.contiguous(memory_format=torch.channels_last) if is_image else value
 
-    if isinstance(batch, Tensor):
-        return convert(batch)
-    if isinstance(batch, Mapping):
-        return {key: convert(value) for key, value in batch.items()}
-    return [convert(value) for value in batch]
-
-
-def _values(batch: Batch) -> Iterable[Any]:
-    return [batch] if isinstance(batch, Tensor) else batch.values() if isinstance(batch, Mapping) else batch
+    converted: Batch = tree_map(convert, batch)
+    return converted
 
 
 def _images(batch: Batch) -> int:
-    return next(int(value.shape[0]) for value in _values(batch) if isinstance(value, Tensor))
+    values = [batch] if isinstance(batch, Tensor) else batch.values() if isinstance(batch, Mapping) else batch
+    first = next(value for value in values if tensors_in(value))
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
+    return len(first if isinstance(first, list) else tensors_in(first)[0])
 
 
 def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -> None:
@@ -247,7 +243,7 @@ def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if collector.collecting or is_out_of_memory(error):
             raise
-        tensors = [value for value in _values(batch) if isinstance(value, Tensor)]
+        tensors = tensors_in(batch)
         given = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors)
         expected = next(model.parameters()).dtype
         wrong_type = any(value.is_floating_point() and value.dtype != expected for value in tensors)

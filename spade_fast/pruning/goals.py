@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from spade_fast._util.errors import AssumptionWarning, InvalidTypeError, InvalidValueError, UserError
+from spade_fast._util.nested import moved_to, tensors_in
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast.pruning.calibration import device_of
 from spade_fast.pruning.decision import probabilities, repeatable
@@ -174,8 +174,7 @@ def checked_run(inputs: Any) -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        tensors = [one for one in tree_leaves(inputs) if isinstance(one, Tensor)]
-        given = ", ".join(f"{one.dtype} {list(one.shape)}" for one in tensors)
+        given = ", ".join(f"{one.dtype} {list(one.shape)}" for one in tensors_in(inputs))
         raise InvalidValueError(f"the model cannot run inputs ({given}): {error}") from error
 
 
@@ -193,15 +192,11 @@ def split_inputs(inputs: Any, model: nn.Module) -> tuple[tuple[Any, ...], dict[s
         args = (inputs,)
     elif isinstance(inputs, Mapping):
         kwargs = dict(inputs)
-    elif isinstance(inputs, (list, tuple)) and any(isinstance(one, Tensor) for one in inputs):
+    elif isinstance(inputs, (list, tuple)) and tensors_in(inputs):
         args = tuple(inputs)
     else:
         raise InvalidTypeError(
             "inputs must be the sample as the model takes it: a tensor, a list of its arguments or a mapping of its "
             f"keyword arguments, got {type(inputs).__name__}"
         )
-    device = device_of(model)
-    moved: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(
-        lambda one: one.to(device) if isinstance(one, Tensor) else one, (args, kwargs)
-    )
-    return moved
+    return moved_to(device_of(model), (args, kwargs))

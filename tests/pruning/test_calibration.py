@@ -541,6 +541,40 @@ def test_bad_data_is_named():
             calibrate(model, batches, layers)
 
 
+def test_tensors_may_be_nested():
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, images: list[Tensor], more: dict[str, list[Tensor]] | None = None) -> list[Tensor]:
+            assert type(images) is list
+            return [self.linear(image) for image in [*images, *(more or {"images": []})["images"]]]
+
+    images = [torch.randn(n, 3) for n in (4, 5)]
+    model, layers = Detector(), find_layers(Detector())[0]
+    for batch in ([images], {"images": images}):
+        found = calibrate(model, [batch, batch], layers)
+        assert found.images == 4
+        assert_close(found.grams["linear"], 2 * linear_gram(torch.cat(images)))
+    found = calibrate(model, [(images[:1], {"images": images[1:]})], layers)
+    assert_close(found.grams["linear"], linear_gram(torch.cat(images)))
+    bad = torch.full((2, 3), math.nan)
+    with pytest.raises(ValueError, match="batch 0 has NaN"):
+        calibrate(model, [[[bad]]], layers)
+    with pytest.raises(ValueError, match=r"cannot run batch 0 \(torch.float32 \[2, 4\]\)"):
+        calibrate(model, [[[torch.zeros(2, 4)]]], layers)
+
+
+def test_packed_sequences():
+    model = nn.LSTM(3, 4)
+    whole = [torch.randn(n, 3) for n in (5, 2)]
+    packed = nn.utils.rnn.pack_sequence(whole)
+    found = calibrate(model, [[packed]], find_layers(model)[0])
+    assert found.images == 2
+    assert_close(found.grams["weight_ih_l0"], linear_gram(torch.cat(whole)))
+
+
 def test_further_arguments_may_be_numbers_and_infinite_masks():
     class Masked(nn.Module):
         def __init__(self) -> None:
