@@ -66,9 +66,10 @@ bench: build  ## time each op in about ten minutes: one table, out/benchmarks.js
 	@mkdir -p out
 	$(BENCH) -m "not slow"
 
-bench-all: build  ## also the cases that take minutes: whole published pipelines, 1024 augmentations, large layers
+bench-all: build  ## also what takes minutes: whole published pipelines, 1024 augmentations, large layers, whole traces
 	@mkdir -p out
 	$(BENCH)
+	$(BIN)/python benchmarks/whole_traces.py measure
 
 bench-compare: build  ## fail if out/benchmarks.json is slower than the saved run BASE by more than the noise
 	$(BIN)/python benchmarks/compare.py $(BASE) out/benchmarks.json
@@ -81,7 +82,7 @@ bench-batch: build  ## throughput, overhead and memory of batches, in about a qu
 	$(BIN)/python benchmarks/batch.py measure
 	$(BIN)/python benchmarks/batch.py report
 
-bench-traces: build  ## whole FastSPADE traces of three networks beside the published ones: benchmarks/results/whole_traces.md
+bench-traces: build  ## whole traces of three networks beside the published ones: benchmarks/results/whole_traces.md
 	$(BIN)/python benchmarks/whole_traces.py measure
 
 bench-pictures: build  ## feature visualisation beside Horama, in ten minutes: benchmarks/results/visualization.md

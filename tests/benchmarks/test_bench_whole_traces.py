@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -31,9 +32,21 @@ def test_a_row(whole_traces):
         }
         for slower in (1, 1, 5)
     ]
-    found = {"layers": 7, "weights": 3 << 20, "peak": 9 << 20, "rounds": rounds}
+    found = {"date": "2026-11-30", "layers": 7, "weights": 3 << 20, "peak": 9 << 20, "rounds": rounds}
     row = whole_traces._row(found, {"float32": 7})
-    assert row == ["7", "20.0", "4.0", "5.0 (7)", "2.0", "10.0", "3.0", "1.0", "0.5", "2.0 (1.5)", "25%", "9", "3"]
+    expected = ["7", "20.0", "4.0", "5.0 (7)", "2.0", "10.0", "3.0", "1.0", "0.5", "2.0 (1.5)", "25%", "9", "3"]
+    assert row == ["2026-11-30", *expected]
+
+
+def test_the_exact_run_has_a_line(whole_traces, monkeypatch, tmp_path):
+    monkeypatch.setattr(whole_traces, "RESULTS", tmp_path)
+    stages = {"forward": 4.0, "gram": 0.4, "solve": 150.0}
+    exact = {"date": "2026-11-30", "layers": 53, "peak": 3 << 20, **one(300.0, 155.0, **stages)}
+    stored = {"networks": {}, "exact": exact, "machine": {"cpu": "A", "versions": {"torch": "2"}}}
+    (tmp_path / "whole_traces.json").write_text(json.dumps(stored))
+    whole_traces.report()
+    text = (tmp_path / "whole_traces.md").read_text()
+    assert "155 seconds of the clock (goal: 210), 300 of the processor (forward 4 s, solve 150 s), 3 MB" in text
 
 
 def test_layers_are_those_that_the_published_hooks_see(whole_traces):
