@@ -124,11 +124,13 @@ class GramCollector(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Subclasses such as nested tensors call ops on the tensors that they hold.
-        if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
+        if types and any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
             return NotImplemented
         kwargs = kwargs or {}
-        tensors = list(_tensors((*args, *kwargs.values())))
+        tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
+        if not found and self._sums is None:
+            return func(*args, **kwargs)
         if isinstance(func, HigherOrderOperator):
             for tracked, _ in found:
                 if isinstance(tracked, _Tracked):
@@ -146,7 +148,8 @@ class GramCollector(TorchDispatchMode):
         if len(uses) < len(found) and not func.is_view and func.overloadpacket not in _BIAS_USES:
             self._note([tracked for tracked, _ in found if isinstance(tracked, _Watched)])
         followed = uses or (self._sums is not None and self._sums.among(tensors))
-        if followed and not any(one.is_nested for one in tensors):  # which have functions of their own
+        whole = func.overloadpacket in _PRODUCTS_AND_CONVOLUTIONS
+        if followed and not whole and not any(one.is_nested for one in tensors):  # which have functions of their own
             # In inference mode composite functions arrive here undecomposed.
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -165,8 +168,7 @@ class GramCollector(TorchDispatchMode):
             self.seconds += time.perf_counter() - start
         if self._sums is not None:
             terms = dict.fromkeys(added, func.overloadpacket)
-            product = func.overloadpacket in _PRODUCTS_AND_CONVOLUTIONS
-            for name, function in self._sums.follow(tensors, _tensors([result]), terms, product).items():
+            for name, function in self._sums.follow(tensors, _tensors([result]), terms, whole).items():
                 self._refuse(name, function)
         return result
 
@@ -241,12 +243,12 @@ class GramCollector(TorchDispatchMode):
         self._track(_Tracked(tracked.layer, copies, chosen=numbers + tracked.first))
         return True
 
-    def _overlapping(self, tensor: Tensor) -> list[_Tracked | _Watched]:
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
-            return []
+    def _overlapping(self, tensor: Tensor) -> Sequence[_Tracked | _Watched]:
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.numel() == 0:
+            return ()
         candidates = self._tracked.get(tensor.untyped_storage().data_ptr())
         if not candidates:
-            return []
+            return ()
         start, stop = _extent(tensor)
         return [one for one in candidates if one.extent[0] < stop and start < one.extent[1] and not one.freed]
 
@@ -388,9 +390,11 @@ def _convolution_call(layer: Layer, weight: Tensor, kernel: Tensor, args: Sequen
     return ConvolutionCall(x, sizes, each(stride), each(padding), each(dilation), transposed, each(output_padding))
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            found += _tensors(value)
+    return found
