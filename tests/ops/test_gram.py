@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,6 +229,31 @@ def test_what_lies_beside_the_channels_does_not_leak(backend: str) -> None:
         x[..., 32 : 32 + channels] = 1
         gram = ops.gram_linear_(torch.zeros(1, channels, channels), x[..., 32 : 32 + channels])
         assert torch.equal(gram.triu(), torch.full_like(gram, 40).triu())
+
+
+BESIDE = """
+import ctypes, mmap, torch
+from spade_fast import ops
+
+values = 2 * 32 * 28 * 28  # whole pages of float32
+memory = mmap.mmap(-1, 4 * values + mmap.PAGESIZE)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+library = ctypes.CDLL(None)
+assert not library.mprotect(ctypes.c_void_p(start + 4 * values), ctypes.c_size_t(mmap.PAGESIZE), 0)
+x = torch.frombuffer((ctypes.c_float * values).from_address(start), dtype=torch.float32)
+for level in ops.simd_levels():
+    ops.set_simd_level(level)
+    for kernel in (1, 3):
+        gram = torch.zeros(1, 1, 32 * kernel**2, 32 * kernel**2)
+        ops.gram_conv2d_(gram, x.view(2, 32, 28, 28), (kernel, kernel), padding=(kernel // 2, kernel // 2))
+    ops.gram_linear_(torch.zeros(1, 32, 32), x.view(1, 32, 1568).transpose(1, 2))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+def test_nothing_is_read_beside_the_inputs() -> None:
+    run = subprocess.run([sys.executable, "-c", BESIDE], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_mirror(device: str) -> None:

@@ -37,7 +37,8 @@ struct Batch {
     values.resize(last + 1);
     for (T& value : values) value = static_cast<T>(normal(generator));
     values.shrink_to_fit();
-    source = {values.data(), image, line, column, channel};
+    const int64_t partner = last + 1;  // means nothing where values are not in pairs
+    source = {values.data(), image, line, column, channel, partner};
   }
 
   double at(int64_t image, int64_t channel, int64_t y, int64_t x) const {

@@ -4,6 +4,7 @@
 // rows that exist for a chunk of outputs at a time; for first layers, whose few channels would fill no tile. Depthwise:
 // groups of few channels, one group per lane.
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "../../common/ceil_div.h"
@@ -68,12 +69,13 @@ Method choose(const GramProblem<T, Source>& p, const Kernels& in_use) {
   return blocks <= im2col ? Method::kBlocks : Method::kIm2col;
 }
 
-// Fills in where the memory of the images ends.
+// Fills in where the memory of the images ends. Only pairs have partners.
 template <class T, class V>
 void set_end(GramProblem<T, GramSource<V>>& p) {
   GramSource<V>& s = p.source;
+  const int64_t partner = std::is_same_v<T, V> ? 0 : s.partner;
   s.end = s.data + (p.samples - 1) * p.sample + (p.images - 1) * s.image + (p.groups * p.channels - 1) * s.channel +
-          (p.rows.size - 1) * s.line + (p.columns.size - 1) * s.column + s.partner + 1;
+          (p.rows.size - 1) * s.line + (p.columns.size - 1) * s.column + partner + 1;
 }
 
 template <class T>
