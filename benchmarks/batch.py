@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from measuring import THREADS, best, machine
 
-from spade_fast._util.malloc import keep_freed_memory
 from spade_fast.batch import Results, Summary, run
 from spade_fast.batch.index import TIMED_STAGES
 from spade_fast.inputs.networks import LoadedModel, load_model
+from spade_fast.ops.memory import keep_freed_memory
 from spade_fast.pruning.layers import find_layers
 
 RESULTS = Path(__file__).parent / "results"
@@ -288,8 +288,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("step", choices=["measure", "report"])
     torch.set_num_threads(THREADS)
-    keep_freed_memory()
-    {"measure": measure, "report": report}[parser.parse_args().step]()
+    with keep_freed_memory():
+        {"measure": measure, "report": report}[parser.parse_args().step]()
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/allocator.h"
 #include "cpu/runtime/dispatch.h"
+#include "cpu/runtime/kept_memory.h"
 
 #define SPADE_STRING_(x) #x
 #define SPADE_STRING(x) SPADE_STRING_(x)
 
 namespace py = pybind11;
 
-// Free-threaded Python keeps its lock off: the choice of the instruction set, the only state, is atomic.
+// Free-threaded Python keeps its lock off: the choice of the instruction set is atomic, kept memory has its own lock.
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Build information and settings of spade_fast.";
   m.def(
@@ -37,4 +39,16 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("set_simd_level", &spade::set_simd_level, py::arg("name"),
         "Chooses the instruction set of the calls that begin from now on; ValueError for one that is not among "
         "simd_levels().");
+  m.def("begin_keeping_memory", &spade::begin_keeping_memory,
+        "Begins a section in which large freed blocks of CPU tensors are kept for the next ones.");
+  m.def(
+      "end_keeping_memory", [] { spade::KeptMemory::instance().end(); },
+      "Ends one; the last gives all kept memory back.");
+  m.def(
+      "kept_memory",
+      [] {
+        const auto [used, kept] = spade::KeptMemory::instance().bytes();
+        return py::make_tuple(spade::is_allocator_replaced(), used, kept);
+      },
+      "Whether torch's CPU allocator is replaced, and bytes of large blocks in use and kept.");
 }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from spade_fast.inputs.networks import LoadedModel
+from spade_fast.ops._native import _C
 from spade_fast.pruning import ladders
 
 FOLDER = "SPADE_FAST_TEST_FOLDER"
@@ -24,7 +25,7 @@ def loaded() -> LoadedModel:
     """A convolution and a linear layer.
 
     Solving waits while there is a file ``gate``, and notes who waits. The process that finds a file ``broken`` takes it
-    away and fails from then on.
+    away and fails from then on. There is a file ``kept`` if a process solved while it kept freed memory.
     """
     ladders.solve_sparsities = _watched
     torch.manual_seed(0)
@@ -45,6 +46,8 @@ def _watched(*arguments: Any, **options: Any) -> Any:
     if options["layer"].name == "2":  # once for each sample
         with (folder / "solved").open("a") as file:
             file.write(f"{len(options['hessians'])}\n")
+    if _C.kept_memory()[0]:
+        (folder / "kept").touch()
     if (folder / "gate").exists():
         (folder / f"waiting-{os.getpid()}").touch()
         while (folder / "gate").exists():

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from spade_fast._util.malloc import keep_freed_memory
 from spade_fast.batch.job import Job, not_sendable
 from spade_fast.batch.schedule import POLL, WorkerDied
 from spade_fast.batch.worker import DeviceError, Outcome, Worker, error_line
+from spade_fast.ops.memory import keep_freed_memory
 
 _END = 5.0  # seconds that a process is given to end
 _JOB, _IDLE = "job", "idle"  # what a worker asks for: its job; a task
@@ -106,7 +106,6 @@ def _work(number: int, connection: Connection) -> None:
     """Ask for the job, then for one task after another, and send their outcomes; or an error that ends the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    keep_freed_memory()
     try:
         connection.send(_JOB)
         job, samples_per_solve = connection.recv()
@@ -114,10 +113,11 @@ def _work(number: int, connection: Connection) -> None:
             _use_gpu(number)
         torch.set_num_threads(job.facts["threads"])
         worker = Worker(job, samples_per_solve)
-        while True:
-            connection.send(_IDLE)
-            for outcome in worker.run(connection.recv()):
-                connection.send(outcome)
+        with keep_freed_memory():
+            while True:
+                connection.send(_IDLE)
+                for outcome in worker.run(connection.recv()):
+                    connection.send(outcome)
     except EOFError:
         pass  # the parent has ended
     except Exception as error:

@@ -12,18 +12,18 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import torch
 
 from spade_fast._util.errors import ClusterError, InvalidValueError
 from spade_fast._util.extras import extra_for
-from spade_fast._util.malloc import keep_freed_memory
 from spade_fast.batch.job import Job, not_sendable
 from spade_fast.batch.schedule import POLL, WorkerDied
 from spade_fast.batch.worker import DeviceError, Outcome, Worker
 from spade_fast.inputs.networks import LoadedModel
+from spade_fast.ops.memory import keep_freed_memory
 
 _LOOPBACK = "127.0.0.1"
 # If this is 0 when Ray is imported, a cluster that Ray starts is limited to this machine; also on Linux.
@@ -302,10 +302,11 @@ class _Actor:
 
     def __init__(self, job: Job, samples_per_solve: int) -> None:
         self._job, self._samples_per_solve = job, samples_per_solve
+        self._memory = ExitStack()
 
     def begin(self) -> Iterator[Outcome]:
         """Load the network."""
-        keep_freed_memory()
+        self._memory.enter_context(keep_freed_memory())  # until the process ends
         torch.set_num_threads(self._job.facts["threads"])
         self._worker = Worker(self._job, self._samples_per_solve)
         yield from ()

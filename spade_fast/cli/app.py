@@ -12,7 +12,6 @@ from spade_fast._util.checks import check_names
 from spade_fast._util.errors import InvalidValueError
 from spade_fast._util.extras import extra_for
 from spade_fast._util.files import reading
-from spade_fast._util.malloc import keep_freed_memory
 from spade_fast._util.text import listed
 from spade_fast._util.versions import library_version
 from spade_fast.cli.batch_command import add_batch_commands
@@ -20,6 +19,7 @@ from spade_fast.cli.drawings import Drawing
 from spade_fast.cli.options import command, number, pruning_options, show_tracebacks, split, stderr, stdout, warn
 from spade_fast.cli.progress import showing_progress
 from spade_fast.inputs.setup import Setup
+from spade_fast.ops.memory import keep_freed_memory
 from spade_fast.pruning.config import AUTO, SOLVERS, PruneConfig
 from spade_fast.pruning.tuning import SHARES_KEPT, SPARSITIES
 
@@ -335,9 +335,9 @@ def doctor_command() -> None:
 
 def run_command_line() -> None:
     """Run the application with the arguments of this process."""
-    keep_freed_memory()
     sys.path.append(os.getcwd())  # so that module:callable finds modules in the current folder
-    app(prog_name="spade-fast")
+    with keep_freed_memory():
+        app(prog_name="spade-fast")
 
 
 def _refuse_pruning(config: PruneConfig, setup: Setup) -> None:

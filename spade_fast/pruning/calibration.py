@@ -19,6 +19,7 @@ from spade_fast._util.modes import undisturbed, without_autocast
 from spade_fast._util.nested import moved_to, tensors_in
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.ranges import stage
+from spade_fast.ops.memory import keep_freed_memory
 from spade_fast.pruning.computed_weights import held_constant
 from spade_fast.pruning.gram_collector import GramCollector, gram_dtype
 from spade_fast.pruning.layers import Layer
@@ -110,7 +111,7 @@ def calibrate(
     augmenting = forward = 0.0
     images = 0
     computed = [one for layer in layers if (one := layer.computed(model)) is not None]
-    with undisturbed(model), held_constant(computed):
+    with keep_freed_memory(), undisturbed(model), held_constant(computed):
         collector = GramCollector(model, layers, watched or {}, memory_limit)
         mark = time.perf_counter()
         for index, given in enumerate(_awaited(split_batches(batches))):

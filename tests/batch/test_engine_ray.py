@@ -190,7 +190,7 @@ def test_killed_workers_are_replaced_and_bad_samples_recorded(photos, gate, clus
     out = tmp_path / "out"
     summary = run_small(tmp_path / "photos", out, MODEL, engine="ray", workers=2, samples_per_solve=2, pack=3)
     killer.join()
-    assert summary.finished == 6 and sorted(summary.failed) == ["cut.png", "empty.png"]
+    assert summary.finished == 6 and sorted(summary.failed) == ["cut.png", "empty.png"] and (gate / "kept").exists()
     assert contents(out) == expected and no_leftovers(out) and not list(out.glob("traces/*"))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Annotated
 
@@ -13,7 +15,7 @@ typer = pytest.importorskip("typer")
 from typer.testing import CliRunner  # noqa: E402
 
 from spade_fast import InvalidValueError, PruneConfig  # noqa: E402
-from spade_fast.cli.app import app  # noqa: E402
+from spade_fast.cli.app import app, run_command_line  # noqa: E402
 from spade_fast.cli.options import command, pruning_options, setup_options  # noqa: E402
 from spade_fast.inputs.setup import Setup  # noqa: E402
 
@@ -76,3 +78,19 @@ def test_traceback_on_request():
 def test_paths_that_the_system_refuses_are_one_line(command):
     result = CliRunner().invoke(app, [command, 300 * "x"])
     assert result.exit_code == 2 and "File name too long" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_commands_keep_freed_memory(monkeypatch):
+    seen = []
+
+    @contextmanager
+    def kept():
+        seen.append("begin")
+        yield
+        seen.append("end")
+
+    monkeypatch.setattr("spade_fast.cli.app.keep_freed_memory", kept)
+    monkeypatch.setattr("spade_fast.cli.app.app", lambda prog_name: seen.append(prog_name))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    run_command_line()
+    assert seen == ["begin", "spade-fast", "end"]

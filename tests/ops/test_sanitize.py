@@ -20,7 +20,11 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None or not CPU.exists(),
 
 
 # program: sources in csrc beside the kernels
-SANITIZED = {"kernels": [], "gram": ["cpu/gram/method.cpp", "common/gram_plan.cpp"]}
+SANITIZED = {
+    "kernels": [],
+    "gram": ["cpu/gram/method.cpp", "common/gram_plan.cpp", "cpu/runtime/kept_memory.cpp", "cpu/runtime/page_heap.cpp"],
+    "page_heap": ["cpu/runtime/page_heap.cpp"],
+}
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ class Allocator : public c10::Allocator {
 
 [[maybe_unused]] const bool installed = [] {
   static Allocator allocator;
-  c10::SetCPUAllocator(&allocator, /*priority=*/100);
+  c10::SetCPUAllocator(&allocator);
   return true;
 }();
 
