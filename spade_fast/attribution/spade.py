@@ -36,7 +36,7 @@ from spade_fast.pruning.config import AUTO, PruneConfig, PruneOptions, Sparsity
 from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.exchange import weights_held
 from spade_fast.pruning.goals import NOISY_COPIES, Goal, Score, naming, sample_goal
-from spade_fast.pruning.session import Session
+from spade_fast.pruning.session import Session, compiled_network
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import traces_by_level
 from spade_fast.targets.class_names import class_names_of
@@ -95,7 +95,7 @@ class Spade(Attribution):
     model : nn.Module, optional
         The network, if the method was built on a function that calls it. Batches then have all arguments of the
         network itself.
-    keep, solver, layers, block, damping, precision, memory_limit, seed, strict
+    keep, solver, layers, block, damping, precision, compile, memory_limit, seed, strict
         The other fields of `PruneConfig`; the default of `seed` is the augmenter's seed. With several shares in `keep`
         or several draws each sample has several traces, and the result is the mean of their attributions, each first
         divided by the sum of its absolute values.
@@ -241,7 +241,9 @@ class Spade(Attribution):
                 "a mean over several traces has no convergence delta: ask for one keep and one draw"
             )
         self.traces, self._lost = [], []
+        self._compiled = compiled_network(self.config)  # for the samples of this call
         with ExitStack() as stack:
+            stack.callback(setattr, self, "_compiled", None)
             for network in networks_of(self.model, self.attribution_method):
                 stack.enter_context(evaluation_mode(network))
             with weights_held(self.model):
@@ -316,7 +318,7 @@ class Spade(Attribution):
     def _trace(
         self, batches: Sequence[Batches], names: Sequence[str], goals: Sequence[Goal | None]
     ) -> list[list[Trace]]:
-        session = Session(self.model, self.config, self.progress)
+        session = Session(self.model, self.config, self.progress, self._compiled)
         traces = traces_by_level(session, batches, names, goals)
         session.warn()
         return traces

@@ -148,7 +148,7 @@ def run(
         Check everything, but write and do nothing.
     progress
         Called with the summary so far, at the start and after each sample.
-    keep, solver, layers, block, damping, precision, memory_limit, seed, strict
+    keep, solver, layers, block, damping, precision, compile, memory_limit, seed, strict
         The other fields of `spade_fast.PruneConfig`; `seed`, of the augmentations, is 0 by default.
 
     Returns

@@ -35,7 +35,7 @@ from spade_fast.pruning.calibration import draw_id
 from spade_fast.pruning.config import AUTO
 from spade_fast.pruning.decision import Decision
 from spade_fast.pruning.goals import Goal, output_score, sample_goal
-from spade_fast.pruning.session import Session
+from spade_fast.pruning.session import Session, compiled_network
 from spade_fast.pruning.traces import Trace
 from spade_fast.pruning.tracing import traces_by_level
 from spade_fast.targets.target import Target
@@ -114,6 +114,7 @@ class Worker:
             self.model, self.module = model, model.module.to(job.facts["device"])
         self._augmenter = make_augmenter(job, model)
         self._asked = job.target
+        self._compiled = compiled_network(job.config)
         self._prepared = False
 
     def run(self, indices: Sequence[int]) -> Iterator[Outcome]:
@@ -228,7 +229,7 @@ class Worker:
                     data.append(self._augmenter(sample.image.to(self.job.facts["device"]), name))
                 sample.warnings += [warning for warning in noted if warning not in sample.warnings]
             # Its fallbacks are in the reports of the layers and in `Trace.auto`.
-            session = Session(self.module, config, None)
+            session = Session(self.module, config, None, self._compiled)
             for found, levels in zip(traces, traces_by_level(session, data, ids, goals), strict=True):
                 found += levels
         return traces

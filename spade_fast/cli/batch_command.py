@@ -68,6 +68,14 @@ def batch_command(
             help="Draws of calibration images per sample: maps are means over all draws and shares in --keep."
         ),
     ] = 1,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Calibrate with the network compiled by torch.compile: takes a minute per worker, so it pays only for "
+            "many samples of some networks; needs a C++ compiler. Affects the last bits of results.",
+        ),
+    ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads per worker; affects the last bits of results.")] = 1,
     engine: Annotated[
         str,
@@ -126,7 +134,7 @@ def batch_command(
                     samples,
                     out,
                     **vars(setup),
-                    **config.options(),
+                    **{**config.options(), "compile": compile},
                     methods=split(methods) or (),
                     target=target,
                     draws=draws,

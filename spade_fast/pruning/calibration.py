@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from spade_fast.ops.memory import keep_freed_memory
 from spade_fast.pruning.computed_weights import held_constant
 from spade_fast.pruning.gram_collector import GramCollector, gram_dtype
 from spade_fast.pruning.layers import Layer
+
+if TYPE_CHECKING:
+    from spade_fast.pruning.compiled_network import CompiledNetwork
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 Batches = Tensor | Iterable[Batch]
@@ -50,8 +54,8 @@ class Calibration:
     used
         Names of the watched weights that the network used.
     seconds
-        Seconds per stage: ``augment`` (waiting for batches), ``forward`` and ``gram``. GPU work is queued, so these are
-        the times that the host measures.
+        Seconds per stage: ``augment`` (waiting for batches), ``forward`` (also compiling the network) and ``gram``. GPU
+        work is queued, so these are the times that the host measures.
     """
 
     grams: dict[str, Tensor]
@@ -72,6 +76,7 @@ def calibrate(
     memory_limit: int | None = None,
     precision: str = "float32",
     progress: Callable[[int], None] | None = None,
+    compiled: CompiledNetwork | None = None,
 ) -> Calibration:
     """Run the dense model over a calibration set and collect the Gram matrices of its layers.
 
@@ -97,13 +102,16 @@ def calibrate(
         Largest size of the Gram matrices of a bare parameter, in bytes.
     progress
         Called after each batch with the number of images so far.
+    compiled
+        Prepared for the model. It runs the batches that have the shape of the first one, once it is verified on that.
 
     Raises
     ------
     TypeError
         `batches` or a batch has the wrong type, or a batch has the wrong dtype.
     ValueError
-        There are no images; a batch or the inputs of a layer are NaN or infinite; the model cannot run a batch.
+        There are no images; a batch or the inputs of a layer are NaN or infinite; the model cannot run a batch, or
+        cannot be compiled.
     """
     # Casts cached by an earlier calibration in the same autocast block could not be traced back to the weights.
     torch.clear_autocast_cache()
@@ -112,7 +120,8 @@ def calibrate(
     images = 0
     computed = [one for layer in layers if (one := layer.computed(model)) is not None]
     with keep_freed_memory(), undisturbed(model), held_constant(computed):
-        collector = GramCollector(model, layers, watched or {}, memory_limit)
+        new_collector = partial(GramCollector, model, layers, watched or {}, memory_limit)
+        collector = new_collector()
         mark = time.perf_counter()
         for index, given in enumerate(_awaited(split_batches(batches))):
             batch = _checked(given, index, device)
@@ -122,7 +131,13 @@ def calibrate(
             ready = time.perf_counter()
             bf16 = precision == "bf16"
             with torch.autocast(device.type, torch.bfloat16) if bf16 else without_autocast(device):
-                _run(model, batch, index, collector)
+                if compiled is not None and compiled.fits(batch, collector):
+                    with stage("forward"):
+                        compiled.run(batch, collector)
+                else:
+                    _run(model, batch, index, collector)
+                    if compiled is not None and index == 0:
+                        compiled.verify(model, batch, collector, new_collector())
             done = time.perf_counter()
             augmenting, forward, mark = augmenting + ready - mark, forward + done - ready, done
             if progress is not None:

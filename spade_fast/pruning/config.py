@@ -64,6 +64,13 @@ class PruneConfig:
         ``"bf16"`` calibrates under autocast to bfloat16 and sums the products of layer inputs in float32: faster on
         processors with AVX512-BF16, but masks can differ where scores nearly tie. ``"float32"`` keeps the model's own
         precision.
+    compile : bool
+        Calibrate with the network compiled by `torch.compile`, once for all samples of a call or of a batch's worker.
+        Compiling takes about a minute and needs a C++ compiler, so it pays only for many samples, and for some networks
+        never; masks can differ where scores nearly tie. `torch.export` must be able to represent the network as one
+        graph, and its results must depend only on its weights and the batch. Only batches of the shape of the first one
+        run compiled. The first one also runs uncompiled, and the Gram matrices of both runs, which must agree, are held
+        at the same time.
     memory_limit : int, str or None
         Largest total size of the Gram matrices held at the same time, in bytes or as a string such as ``"2GB"``. Layers
         that do not fit together are calibrated in several passes over the data. Solving a layer also needs about three
@@ -93,6 +100,7 @@ class PruneConfig:
     block: int | None = None
     damping: float = 0.01
     precision: str = "float32"
+    compile: bool = False
     memory_limit: int | str | None = None
     seed: int | None = None
     strict: bool = False
@@ -114,8 +122,9 @@ class PruneConfig:
             raise InvalidValueError(f"damping must be a number of at least 0, got {self.damping!r}")
         if self.seed is not None:
             integer("seed", self.seed)
-        if not isinstance(self.strict, bool):
-            raise InvalidTypeError(f"strict must be True or False, got {self.strict!r}")
+        for name, flag in {"compile": self.compile, "strict": self.strict}.items():
+            if not isinstance(flag, bool):
+                raise InvalidTypeError(f"{name} must be True or False, got {flag!r}")
         # One form of each value, which nobody else can change.
         if isinstance(self.sparsity, Mapping):
             object.__setattr__(self, "sparsity", dict(self.sparsity))
@@ -158,6 +167,7 @@ class PruneOptions(TypedDict, total=False):
     block: int | None
     damping: float
     precision: str
+    compile: bool
     memory_limit: int | str | None
     seed: int | None
     strict: bool

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -37,11 +38,11 @@ from spade_fast.pruning.weight_sums import WeightSums
 
 _aten = torch.ops.aten
 # Matrix products, each with the positions of its two factors among the arguments.
-_PRODUCTS: dict[Any, tuple[int, int]] = {
+PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((_aten.mm, _aten.mv, _aten.bmm), (0, 1)),
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm, _aten._sparse_addmm), (1, 2)),
 }
-_PRODUCTS_AND_CONVOLUTIONS = (*_PRODUCTS, _aten._grouped_mm, _aten.convolution)
+_PRODUCTS_AND_CONVOLUTIONS = (*PRODUCTS, _aten._grouped_mm, _aten.convolution)
 # What is only added to or joined with activations is a bias, such as a position embedding or a class token.
 _BIAS_USES = (_aten.add, _aten.add_, _aten.cat)
 _BIAS_ARGUMENTS: dict[Any, int] = {
@@ -75,6 +76,8 @@ class GramCollector(TorchDispatchMode):
     grams : dict of Tensor ``[G, C, C]``
         Sum of ``x xᵀ`` for each layer used so far, one tensor for layers with equal inputs; values below the diagonal
         are unspecified until `ops.mirror_upper_` is called.
+    names : frozenset of str
+        Names of the layers whose weights are tracked.
     layers : dict of Layer
         Layers used so far; for a bare parameter, as what it is used.
     unsupported
@@ -102,6 +105,7 @@ class GramCollector(TorchDispatchMode):
         self._products = GramSums()
         self.grams = self._products.grams
         self.layers: dict[str, Layer] = {}
+        self.names = frozenset(layer.name for layer in layers)
         self._memory_limit = memory_limit
         self.unsupported: dict[str, str] = {}
         self.used: dict[str, None] = {}
@@ -160,17 +164,23 @@ class GramCollector(TorchDispatchMode):
                     return without_cudnn(args)
         result = func(*args, **kwargs)  # before collecting, so that an invalid call raises its usual error
         if uses and not func.is_view:
-            start = time.perf_counter()
-            self.collecting = True
             scale = [kwargs["alpha"]] if "alpha" in kwargs else []  # of the product in addmm and the like
-            self._add(uses, func.overloadpacket, (*args, *scale), result)
-            self.collecting = False
-            self.seconds += time.perf_counter() - start
+            with self.at_work():
+                self._add(uses, func.overloadpacket, (*args, *scale), result)
         if self._sums is not None:
             terms = dict.fromkeys(added, func.overloadpacket)
             for name, function in self._sums.follow(tensors, _tensors([result]), terms, whole).items():
                 self._refuse(name, function)
         return result
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Count the time of a ``with`` block in `seconds`, and tell its errors from those of the model."""
+        start = time.perf_counter()
+        self.collecting = True
+        yield
+        self.collecting = False
+        self.seconds += time.perf_counter() - start
 
     def _add(self, uses: Sequence[tuple[_Tracked, Tensor]], function: Any, args: Sequence[Any], result: Any) -> None:
         """Add the inputs of one call to the Gram matrices of its weights, or note that this is impossible."""
@@ -260,7 +270,7 @@ class GramCollector(TorchDispatchMode):
         for layer in self._forms(tracked.layer, function, args):
             if tracked.chosen is not None and not layer.experts:
                 continue
-            if self._collect_as(layer, tracked, tensor, function, args):
+            if self.collect(layer, tracked, tensor, function, args):
                 self.layers[name] = layer
                 return True
         return False
@@ -273,7 +283,8 @@ class GramCollector(TorchDispatchMode):
             return [layer.as_convolution(groups=args[8], transposed=args[6])]
         return layer.as_matrices()
 
-    def _collect_as(self, layer: Layer, tracked: _Tracked, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
+    def collect(self, layer: Layer, tracked: Any, tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:
+        """Add the inputs of a call that uses a weight, `tensor`, as one of a layer; return False if it does not."""
         weight = tracked.weight(tensor)
         if function is _aten.convolution:
             call = _convolution_call(layer, weight, tensor, args)
@@ -281,8 +292,8 @@ class GramCollector(TorchDispatchMode):
                 geometry = {**vars(call), "x": call.x.stride()}
                 self._add_product(layer, Call(call.x, geometry), call.x.device, partial(add_convolution, call=call))
             return call is not None
-        if function in _PRODUCTS:
-            left, right = (args[i] for i in _PRODUCTS[function])
+        if function in PRODUCTS:
+            left, right = (args[i] for i in PRODUCTS[function])
             scale = args[3] if len(args) > 3 else 1
             if tensor is not left and tensor is not right:  # it is added to the product
                 return False

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from spade_fast.pruning.layers import Layer, find_layers
 from spade_fast.pruning.memory_plan import group_by_memory, samples_per_solve
 from spade_fast.pruning.module_kinds import check_parameters, original_module
 from spade_fast.pruning.solve import LayerReport, check_block, default_block
+
+if TYPE_CHECKING:
+    from spade_fast.pruning.compiled_network import CompiledNetwork
 
 logger = logging.getLogger("spade_fast")
 
@@ -104,9 +107,16 @@ class Session:
         Reports of the requested weights that cannot be pruned, if their use by the model cannot be observed.
     """
 
-    def __init__(self, model: nn.Module, config: PruneConfig, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PruneConfig,
+        progress: Progress | None,
+        compiled: CompiledNetwork | None = None,
+    ) -> None:
         self.model, self.config = original_module(model), config
         self.progress = progress or no_progress
+        self._compiled = compiled if compiled is not None else compiled_network(config)
         self._fallbacks: dict[str, dict[str, None]] = defaultdict(dict)
 
         every, every_dense = find_layers(self.model)
@@ -287,6 +297,8 @@ class Session:
         self, batches: Batches, layers: Sequence[Layer], progress: Callable[[int], None], ids: Sequence[str], s: int
     ) -> Calibration:
         precision = self.config.precision
+        if self._compiled is not None:
+            self._compiled.prepare(self.model, self.layers)
         with naming_sample(ids, s):
             return calibrate(
                 self.model,
@@ -296,7 +308,17 @@ class Session:
                 precision=precision,
                 memory_limit=self._memory_limit,
                 progress=progress,
+                compiled=self._compiled,
             )
+
+
+def compiled_network(config: PruneConfig) -> CompiledNetwork | None:
+    """Return what keeps the compiled network for all samples, if the configuration asks for one."""
+    if not config.compile:
+        return None
+    from spade_fast.pruning.compiled_network import CompiledNetwork  # registers an op, which others need not
+
+    return CompiledNetwork(config.precision)
 
 
 def naming_sample(ids: Sequence[str], s: int) -> AbstractContextManager[None]:

@@ -82,7 +82,7 @@ def trace(
     progress : callable, optional
         Called as ``progress(stage, done, total)`` for the stages ``"calibrate"`` (batches), ``"solve"`` (layers) and
         ``"search"`` (samples, with automatic sparsity); `total` is 0 if the number of batches is unknown.
-    keep, solver, layers, block, damping, precision, memory_limit, seed, strict
+    keep, solver, layers, block, damping, precision, compile, memory_limit, seed, strict
         The other fields of :class:`PruneConfig`.
 
     Returns
@@ -164,7 +164,7 @@ def trace_batch(
         One entry per sample, as `inputs` and `target` of :func:`trace`.
     sample_ids : sequence of str or int, optional
         One name per sample; default: its index.
-    model, sparsity, progress, keep, solver, layers, block, damping, precision, memory_limit, seed, strict
+    model, sparsity, progress, keep, solver, layers, block, damping, precision, compile, memory_limit, seed, strict
         As in :func:`trace`.
 
     Returns

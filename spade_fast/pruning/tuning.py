@@ -106,7 +106,7 @@ def tune(
         ``"search"`` (traces).
     keep : float
         Mean share of the dense model's probabilities that is to be kept; one number.
-    solver, layers, block, damping, precision, memory_limit, seed, strict
+    solver, layers, block, damping, precision, compile, memory_limit, seed, strict
         Fields of :class:`PruneConfig`. Layers outside `layers` stay dense.
 
     Returns

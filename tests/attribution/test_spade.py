@@ -105,6 +105,15 @@ def test_group_size_changes_nothing(model, images):
     assert torch.allclose(one, three, atol=1e-6)
 
 
+def test_groups_share_a_compiled_network(model, images, monkeypatch):
+    graphs = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graphs.append(graph) or graph)
+    options = {"samples_per_solve": 1, **SETTINGS}
+    compiled = Spade(Saliency(model), AUGMENTER, compile=True, **options).attribute(images, target=0)
+    assert len(graphs) == 1
+    assert torch.allclose(compiled, Spade(Saliency(model), AUGMENTER, **options).attribute(images, target=0), atol=1e-6)
+
+
 def test_convergence_delta_and_tuple_input(model, images):
     spade = Spade(IntegratedGradients(model), AUGMENTER, **SETTINGS)
     (attributions,), delta = spade.attribute((images,), target=1, n_steps=4, return_convergence_delta=True)

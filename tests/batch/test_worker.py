@@ -13,6 +13,7 @@ pytest.importorskip("typer")
 pytest.importorskip("PIL.Image")
 
 from batches import contents, make_photos, run_small, settings, small_job
+from typer.testing import CliRunner
 
 from spade_fast import trace
 from spade_fast.attribution import Question, attribution_map
@@ -21,6 +22,7 @@ from spade_fast.batch import Results, run, worker
 from spade_fast.batch.results import read_report
 from spade_fast.batch.store import Store
 from spade_fast.batch.worker import Worker
+from spade_fast.cli.app import app
 from spade_fast.inputs import load_model, open_photo
 from spade_fast.inputs.setup import Setup
 from spade_fast.pruning.session import Session
@@ -61,6 +63,21 @@ def test_maps_are_means_over_levels_and_draws(small, tmp_path):
     assert [each["sparsity"] for each in report["traces"]] == [made.sparsity for made in traces]
     assert stored.header["traces"] == 4
     assert stored.header["traces_lost"] == sum(not made.decision.kept for made in traces)
+
+
+def test_samples_share_a_compiled_network(small, tmp_path, monkeypatch):
+    graphs = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graphs.append(graph) or graph)
+    make_photos(tmp_path / "photos", 2)
+    for name, options in {"eager": (), "compiled": ("--compile",)}.items():
+        arguments = ["batch", tmp_path / "photos", "--out", tmp_path / name, "--model", small, "--sparsity", 0.5]
+        arguments += ["--augmentations", 6, "--workers", 0, "--samples-per-solve", 1, *options]
+        assert CliRunner().invoke(app, [str(argument) for argument in arguments]).exit_code == 0
+    assert len(graphs) == 1
+    eager, compiled = Results(tmp_path / "eager"), Results(tmp_path / "compiled")
+    for name in ("00.png", "01.png"):
+        assert compiled[name].header["settings"]["compile"] and not eager[name].header["settings"]["compile"]
+        assert all(torch.equal(eager[name].mask(layer), compiled[name].mask(layer)) for layer in eager[name].layers)
 
 
 def test_draws_of_a_given_sparsity(small, tmp_path):

@@ -61,6 +61,7 @@ def test_it_is_checked_once_and_frozen() -> None:
         ({"damping": float("nan")}, ValueError, "damping must be a number of at least 0"),
         ({"seed": True}, TypeError, "seed must be an integer"),
         ({"strict": "no"}, TypeError, "strict must be True or False"),
+        ({"compile": "yes"}, TypeError, "compile must be True or False, got 'yes'"),
         ({"layers": 5}, TypeError, "layers must be names or patterns, got 5"),
         ({"memory_limit": "2 cats"}, ValueError, "memory_limit must be"),
     ],
