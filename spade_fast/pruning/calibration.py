@@ -80,7 +80,9 @@ def calibrate(
 ) -> Calibration:
     """Run the dense model over a calibration set and collect the Gram matrices of its layers.
 
-    The model runs without gradients in evaluation mode. Its modes, buffers and weights are restored afterwards, also
+    The model runs without gradients in evaluation mode, on a CPU with images in channels-last memory, in which
+    convolutions are faster, unless it cannot run its first batch that way or does what depends on the layout of memory.
+    Its modes, buffers and weights are restored afterwards, also
     after an exception.
 
     Parameters
@@ -96,8 +98,8 @@ def calibrate(
     watched : dict of Tensor
         By name, other weights of the model of which only the use is noted.
     precision : "float32" or "bf16"
-        With ``"bf16"`` the model runs under autocast to bfloat16 on images in channels-last memory, and the products of
-        its bfloat16 layer inputs are summed in float32. With ``"float32"`` the model runs in its own precision.
+        With ``"bf16"`` the model runs under autocast to bfloat16, and the products of its bfloat16 layer inputs are
+        summed in float32. With ``"float32"`` the model runs in its own precision.
     memory_limit
         Largest size of the Gram matrices of a bare parameter, in bytes.
     progress
@@ -118,6 +120,8 @@ def calibrate(
     device = device_of(model)
     augmenting = forward = 0.0
     images = 0
+    bf16 = precision == "bf16"
+    channels_last = bf16 or (device.type == "cpu" and torch.backends.mkldnn.is_available())
     computed = [one for layer in layers if (one := layer.computed(model)) is not None]
     with keep_freed_memory(), undisturbed(model), held_constant(computed):
         new_collector = partial(GramCollector, model, layers, watched or {}, memory_limit)
@@ -125,17 +129,25 @@ def calibrate(
         mark = time.perf_counter()
         for index, given in enumerate(_awaited(split_batches(batches))):
             batch = _checked(given, index, device)
-            if precision == "bf16":
+            as_given = batch
+            channels_last = channels_last and any(_is_image(one) for one in tensors_in(batch))
+            if channels_last:
                 batch = _channels_last(batch)
+            collector.layout_changed = channels_last
             images += _images(batch)
             ready = time.perf_counter()
-            bf16 = precision == "bf16"
             with torch.autocast(device.type, torch.bfloat16) if bf16 else without_autocast(device):
                 if compiled is not None and compiled.fits(batch, collector):
                     with stage("forward"):
                         compiled.run(batch, collector)
                 else:
-                    _run(model, batch, index, collector)
+                    try:
+                        _run(model, batch, index, collector)
+                    except (InvalidTypeError, InvalidValueError):
+                        if index > 0 or not channels_last:
+                            raise
+                        channels_last, batch, collector = False, as_given, new_collector()
+                        _run(model, batch, index, collector)
                     if compiled is not None and index == 0:
                         compiled.verify(model, batch, collector, new_collector())
             done = time.perf_counter()
@@ -229,14 +241,16 @@ def _checked(batch: Batch, index: int, device: torch.device) -> Batch:
 
 
 def _channels_last(batch: Batch) -> Batch:
-    """Convert the images of a batch to channels-last memory, in which bfloat16 convolutions are fast on a CPU."""
-
     def convert(value: Any) -> Any:
-        is_image = isinstance(value, Tensor) and value.dim() == 4
-        return value.contiguous(memory_format=torch.channels_last) if is_image else value
+        return value.contiguous(memory_format=torch.channels_last) if _is_image(value) else value
 
     converted: Batch = tree_map(convert, batch)
     return converted
+
+
+def _is_image(value: Any) -> bool:
+    """Whether a value is images for which a CPU has fast convolutions."""
+    return isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point() and value.dtype != torch.float64
 
 
 def _images(batch: Batch) -> int:

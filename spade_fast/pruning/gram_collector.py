@@ -49,6 +49,8 @@ _BIAS_ARGUMENTS: dict[Any, int] = {
     **dict.fromkeys((_aten.addmm, _aten.addmv, _aten.baddbmm), 0),
     _aten.convolution: 2,
 }
+# Beside those of other libraries. `view` fails by itself.
+_READ_LAYOUT = (_aten.as_strided, _aten.as_strided_, _aten.set_, _aten.resize_)
 _LOOKUPS = (_aten.index, _aten.index_select, _aten.gather, _aten.embedding, _aten._embedding_bag)
 
 
@@ -76,6 +78,9 @@ class GramCollector(TorchDispatchMode):
     grams : dict of Tensor ``[G, C, C]``
         Sum of ``x xᵀ`` for each layer used so far, one tensor for layers with equal inputs; values below the diagonal
         are unspecified until `ops.mirror_upper_` is called.
+    layout_changed : bool
+        Whether the model was given images in another memory layout than its user has. An operation on them that depends
+        on the layout is then an error.
     names : frozenset of str
         Names of the layers whose weights are tracked.
     layers : dict of Layer
@@ -110,6 +115,7 @@ class GramCollector(TorchDispatchMode):
         self.unsupported: dict[str, str] = {}
         self.used: dict[str, None] = {}
         self.seconds = 0.0
+        self.layout_changed = False
         self.collecting = False
         # Keyed by storage, which all views of a weight share. Several parameters can be slices of one storage. Copies
         # of weights stay here until another one gets the address of their memory.
@@ -132,6 +138,8 @@ class GramCollector(TorchDispatchMode):
             return NotImplemented
         kwargs = kwargs or {}
         tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
+        if self.layout_changed and _reads_layout(func, tensors):
+            raise RuntimeError(f"{func} may depend on the memory layout of its arguments")
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
         if not found and self._sums is None:
             return func(*args, **kwargs)
@@ -371,6 +379,12 @@ class _Tracked(_Bytes):
         numbers = self.chosen[place : place + len(inputs)]
         for number in numbers.unique().tolist():
             yield number, inputs[numbers == number].flatten(0, 1)[None]
+
+
+def _reads_layout(function: Any, tensors: Iterable[Tensor]) -> bool:
+    if function.namespace == "aten" and function.overloadpacket not in _READ_LAYOUT:
+        return False
+    return any(one.dim() == 4 and not one.is_contiguous() for one in tensors)
 
 
 def _is_bias(tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:

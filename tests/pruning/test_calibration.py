@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -539,6 +540,55 @@ def test_bad_data_is_named():
     for error, message, batches in cases:
         with pytest.raises(error, match=message):
             calibrate(model, batches, layers)
+
+
+class Layout(nn.Module):
+    """A network that does something with the output of a convolution ``[N, 4, 6, 6]``."""
+
+    def __init__(self, does: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.does = nn.Conv2d(3, 4, 3), nn.Linear(144, 2), does
+        self.contiguous: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.contiguous.append(x.is_contiguous())
+        return self.second(self.does(self.first(x)).reshape(len(x), -1))
+
+
+_library = torch.library.Library("test_calibration", "DEF")
+_library.define("double_memory(Tensor x) -> Tensor")
+# Reads memory as if it were contiguous, as native code may.
+_library.impl("double_memory", lambda x: x.as_strided((x.numel(),), (1,)).clone().view(x.shape) * 2, "CPU")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("does", "layout_free"),
+    [
+        (torch.relu, True),
+        (lambda y: y.view(len(y), -1), False),
+        (lambda y: y.as_strided((len(y), 144), (144, 1)), False),
+        (torch.ops.test_calibration.double_memory, False),
+    ],
+    ids=["relu", "view", "as_strided", "of another library"],
+)
+def test_images_are_in_channels_last_memory_where_that_does_not_matter(does, layout_free, precision):
+    model = Layout(does).eval()
+    batches = [torch.randn(n, 3, 8, 8) for n in (5, 3)]
+    found = calibrate(model, batches, find_layers(model)[0], precision=precision)
+    assert model.contiguous == ([False, False] if layout_free else [False, True, True])
+    assert all(batch.is_contiguous() for batch in batches)
+    with torch.no_grad():
+        inputs = torch.cat([does(model.first(batch)).reshape(len(batch), -1) for batch in batches])
+    expected = linear_gram(inputs)
+    tolerance = 1e-5 if precision == "float32" else 0.02
+    assert (found.grams["second"] - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_float64_and_other_inputs_keep_their_layout():
+    model = Layout(torch.relu).double()
+    calibrate(model, torch.randn(2, 3, 8, 8, dtype=torch.float64), find_layers(model)[0])
+    assert model.contiguous == [True]
 
 
 def test_tensors_may_be_nested():
