@@ -136,6 +136,21 @@ _unfused = _OverlappingBlocks(_without_fused_attention)
 _uncompiled = _OverlappingBlocks(lambda: torch.compiler.set_stance("force_eager"))
 
 
+@contextmanager
+def without_kept_casts() -> Iterator[None]:
+    """Let autocast convert weights anew for each use by this thread.
+
+    Torch keeps them in one place for all threads. A cast that another thread made, or that was made before, could not
+    be traced back to its weight.
+    """
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return a context manager that disables the caller's autocast.
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from spade_fast import ops
 from spade_fast._util.errors import InvalidTypeError, InvalidValueError
-from spade_fast._util.modes import undisturbed, without_autocast
+from spade_fast._util.modes import undisturbed, without_autocast, without_kept_casts
 from spade_fast._util.nested import moved_to, tensors_in
 from spade_fast._util.out_of_memory import is_out_of_memory
 from spade_fast._util.ranges import stage
@@ -115,15 +115,13 @@ def calibrate(
         There are no images; a batch or the inputs of a layer are NaN or infinite; the model cannot run a batch, or
         cannot be compiled.
     """
-    # Casts cached by an earlier calibration in the same autocast block could not be traced back to the weights.
-    torch.clear_autocast_cache()
     device = device_of(model)
     augmenting = forward = 0.0
     images = 0
     bf16 = precision == "bf16"
     channels_last = bf16 or (device.type == "cpu" and torch.backends.mkldnn.is_available())
     computed = [one for layer in layers if (one := layer.computed(model)) is not None]
-    with keep_freed_memory(), undisturbed(model), held_constant(computed):
+    with keep_freed_memory(), undisturbed(model), held_constant(computed), without_kept_casts():
         new_collector = partial(GramCollector, model, layers, watched or {}, memory_limit)
         collector = new_collector()
         mark = time.perf_counter()
@@ -224,6 +222,8 @@ def _checked(batch: Batch, index: int, device: torch.device) -> Batch:
 
     Its first tensor must be finite; others may be masks that are added, with infinite values.
     """
+    if isinstance(batch, PackedSequence):  # a tuple, but one argument
+        batch = [batch]
     if not isinstance(batch, (Tensor, Mapping, list, tuple)):
         given = type(batch).__name__
         raise InvalidTypeError(f"batch {index} must be a tensor or a list, tuple or mapping of tensors, got {given}")
@@ -253,12 +253,15 @@ def _is_image(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point() and value.dtype != torch.float64
 
 
-def _images(batch: Batch) -> int:
-    values = [batch] if isinstance(batch, Tensor) else batch.values() if isinstance(batch, Mapping) else batch
-    first = next(value for value in values if tensors_in(value))
-    if isinstance(first, PackedSequence):
-        return int(first.batch_sizes[0])
-    return len(first if isinstance(first, list) else tensors_in(first)[0])
+def _images(value: Any, *, outermost: bool = True) -> int:
+    if isinstance(value, Tensor):
+        return len(value)
+    if isinstance(value, PackedSequence):
+        return int(value.batch_sizes[0])
+    if isinstance(value, list) and not outermost:
+        return len(value)
+    values = value.values() if isinstance(value, Mapping) else value
+    return _images(next(one for one in values if tensors_in(one)), outermost=False)
 
 
 def _run(model: nn.Module, batch: Batch, index: int, collector: GramCollector) -> None:

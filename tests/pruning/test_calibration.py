@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -591,6 +592,34 @@ def test_float64_and_other_inputs_keep_their_layout():
     assert model.contiguous == [True]
 
 
+class OwnAutocast(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_casts_that_others_made_are_not_taken_for_the_weights(precision):
+    """Torch keeps casts for all threads, as long as one of them is in an autocast block."""
+    model = (OwnAutocast if precision == "float32" else nn.Sequential)(nn.Linear(4, 8), nn.Linear(8, 2))
+    layers, batch = find_layers(model)[0], torch.randn(6, 4)
+    alone = calibrate(model, [batch, batch], layers, precision=precision)
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            model(batch)  # whose casts are kept until the end of the outer block
+        return batch
+
+    with torch.autocast("cpu", torch.bfloat16):
+        run()
+        found = calibrate(model, (run() for _ in range(2)), layers, precision=precision)
+        with ThreadPoolExecutor(1) as other:
+            in_thread = other.submit(calibrate, model, [batch, batch], layers, precision=precision).result()
+        assert torch.is_autocast_cache_enabled()
+    for name, gram in alone.grams.items():
+        assert torch.equal(found.grams[name], gram) and torch.equal(in_thread.grams[name], gram)
+
+
 def test_tensors_may_be_nested():
     class Detector(nn.Module):
         def __init__(self) -> None:
@@ -620,9 +649,10 @@ def test_packed_sequences():
     model = nn.LSTM(3, 4)
     whole = [torch.randn(n, 3) for n in (5, 2)]
     packed = nn.utils.rnn.pack_sequence(whole)
-    found = calibrate(model, [[packed]], find_layers(model)[0])
-    assert found.images == 2
-    assert_close(found.grams["weight_ih_l0"], linear_gram(torch.cat(whole)))
+    for batch in ([packed], packed, (packed, None)):
+        found = calibrate(model, [batch], find_layers(model)[0])
+        assert found.images == 2
+        assert_close(found.grams["weight_ih_l0"], linear_gram(torch.cat(whole)))
 
 
 def test_further_arguments_may_be_numbers_and_infinite_masks():
