@@ -14,8 +14,8 @@ def keep_freed_memory() -> Iterator[None]:
 
     The system clears every page that it gives out, which takes longer than many layers need for their outputs. Tensors
     of 128 KiB or more that are made in the block, by any thread, are therefore placed in memory that is kept: in use or
-    not, no more than a sixteenth above the most that was in use at a time. What is free is returned at the end; until then
-    it is there for tensors alone.
+    not, no more than a sixteenth above the most that was in use at a time. What is free is returned at the end; until
+    then only tensors can use it.
 
     Blocks may overlap, in one thread or several, and tensors may outlive them: torch's own allocator, which is replaced
     meanwhile, is put back when neither a block nor such a tensor is left. Another one than torch's own is not replaced.
