@@ -200,6 +200,9 @@ class GramCollector(TorchDispatchMode):
             alone = len(uses) == 1 or [tracked] == modules  # bare parameters beside it are its inputs
             inputs = [given for weight, given in fused if weight is tensor]
             if alone and function is _aten._to_copy and self._follow_cast(tracked, tensor, result):
+                if result.dtype == torch.bfloat16:
+                    # As casts do that autocast keeps. Others are copied by torch's `matmul` for each row of inputs.
+                    result.requires_grad_()
                 continue
             if alone and self._follow_choice(tracked, tensor, function, args, result):
                 continue
