@@ -142,7 +142,7 @@ class GramCollector(TorchDispatchMode):
             raise RuntimeError(f"{func} may depend on the memory layout of its arguments")
         found = [(tracked, tensor) for tensor in tensors for tracked in self._overlapping(tensor)]
         if not found and self._sums is None:
-            return func(*args, **kwargs)
+            return _called(func, args, kwargs)
         if isinstance(func, HigherOrderOperator):
             for tracked, _ in found:
                 if isinstance(tracked, _Tracked):
@@ -170,7 +170,7 @@ class GramCollector(TorchDispatchMode):
             if func.overloadpacket is _aten._cudnn_rnn:
                 with self:
                     return without_cudnn(args)
-        result = func(*args, **kwargs)  # before collecting, so that an invalid call raises its usual error
+        result = _called(func, args, kwargs)  # before collecting, so that an invalid call raises its usual error
         if uses and not func.is_view:
             scale = [kwargs["alpha"]] if "alpha" in kwargs else []  # of the product in addmm and the like
             with self.at_work():
@@ -200,9 +200,6 @@ class GramCollector(TorchDispatchMode):
             alone = len(uses) == 1 or [tracked] == modules  # bare parameters beside it are its inputs
             inputs = [given for weight, given in fused if weight is tensor]
             if alone and function is _aten._to_copy and self._follow_cast(tracked, tensor, result):
-                if result.dtype == torch.bfloat16:
-                    # As casts do that autocast keeps. Others are copied by torch's `matmul` for each row of inputs.
-                    result.requires_grad_()
                 continue
             if alone and self._follow_choice(tracked, tensor, function, args, result):
                 continue
@@ -382,6 +379,18 @@ class _Tracked(_Bytes):
         numbers = self.chosen[place : place + len(inputs)]
         for number in numbers.unique().tolist():
             yield number, inputs[numbers == number].flatten(0, 1)[None]
+
+
+def _called(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a function. Casts of parameters require grad, as those do that autocast keeps.
+
+    Torch's `matmul` copies a weight that requires none for each row of inputs, which in bfloat16 takes longer than the
+    product.
+    """
+    result = function(*args, **kwargs)
+    if function is _aten._to_copy.default and isinstance(args[0], nn.Parameter) and result.dtype == torch.bfloat16:
+        result.requires_grad_()
+    return result
 
 
 def _reads_layout(function: Any, tensors: Iterable[Tensor]) -> bool:
