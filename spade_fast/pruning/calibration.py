@@ -80,9 +80,7 @@ def calibrate(
 ) -> Calibration:
     """Run the dense model over a calibration set and collect the Gram matrices of its layers.
 
-    The model runs without gradients in evaluation mode, on a CPU with images in channels-last memory, in which
-    convolutions are faster, unless it cannot run its first batch that way or does what depends on the layout of memory.
-    Its modes, buffers and weights are restored afterwards, also
+    The model runs without gradients in evaluation mode. Its modes, buffers and weights are restored afterwards, also
     after an exception.
 
     Parameters
@@ -98,8 +96,9 @@ def calibrate(
     watched : dict of Tensor
         By name, other weights of the model of which only the use is noted.
     precision : "float32" or "bf16"
-        With ``"bf16"`` the model runs under autocast to bfloat16, and the products of its bfloat16 layer inputs are
-        summed in float32. With ``"float32"`` the model runs in its own precision.
+        With ``"bf16"`` the model runs under autocast to bfloat16 on images in channels-last memory, unless it cannot
+        run its first batch that way, and the products of its bfloat16 layer inputs are summed in float32. With
+        ``"float32"`` the model runs in its own precision.
     memory_limit
         Largest size of the Gram matrices of a bare parameter, in bytes.
     progress
@@ -119,7 +118,7 @@ def calibrate(
     augmenting = forward = 0.0
     images = 0
     bf16 = precision == "bf16"
-    channels_last = bf16 or (device.type == "cpu" and torch.backends.mkldnn.is_available())
+    channels_last = bf16
     computed = [one for layer in layers if (one := layer.computed(model)) is not None]
     with keep_freed_memory(), undisturbed(model), held_constant(computed), without_kept_casts():
         new_collector = partial(GramCollector, model, layers, watched or {}, memory_limit)
@@ -250,7 +249,9 @@ def _channels_last(batch: Batch) -> Batch:
 
 def _is_image(value: Any) -> bool:
     """Whether a value is images for which a CPU has fast convolutions."""
-    return isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point() and value.dtype != torch.float64
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
+        return False
+    return value.dim() == 4 and value.is_floating_point() and value.dtype != torch.float64
 
 
 def _images(value: Any, *, outermost: bool = True) -> int:

@@ -382,21 +382,21 @@ class _Tracked(_Bytes):
 
 
 def _called(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call a function. Casts of parameters require grad, as those do that autocast keeps.
+    """Call a function. Casts of parameters that require grad do so, too, as those that autocast keeps.
 
     Torch's `matmul` copies a weight that requires none for each row of inputs, which in bfloat16 takes longer than the
     product.
     """
     result = function(*args, **kwargs)
     if function is _aten._to_copy.default and isinstance(args[0], nn.Parameter) and result.dtype == torch.bfloat16:
-        result.requires_grad_()
+        result.requires_grad_(args[0].requires_grad)
     return result
 
 
 def _reads_layout(function: Any, tensors: Iterable[Tensor]) -> bool:
     if function.namespace == "aten" and function.overloadpacket not in _READ_LAYOUT:
         return False
-    return any(one.dim() == 4 and not one.is_contiguous() for one in tensors)
+    return any(one.layout is torch.strided and not one.is_contiguous() for one in tensors)
 
 
 def _is_bias(tensor: Tensor, function: Any, args: Sequence[Any]) -> bool:

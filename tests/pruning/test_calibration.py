@@ -573,23 +573,18 @@ _library.impl("double_memory", lambda x: x.as_strided((x.numel(),), (1,)).clone(
     ],
     ids=["relu", "view", "as_strided", "of another library"],
 )
-def test_images_are_in_channels_last_memory_where_that_does_not_matter(does, layout_free, precision):
+def test_images_are_in_channels_last_memory_in_bfloat16_where_networks_run_that_way(does, layout_free, precision):
     model = Layout(does).eval()
     batches = [torch.randn(n, 3, 8, 8) for n in (5, 3)]
     found = calibrate(model, batches, find_layers(model)[0], precision=precision)
-    assert model.contiguous == ([False, False] if layout_free else [False, True, True])
+    in_bfloat16 = [False, False] if layout_free else [False, True, True]
+    assert model.contiguous == ([True, True] if precision == "float32" else in_bfloat16)
     assert all(batch.is_contiguous() for batch in batches)
     with torch.no_grad():
         inputs = torch.cat([does(model.first(batch)).reshape(len(batch), -1) for batch in batches])
     expected = linear_gram(inputs)
     tolerance = 1e-5 if precision == "float32" else 0.02
     assert (found.grams["second"] - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-def test_float64_and_other_inputs_keep_their_layout():
-    model = Layout(torch.relu).double()
-    calibrate(model, torch.randn(2, 3, 8, 8, dtype=torch.float64), find_layers(model)[0])
-    assert model.contiguous == [True]
 
 
 class OwnAutocast(nn.Sequential):
@@ -621,13 +616,12 @@ def test_casts_that_others_made_are_not_taken_for_the_weights(precision):
 
 
 @pytest.mark.parametrize("tracked", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_weights_are_not_copied_for_each_row_in_bfloat16(frozen, tracked):
+def test_weights_are_not_copied_for_each_row_in_bfloat16(tracked):
     class Attention(nn.MultiheadAttention):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x, x, x, need_weights=False)[0]
 
-    model = Attention(8, 2, batch_first=True).eval().requires_grad_(not frozen)
+    model = Attention(8, 2, batch_first=True).eval()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         calibrate(model, torch.randn(3, 5, 8), find_layers(model)[0] if tracked else [], precision="bf16")
     called = {event.key for event in profile.key_averages()}
