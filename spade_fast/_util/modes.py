@@ -138,7 +138,7 @@ _uncompiled = _OverlappingBlocks(lambda: torch.compiler.set_stance("force_eager"
 
 @contextmanager
 def without_kept_casts() -> Iterator[None]:
-    """Let autocast convert weights anew for each use by this thread.
+    """Make autocast cast a weight again each time that this thread uses it.
 
     Torch keeps them in one place for all threads. A cast that another thread made, or that was made before, could not
     be traced back to its weight.

@@ -111,7 +111,7 @@ def calibrate(
     TypeError
         `batches` or a batch has the wrong type, or a batch has the wrong dtype.
     ValueError
-        There are no images; a batch or the inputs of a layer are NaN or infinite; the model cannot run a batch, or
+        `batches` is empty; a batch or the inputs of a layer are NaN or infinite; the model cannot run a batch, or
         cannot be compiled.
     """
     device = device_of(model)
@@ -144,6 +144,10 @@ def calibrate(
                         if index > 0 or not channels_last:
                             raise
                         channels_last, batch, collector = False, as_given, new_collector()
+                        again = True
+                    else:
+                        again = False
+                    if again:  # not while the error still holds the activations
                         _run(model, batch, index, collector)
                     if compiled is not None and index == 0:
                         compiled.verify(model, batch, collector, new_collector())

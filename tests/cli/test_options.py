@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 
-typer = pytest.importorskip("typer")
+typer = pytest.importorskip("typer", reason="needs typer")
 
 from typer.testing import CliRunner  # noqa: E402
 

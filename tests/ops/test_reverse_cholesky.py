@@ -29,7 +29,7 @@ def test_float64(backend, columns, damp):
 @on_each_level
 @pytest.mark.parametrize("seed", range(3))
 def test_float32_is_as_good_as_elimination_column_by_column(seed, backend):
-    """torch.linalg.cholesky is no measure: its error depends on the number of threads."""
+    """Not beside torch.linalg.cholesky, whose error depends on the number of threads."""
     _, hessian, _ = random_problem(1, 1, 200, seed=seed, damp=1e-2)
     exact = hessian.double()
     plain = hessian[0].clone()
